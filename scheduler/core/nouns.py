@@ -1,0 +1,105 @@
+"""The nouns that travel between rooms. Pure data; docs/glossary.md says each word's meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+PREFIX = "wattbalance.io/"
+GPU_RESOURCE = "nvidia.com/gpu"
+
+
+class Workload(StrEnum):
+    """What kind of work a pod is; picks its profile."""
+
+    TRAINING = "training"
+    INFERENCE = "inference"
+    BATCH = "batch"
+
+
+class Placement(StrEnum):
+    """Whether filter decides (one node) or advises (scores)."""
+
+    DECISIVE = "decisive"
+    ADVISORY = "advisory"
+
+
+class Reason(IntEnum):
+    """Why a node is ruled out. The code travels in uint8 arrays; the text is what kube-scheduler prints.
+
+    Texts are short and constant: kube-scheduler counts and prints them, and on 1.32+ a new text requeues the pod.
+    Numbers belong to `explain`.
+    """
+
+    FITS = 0
+    UNKNOWN_NODE = 1
+    QUARANTINED = 2
+    BROKEN_GPUS = 3
+    POOL_NOT_ALLOWED = 4
+    WAITING_FOR_POOL = 5
+    CHOSEN_BEFORE_NOT_BOUND = 6
+    POLICY_FAILED = 7
+    CORDONED = 8
+
+    @property
+    def text(self) -> str:
+        """The constant string for kube-scheduler."""
+        return REASON_TEXTS[self]
+
+
+REASON_TEXTS: dict[Reason, str] = {
+    Reason.FITS: "",
+    Reason.UNKNOWN_NODE: "node unknown to wattbalance",
+    Reason.QUARANTINED: "node in quarantine",
+    Reason.BROKEN_GPUS: "not enough healthy GPUs",
+    Reason.POOL_NOT_ALLOWED: "pool not allowed for this pod",
+    # The pool's name is appended by the extender, from a table built once per configuration: still constant.
+    Reason.WAITING_FOR_POOL: "waiting for pool",
+    Reason.CHOSEN_BEFORE_NOT_BOUND: "chosen before, not bound",
+    Reason.POLICY_FAILED: "a filter policy failed",
+    Reason.CORDONED: "node was cordoned",
+}
+
+
+class DeviceState(StrEnum):
+    """Health of one GPU as its agent sees it. Only `ok` and `unknown` may get work."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"
+    LOST = "lost"
+    HUNG = "hung"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRequest:
+    """What one pod asks of us, after its annotations, owners and profile have been read."""
+
+    uid: str
+    namespace: str
+    name: str
+    gpus: int
+    """Whole GPUs, counted as Kubernetes counts init and sidecar containers."""
+    workload: Workload = Workload.BATCH
+    profile: str = "batch"
+    expected_load: float = 0.9
+    """What each of its GPUs is expected to be busy; from the profile."""
+    created_unix_s: float = 0.0
+    priority: int = 0
+    nominated_node: str = ""
+    pools: tuple[str, ...] = ()
+    """Only these, in this order of preference; empty means all in the configuration's order."""
+    soft_preferences: bool = False
+    """True if the spec states a soft preference (PreferNoSchedule, preferred affinity, ScheduleAnyway)."""
+    waits_for_volume: bool = False
+    """True if it uses a claim that may bind late, so that its reservation must outlive VolumeBinding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """One pool of nodes, as the configuration names it; position in the list is its rank."""
+
+    name: str
+    kind: str = "on-prem"
+    selector: dict[str, str] = field(default_factory=dict)
+    spill_after_s: float = 0.0
+    """How long a pod waits for this pool before later pools open to it; 0 = at once."""
