@@ -83,7 +83,8 @@ class PodRequest:
     profile: str = "batch"
     expected_load: float = 0.9
     """What each of its GPUs is expected to be busy; from the profile."""
-    created_unix_s: float = 0.0
+    waited_s: float = 0.0
+    """How long ago the pod was created, at the instant of the question."""
     priority: int = 0
     nominated_node: str = ""
     pools: tuple[str, ...] = ()

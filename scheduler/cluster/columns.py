@@ -1,0 +1,206 @@
+"""The store's arrays: per-GPU facts of shape (rows, gpus), folded into node-level columns of shape (rows,).
+
+Rows are reused through a free list. Only store.py writes here. All arithmetic that turns per-GPU facts, known and
+unknown, into what policies may read is in `fold_*`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.cluster.snapshot import Snapshot
+
+Rows = NDArray[np.intp]
+GROWTH = 64
+STATE_OK, STATE_UNKNOWN, STATE_BROKEN = 0, 1, 2
+
+
+class Columns:
+    """Arrays in place, growing by doubling; `snapshot` is a set of read-only views that is renewed on growth."""
+
+    def __init__(self, *, neutral_load: float, stale_s: float, pools: int) -> None:
+        self.neutral_load = neutral_load
+        self.stale_s = stale_s
+        self.rows = 0
+        self.width = 8
+        self._free_rows: list[int] = []
+        self.capability_max = 1.0
+        self.gpu_count_max = 1.0
+        self.pool_sizes = [0] * pools
+        self._allocate(0)
+
+    def _allocate(self, rows: int) -> None:
+        f4, f8 = np.float32, np.float64
+        self.rows = rows
+        # Per GPU.
+        self.util = np.full((rows, self.width), np.nan, f4)
+        self.power_w = np.full((rows, self.width), np.nan, f4)
+        self.slot = np.zeros((rows, self.width), bool)
+        self.known = np.zeros((rows, self.width), bool)
+        self.state = np.zeros((rows, self.width), np.uint8)
+        # Per node, written by events.
+        self.present = np.zeros(rows, bool)
+        self.gpu_count = np.zeros(rows, f4)
+        self.bound = np.zeros(rows, f4)
+        self.reserved = np.zeros(rows, f4)
+        self.received_mono_s = np.full(rows, -np.inf, f8)
+        self.pool = np.zeros(rows, np.uint8)
+        self.quarantined = np.zeros(rows, bool)
+        self.cordoned = np.zeros(rows, bool)
+        self.capability = np.ones(rows, f4)
+        self.name_hash = np.zeros(rows, np.uint32)
+        # Per node, folded.
+        self.healthy = np.full(rows, np.inf, f4)
+        self.free = np.zeros(rows, f4)
+        self.load_sum = np.zeros(rows, f4)
+        self.pending = np.zeros(rows, f4)
+        self.known_gpus = np.zeros(rows, f4)
+        self.fresh = np.zeros(rows, bool)
+        self.age_s = np.full(rows, np.inf, f4)
+        self.node_power_w = np.full(rows, np.nan, f4)
+        self._unknown_floor = np.zeros(rows, f4)
+        self._unknown_count = np.zeros(rows, f4)
+        self._known_sum = np.zeros(rows, f4)
+        self.renew_snapshot()
+
+    def renew_snapshot(self) -> None:
+        """Make the read-only views anew: after growth, or when a scalar that they carry has changed."""
+
+        def view(column: NDArray[np.generic]) -> NDArray[np.generic]:
+            readonly = column.view()
+            readonly.flags.writeable = False
+            return readonly
+
+        self.snapshot = Snapshot(
+            present=view(self.present),  # type: ignore[arg-type]  # view() keeps the dtype; generics cannot say so
+            gpu_count=view(self.gpu_count),  # type: ignore[arg-type]  # likewise, to the end of this call
+            healthy_gpus=view(self.healthy),  # type: ignore[arg-type]
+            free_gpus=view(self.free),  # type: ignore[arg-type]
+            bound_gpus=view(self.bound),  # type: ignore[arg-type]
+            reserved_gpus=view(self.reserved),  # type: ignore[arg-type]
+            load_sum=view(self.load_sum),  # type: ignore[arg-type]
+            pending_load=view(self.pending),  # type: ignore[arg-type]
+            known_gpus=view(self.known_gpus),  # type: ignore[arg-type]
+            fresh=view(self.fresh),  # type: ignore[arg-type]
+            reading_age_s=view(self.age_s),  # type: ignore[arg-type]
+            pool=view(self.pool),  # type: ignore[arg-type]
+            quarantined=view(self.quarantined),  # type: ignore[arg-type]
+            cordoned=view(self.cordoned),  # type: ignore[arg-type]
+            capability=view(self.capability),  # type: ignore[arg-type]
+            name_hash=view(self.name_hash),  # type: ignore[arg-type]
+            capability_max=self.capability_max,
+            gpu_count_max=self.gpu_count_max,
+            pool_sizes=tuple(self.pool_sizes),
+            stale_s=self.stale_s,
+        )
+
+    def take_row(self) -> int:
+        """A row nobody uses, reset."""
+        if not self._free_rows:
+            self._grow(self.width, max(GROWTH, self.rows * 2))
+        return self._free_rows.pop()
+
+    def free_row(self, row: int) -> None:
+        """Give a row back, with neutral values in it."""
+        self.present[row] = False
+        self.forget_readings(row)
+        self.slot[row] = False
+        self.bound[row] = self.reserved[row] = self.gpu_count[row] = self.pending[row] = 0
+        self.quarantined[row] = self.cordoned[row] = False
+        self.capability[row] = 1
+        self.util[row] = np.nan
+        self.state[row] = STATE_OK
+        self.fold_readings(np.array([row]))
+        self._free_rows.append(row)
+
+    def forget_readings(self, row: int) -> None:
+        """All readings of a node become unknown at once (offline, new hardware)."""
+        self.known[row] = False
+        self.power_w[row] = np.nan
+        self.received_mono_s[row] = -np.inf
+        self.age_s[row] = np.inf
+        self.fresh[row] = False
+
+    def ensure_width(self, gpus: int) -> None:
+        """Make room for nodes with this many GPUs."""
+        if gpus > self.width:
+            self._grow(gpus, self.rows)
+
+    def _grow(self, width: int, rows: int) -> None:
+        old = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        old_rows, old_width = self.rows, self.width
+        self.width = width
+        self._allocate(rows)
+        for name, values in old.items():
+            target = getattr(self, name)
+            if values.ndim == 2:  # noqa: PLR2004 - (rows, gpus)
+                target[:old_rows, :old_width] = values
+            else:
+                target[:old_rows] = values
+        self._free_rows.extend(range(rows - 1, old_rows - 1, -1))
+
+    def fold_readings(self, rows: Rows) -> None:
+        """Fold per-GPU readings of some rows into their load, health and power.
+
+        A known GPU counts its decayed utilisation. An unknown one that is free counts the neutral load or its last
+        value, whichever is higher; one that is allocated counts as fully loaded. Which of several GPUs are
+        allocated only the device plugin knows: as many of the unknown ones as the node has bound GPUs are taken
+        to be. A lost or hung GPU counts no load and is not free. So forgetting a reading never lowers the load.
+        """
+        slot, util = self.slot[rows], self.util[rows]
+        broken = slot & (self.state[rows] == STATE_BROKEN)
+        known = slot & ~broken & self.known[rows] & self.fresh[rows, None]
+        unknown = slot & ~broken & ~known
+        slots = slot.sum(1)
+        last = np.where(np.isnan(util), 0, util)
+        floor = np.where(unknown, np.maximum(last, self.neutral_load), 0).sum(1)
+        blind = np.where(slots > 0, 0, self.gpu_count[rows])  # no inventory: all that Kubernetes counts is unknown
+        self._known_sum[rows] = np.where(known, last, 0).sum(1)
+        self._unknown_count[rows] = unknown.sum(1) + blind
+        self._unknown_floor[rows] = floor + blind * self.neutral_load
+        self.known_gpus[rows] = known.sum(1)
+        self.healthy[rows] = np.where(slots > 0, slots - broken.sum(1), np.inf)
+        power_w = self.power_w[rows]
+        measured = slot & self.fresh[rows, None] & ~np.isnan(power_w)
+        total_w = np.where(measured, power_w, 0).sum(1)
+        # A sum with a hole in it is not the node's power: it would look like a saving.
+        self.node_power_w[rows] = np.where((slots > 0) & (measured.sum(1) == slots), total_w, np.nan)
+        self.fold_holdings(rows)
+
+    def fold_holdings(self, rows: Rows | int) -> None:
+        """Fold what is bound and reserved into free GPUs, and into how many unknown GPUs count as busy."""
+        unknown = self._unknown_count[rows]
+        busy = np.minimum(unknown, self.bound[rows])
+        floor = np.minimum(self._unknown_floor[rows] + busy * (1 - self.neutral_load), unknown)
+        self.load_sum[rows] = self._known_sum[rows] + floor
+        usable = np.minimum(self.gpu_count[rows], self.healthy[rows])
+        self.free[rows] = np.maximum(usable - self.bound[rows] - self.reserved[rows], 0)
+
+    def write_readings(
+        self, rows: Rows, counts: Rows, util: FlatColumn, power_w: FlatColumn, state: NDArray[np.uint8],
+        received_mono_s: NDArray[np.float64], half_life_s: float,
+    ) -> None:
+        """Write one sample per row: utilisation decays towards the new value by the time since the last one.
+
+        `util`, `power_w` and `state` are flat: the GPUs of rows[0], then of rows[1], …; NaN is unknown.
+        """
+        r = np.repeat(rows, counts)
+        ends = np.cumsum(counts)
+        g = np.arange(len(r)) - np.repeat(ends - counts, counts)
+        since_s = received_mono_s - self.received_mono_s[rows]
+        keep = np.repeat(np.exp2(-np.maximum(since_s, 0) / half_life_s), counts)
+        old = self.util[r, g]
+        known = ~np.isnan(util)
+        mixed = np.where(np.isnan(old), util, keep * old + (1 - keep) * util)
+        self.util[r, g] = np.where(known, mixed, old)
+        self.known[r, g] = known
+        self.power_w[r, g] = power_w
+        self.state[r, g] = state
+        self.received_mono_s[rows] = received_mono_s
+        self.age_s[rows] = 0
+        self.fresh[rows] = True
+        self.fold_readings(rows)
+
+
+FlatColumn = NDArray[np.float32]

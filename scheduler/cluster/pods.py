@@ -1,0 +1,74 @@
+"""What the store keeps of a pod, and how it is read from the Kubernetes object. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.cluster.objects import Meta, OwnerRef, Pod, requested, states_soft_preference
+
+FINISHED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """A pod that asks for GPUs. `node` is empty until it is bound."""
+
+    uid: str
+    namespace: str
+    name: str
+    gpus: float
+    node: str
+    nominated_node: str
+    priority: int
+    terminating: bool
+    scheduler_name: str
+    priority_class: str
+    meta: Meta
+    """Slimmed to what intent needs: our annotations and the controller."""
+
+
+def pod_facts(pod: Pod) -> PodFacts | None:
+    """Read a pod; None if it holds no GPU now and will not: none asked for, or finished.
+
+    A terminating pod still holds its GPUs until it is gone or its containers have ended.
+    """
+    gpus = requested(pod.spec)
+    if gpus <= 0 or pod.status.phase in FINISHED:
+        return None
+    meta = pod.metadata
+    return PodFacts(
+        uid=meta.uid,
+        namespace=meta.namespace,
+        name=meta.name,
+        gpus=gpus,
+        node=pod.spec.node_name,
+        nominated_node=pod.status.nominated_node_name,
+        priority=pod.spec.priority or 0,
+        terminating=meta.deletion_timestamp is not None,
+        scheduler_name=pod.spec.scheduler_name,
+        priority_class=pod.spec.priority_class_name,
+        meta=_slimmed(meta),
+    )
+
+
+def waits_for_volume(pod: Pod) -> bool:
+    """Whether it uses a claim: with late binding the scheduler may wait minutes for it."""
+    return any(volume.persistent_volume_claim is not None for volume in pod.spec.volumes or ())
+
+
+def has_soft_preference(pod: Pod) -> bool:
+    """Whether its spec states a soft preference that kube-scheduler's own scores would weigh."""
+    return states_soft_preference(pod.spec)
+
+
+def _slimmed(meta: Meta) -> Meta:
+    annotations = {k: v for k, v in (meta.annotations or {}).items() if k.startswith("wattbalance.io/")}
+    owners = [OwnerRef(kind=o.kind, uid=o.uid, controller=o.controller) for o in meta.owner_references or ()]
+    return Meta(
+        name=meta.name,
+        namespace=meta.namespace,
+        uid=meta.uid,
+        creation_timestamp=meta.creation_timestamp,
+        annotations=annotations or None,
+        owner_references=owners or None,
+    )

@@ -1,0 +1,116 @@
+"""GPUs promised to pods that kube-scheduler has not bound yet. Pure; the store owns the only instance.
+
+Promise (docs/architecture.md, 5.4): a reservation never exceeds what is free at the instant it is made; a binding is
+a fact, which takes the pod's own reservation, else evicts the youngest reservations of that node until the sum fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+# kube-scheduler binds within seconds of its filter call; 30 s covers a slow API server and the pod's back-off.
+RESERVATION_S = 30.0
+# VolumeBinding waits 600 s for a claim (its bindTimeoutSeconds); ten more so that it always gives up first.
+VOLUME_RESERVATION_S = 610.0
+RENEWALS = 2
+# A node that fails after filter every time (volumes, admission) must not be chosen for ever.
+CHOICES_WITHOUT_BINDING = 3
+LAST_CHOICE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """GPUs of one node promised to one pod."""
+
+    uid: str
+    node: str
+    gpus: float
+    load: float
+    """Expected load that was added for it, in GPUs."""
+    made_mono_s: float
+    until_mono_s: float
+    renewals: int = 0
+
+
+@dataclass(slots=True)
+class _Choices:
+    """How often a node was chosen for a pod that was not bound since."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    last_choice_until_mono_s: dict[str, float] = field(default_factory=dict)
+    touched_mono_s: float = 0.0
+
+
+class Reservations:
+    """By pod uid; at most one each."""
+
+    def __init__(self, reservation_s: float = RESERVATION_S) -> None:
+        self.reservation_s = reservation_s
+        self._by_uid: dict[str, Reservation] = {}
+        self._choices: dict[str, _Choices] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def get(self, uid: str) -> Reservation | None:
+        """The pod's reservation, if it has one."""
+        return self._by_uid.get(uid)
+
+    def on_node(self, node: str) -> list[Reservation]:
+        """All of one node, oldest first."""
+        return sorted((r for r in self._by_uid.values() if r.node == node), key=lambda r: r.made_mono_s)
+
+    def make(
+        self, uid: str, node: str, gpus: float, load: float, now_mono_s: float, *, waits_for_volume: bool = False
+    ) -> Reservation:
+        """Promise GPUs. The caller has released the pod's previous reservation and checked what is free."""
+        length_s = VOLUME_RESERVATION_S if waits_for_volume else self.reservation_s
+        made = Reservation(
+            uid=uid, node=node, gpus=gpus, load=load, made_mono_s=now_mono_s, until_mono_s=now_mono_s + length_s
+        )
+        self._by_uid[uid] = made
+        return made
+
+    def renew(self, uid: str, now_mono_s: float) -> bool:
+        """Prolong once more, at most twice. Returns False if it may not be renewed again."""
+        held = self._by_uid[uid]
+        if held.renewals >= RENEWALS:
+            return False
+        length_s = held.until_mono_s - held.made_mono_s if held.renewals == 0 else self.reservation_s
+        self._by_uid[uid] = replace(held, until_mono_s=now_mono_s + length_s, renewals=held.renewals + 1)
+        return True
+
+    def release(self, uid: str) -> Reservation | None:
+        """Take the promise back."""
+        return self._by_uid.pop(uid, None)
+
+    def expired(self, now_mono_s: float) -> list[Reservation]:
+        """Those whose time is over; the caller releases them."""
+        return [r for r in self._by_uid.values() if r.until_mono_s <= now_mono_s]
+
+    def note_choice(self, uid: str, node: str, now_mono_s: float) -> None:
+        """Count that this node was answered for this pod."""
+        choices = self._choices.setdefault(uid, _Choices())
+        choices.touched_mono_s = now_mono_s
+        count = choices.counts.get(node, 0) + 1
+        choices.counts[node] = count
+        if count >= CHOICES_WITHOUT_BINDING:
+            choices.last_choice_until_mono_s[node] = now_mono_s + LAST_CHOICE_S
+            choices.counts[node] = 0
+
+    def last_choices(self, uid: str, now_mono_s: float) -> list[str]:
+        """Nodes that are this pod's last choice now."""
+        choices = self._choices.get(uid)
+        if choices is None:
+            return []
+        return [n for n, until_mono_s in choices.last_choice_until_mono_s.items() if until_mono_s > now_mono_s]
+
+    def forget_pod(self, uid: str) -> None:
+        """The pod was bound or is gone: its history is over."""
+        self._choices.pop(uid, None)
+
+    def forget_old_choices(self, now_mono_s: float) -> None:
+        """Drop histories nobody has touched for longer than they can matter."""
+        old = [u for u, c in self._choices.items() if now_mono_s - c.touched_mono_s > 2 * LAST_CHOICE_S]
+        for uid in old:
+            del self._choices[uid]

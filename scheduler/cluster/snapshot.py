@@ -1,0 +1,85 @@
+"""A read-only, columnar look at all nodes: what policies and the cycle see.
+
+The store owns the arrays and writes them in place; a snapshot is a set of read-only views of them, valid within one
+synchronous turn. `copy()` and `take()` give independent ones for what-ifs and records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatColumn = NDArray[np.float32]
+BoolColumn = NDArray[np.bool_]
+AnyColumn = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Node-level columns, all of shape (rows,). A row without a node has `present` False and neutral values.
+
+    Unknown never reaches a column as NaN: the store's fold has already counted an unknown GPU that is allocated as
+    fully loaded, and a free one at the neutral load or its last reading, whichever is higher.
+    """
+
+    present: BoolColumn
+    gpu_count: FloatColumn
+    """Allocatable whole GPUs."""
+    healthy_gpus: FloatColumn
+    """GPUs not known to be broken; infinite where no agent has told what the node has."""
+    free_gpus: FloatColumn
+    """Healthy, allocatable, not bound, not reserved; never negative."""
+    bound_gpus: FloatColumn
+    reserved_gpus: FloatColumn
+    load_sum: FloatColumn
+    """Decayed utilisation summed over the node's GPUs, in GPUs."""
+    pending_load: FloatColumn
+    """Expected load of what was placed lately and is not in the measurement yet, in GPUs."""
+    known_gpus: FloatColumn
+    """GPUs with a fresh reading."""
+    fresh: BoolColumn
+    """True if the node's last sample is younger than the limit."""
+    reading_age_s: FloatColumn
+    """Age of the last sample; infinite if there was none."""
+    pool: NDArray[np.uint8]
+    """Index of the node's pool in the configuration's order; the pool `default` comes last."""
+    quarantined: BoolColumn
+    cordoned: BoolColumn
+    capability: FloatColumn
+    """Relative capability of the node's GPU model (configuration, default 1)."""
+    name_hash: NDArray[np.uint32]
+    """Stable hash of the node's name: the last tie-break, so that near-ties pack like first-fit."""
+    capability_max: float
+    gpu_count_max: float
+    pool_sizes: tuple[int, ...]
+    """Nodes per pool, in the configuration's order, `default` last."""
+    stale_s: float
+
+    @property
+    def rows(self) -> int:
+        """Length of every column."""
+        return len(self.present)
+
+    def take(self, rows: NDArray[np.intp]) -> Snapshot:
+        """An independent snapshot of some rows, in the order given."""
+        return self._map(lambda column: column[rows])
+
+    def copy(self) -> Snapshot:
+        """An independent, writable snapshot for what-ifs."""
+        return self._map(lambda column: column.copy())
+
+    def replace(self, **columns: object) -> Snapshot:
+        """The same snapshot with some columns exchanged."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} | columns
+        return Snapshot(**values)
+
+    def _map(self, change: Callable[[AnyColumn], AnyColumn]) -> Snapshot:
+        values: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            values[f.name] = change(value) if isinstance(value, np.ndarray) else value
+        return Snapshot(**values)

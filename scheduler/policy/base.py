@@ -1,0 +1,41 @@
+"""What a policy is: a module with NAME, Args and build(args), giving an object with filter, score, or both."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.core.nouns import PodRequest
+
+CodeArray = NDArray[np.uint8]
+"""(rows,): 0 fits, else a Reason; from POOL_CODES on, `waiting for` the pool of index code - POOL_CODES."""
+ScoreArray = NDArray[np.float32]
+"""(rows,): finite, in [0, 1], higher is better."""
+
+POOL_CODES = 32
+
+
+class Args(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every policy's arguments."""
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Rules nodes out."""
+
+    def filter(self, request: PodRequest, snapshot: Snapshot) -> CodeArray:
+        """Reason code for each row."""
+        ...
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Prefers nodes."""
+
+    def score(self, request: PodRequest, snapshot: Snapshot) -> ScoreArray:
+        """Score for each row."""
+        ...
