@@ -1,0 +1,220 @@
+"""From a pod and candidate rows to an outcome: judge, promise, record. Used by the extender and by simulations alike.
+
+Plain synchronous code; `now` is handed in. The store is changed only through its own methods.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.cluster.reservations import RENEWALS
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
+from scheduler.decision.cycle import (
+    BAND_FULL,
+    BAND_LAST,
+    BAND_NEVER,
+    Judgement,
+    PolicyFailures,
+    Rows,
+    best_positions,
+    judge,
+    near_best,
+)
+from scheduler.decision.record import DecisionLog, DecisionRecord, Ranked, Term
+from scheduler.policy.base import POOL_CODES
+from scheduler.policy.profiles import NamedFilter, Profile
+
+BEST_KEPT = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What filter should answer. `kept` are positions into `judgement.rows`; empty if no node fits."""
+
+    request: PodRequest
+    judgement: Judgement
+    kept: Rows
+    placement: Placement
+    result: str
+    reserved: bool
+    record: DecisionRecord
+
+
+class Decider:
+    """Owns profiles, filters and the decision log; asks the store for state and promises."""
+
+    def __init__(
+        self, store: Store, profiles: dict[Workload, Profile], filters: tuple[NamedFilter, ...]
+    ) -> None:
+        self.store = store
+        self.profiles = profiles
+        self.filters = filters
+        self.log = DecisionLog()
+        self.failures = PolicyFailures()
+        self.results: Counter[tuple[str, str, str]] = Counter()
+        """(verb, profile, result) -> count."""
+        self.disagreements = 0
+        """Nodes offered with room that our count says are full."""
+        self._cycle = 0
+        self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
+        self.reason_texts = reason_texts(store.pool_names)
+
+    @property
+    def profile_facts(self) -> dict[Workload, tuple[str, float]]:
+        """Workload -> (profile name, expected load), as Store.request wants it."""
+        return self._profile_facts
+
+    def judge(self, request: PodRequest, rows: Rows, now_mono_s: float) -> Judgement:
+        """Judge candidates at this instant, changing nothing but the passing of time."""
+        store = self.store
+        store.tick(now_mono_s)
+        last = [store.rows[n] for n in store.reservations.last_choices(request.uid, now_mono_s) if n in store.rows]
+        own = store.reservations.get(request.uid)
+        promised = store.rows.get(own.node, -1) if own is not None and own.renewals < RENEWALS else -1
+        return judge(
+            request,
+            rows,
+            store.snapshot_for(request),
+            self.profiles[request.workload],
+            self.filters,
+            self.failures,
+            np.array(last, np.intp) if last else None,
+            promised,
+        )
+
+    def place(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> Outcome:
+        """Decide where one pod may go, promise it if the choice is ours, and keep the record."""
+        profile = self.profiles[request.workload]
+        judgement = self.judge(request, rows, now_mono_s)
+        self.disagreements += int(np.count_nonzero(judgement.bands == BAND_FULL))
+        kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
+        record = self._record("filter", request, judgement, profile, result, unix_s, reserved=reserved)
+        return Outcome(request, judgement, kept, profile.placement, result, reserved, record)
+
+    def _answer(
+        self, request: PodRequest, judgement: Judgement, profile: Profile, now_mono_s: float
+    ) -> tuple[Rows, str, bool]:
+        if judgement.choice < 0:
+            self.store.release(request.uid, now_mono_s)
+            return np.empty(0, np.intp), "no_fit", False
+        if profile.placement is Placement.ADVISORY:
+            return judgement.peers, "advised", False
+        if request.soft_preferences:
+            near = near_best(judgement)
+            if len(near) > 1:
+                # Which of them kube-scheduler takes is not ours to know, so nothing is promised.
+                self.store.release(request.uid, now_mono_s)
+                return near, "passed_soft", False
+        kept = np.array([judgement.choice], np.intp)
+        node = self._name(judgement.chosen_row)
+        if judgement.best_band == BAND_FULL:
+            self.store.release(request.uid, now_mono_s)
+            return kept, "full_by_our_count", False
+        return kept, "placed", self.store.reserve(request, node, now_mono_s)
+
+    def scores(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> np.ndarray:
+        """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
+        profile = self.profiles[request.workload]
+        previous = self.log.of_pod(request.uid)
+        judgement = self.judge(request, rows, now_mono_s)
+        if previous is not None and previous.result == "passed_soft":
+            # The pod's own soft preferences choose among equals: our opinion was the filter.
+            self.results["prioritize", profile.name, "passed_soft"] += 1
+            return np.zeros(len(rows), np.float32)
+        self._record("prioritize", request, judgement, profile, "advised", unix_s, reserved=False)
+        return np.where(judgement.bands == BAND_NEVER, np.float32(0), judgement.total)
+
+    def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> np.ndarray:
+        """For preempt: which candidates pass all filters, shape (candidates,), bool. Never reserves or reorders.
+
+        kube-scheduler has counted the victims' GPUs free; what only we can see is all that may say no.
+        """
+        judgement = self.judge(request, rows, now_mono_s)
+        profile = self.profiles[request.workload]
+        accepted = judgement.codes == 0
+        self.results["preempt", profile.name, "accepted" if accepted.any() else "no_fit"] += 1
+        return accepted
+
+    def _name(self, row: int) -> str:
+        names = self.store.names
+        return (names[row] if row < len(names) else None) or ""
+
+    def _record(  # noqa: PLR0913 - the facts of one record
+        self,
+        verb: str,
+        request: PodRequest,
+        judgement: Judgement,
+        profile: Profile,
+        result: str,
+        unix_s: float,
+        *,
+        reserved: bool,
+    ) -> DecisionRecord:
+        self._cycle += 1
+        self.results[verb, profile.name, result] += 1
+        codes, counts = np.unique(judgement.codes[judgement.codes > 0], return_counts=True)
+        reasons = {self.reason_texts[int(c)]: int(n) for c, n in zip(codes, counts, strict=True)}
+        last = int(np.count_nonzero(judgement.bands == BAND_LAST))
+        if last:
+            reasons[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = last
+        one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count"}
+        record = DecisionRecord(
+            cycle=f"{self._cycle:x}",
+            unix_s=unix_s,
+            verb=verb,
+            namespace=request.namespace,
+            pod=request.name,
+            uid=request.uid,
+            profile=profile.name,
+            placement=profile.placement.value,
+            gpus=request.gpus,
+            asked=len(judgement.rows),
+            fitting=int(np.count_nonzero(judgement.bands <= BAND_LAST)),
+            chosen=self._name(judgement.chosen_row) if one_node else "",
+            result=result,
+            reserved=reserved,
+            reasons=reasons,
+            best=self._ranked(judgement),
+        )
+        self.log.add(record)
+        return record
+
+    def _ranked(self, judgement: Judgement) -> list[Ranked]:
+        ranked = []
+        snapshot = self.store.snapshot
+        pool_names = self.store.pool_names
+        for position in best_positions(judgement, BEST_KEPT).tolist():
+            if judgement.bands[position] == BAND_NEVER:
+                continue
+            row = int(judgement.rows[position])
+            known = row < snapshot.rows
+            terms = [
+                Term(name, float(score[position]), weight, float(score[position] * np.float32(weight)))
+                for name, score, weight in zip(judgement.policies, judgement.scores, judgement.weights, strict=True)
+            ]
+            ranked.append(
+                Ranked(
+                    node=self._name(row),
+                    score=float(judgement.total[position]),
+                    pool=pool_names[snapshot.pool[row]] if known else "",
+                    free_gpus=float(snapshot.free_gpus[row]) if known else 0.0,
+                    terms=terms,
+                )
+            )
+        return ranked
+
+
+def reason_texts(pool_names: list[str]) -> list[str]:
+    """Text of every reason code, 256 of them: constant strings, one per pool that can be waited for."""
+    texts = ["unknown reason"] * 256
+    for reason in Reason:
+        texts[reason] = reason.text
+    for index, name in enumerate(pool_names):
+        texts[POOL_CODES + index] = f"{Reason.WAITING_FOR_POOL.text} {name}"
+    return texts
+
+

@@ -1,0 +1,84 @@
+"""What is kept of a decision: enough to say afterwards why, about 2 KB.
+
+The sum of a node's terms equals its score exactly: terms are what the cycle added, not computed again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+# DESIGN: the last 10,000 in memory, each also one log line.
+RECORDS_KEPT = 10_000
+
+
+class Term(msgspec.Struct, frozen=True, gc=False):
+    """One policy's opinion of one node: raw score, weight, and the term that entered the sum."""
+
+    policy: str
+    score: float
+    weight: float
+    term: float
+
+
+class Ranked(msgspec.Struct, frozen=True, gc=False):
+    """One of the best nodes."""
+
+    node: str
+    score: float
+    pool: str
+    free_gpus: float
+    terms: list[Term]
+
+
+class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
+    """One decision. `chosen` is empty if no node fits, or if kube-scheduler was left to choose (advisory)."""
+
+    cycle: str
+    unix_s: float
+    verb: str
+    namespace: str
+    pod: str
+    uid: str
+    profile: str
+    placement: str
+    gpus: int
+    asked: int
+    fitting: int
+    chosen: str
+    result: str
+    """placed | advised | no_fit | passed_soft | full_by_our_count | observed"""
+    reserved: bool
+    reasons: dict[str, int]
+    """Reason text -> number of nodes it ruled out."""
+    best: list[Ranked]
+
+
+class DecisionLog:
+    """The last decisions, newest last; and the newest of each pod."""
+
+    def __init__(self, kept: int = RECORDS_KEPT) -> None:
+        self._records: deque[DecisionRecord] = deque(maxlen=kept)
+        self._by_uid: dict[str, DecisionRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[DecisionRecord]:
+        """Newest first."""
+        return reversed(self._records)
+
+    def add(self, record: DecisionRecord) -> None:
+        """Keep one; the oldest goes when the log is full."""
+        if len(self._records) == self._records.maxlen:
+            oldest = self._records[0]
+            if self._by_uid.get(oldest.uid) is oldest:
+                del self._by_uid[oldest.uid]
+        self._records.append(record)
+        self._by_uid[record.uid] = record
+
+    def of_pod(self, uid: str) -> DecisionRecord | None:
+        """The newest decision for a pod."""
+        return self._by_uid.get(uid)
