@@ -3,9 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from scheduler.core.nouns import DeviceState
+
+
+class FieldFault(StrEnum):
+    """Why a field of a reading is None. A metric's label: the set is closed."""
+
+    NOT_SUPPORTED = "not_supported"
+    NO_PERMISSION = "no_permission"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+    NO_DATA = "no_data"
+
+
+class Throttle(StrEnum):
+    """What holds a GPU's clocks down. A metric's label: the set is closed, a bit without a name is `other`."""
+
+    IDLE = "idle"
+    CLOCKS_SETTING = "clocks_setting"
+    SW_POWER_CAP = "sw_power_cap"
+    HW_SLOWDOWN = "hw_slowdown"
+    SYNC_BOOST = "sync_boost"
+    SW_THERMAL = "sw_thermal"
+    HW_THERMAL = "hw_thermal"
+    HW_POWER_BRAKE = "hw_power_brake"
+    DISPLAY_CLOCK = "display_clock"
+    BOARD_LIMIT = "board_limit"
+    RELIABILITY = "reliability"
+    OTHER = "other"
+
+
+@dataclass(slots=True)
+class DeviceCounters:
+    """What an adapter counted since it was made; metrics read it when they are scraped."""
+
+    reads: int = 0
+    slow_reads: int = 0
+    """Reads that took longer than a sample interval at 5 Hz."""
+    last_read_s: float = 0.0
+    failed_calls: int = 0
+    """Driver calls answered by an error other than "not on this GPU"."""
+    timeouts: int = 0
+    abandoned_threads: int = 0
+    """Threads that are stuck in the driver now: goes down again when the call returns."""
+    sets: int = 0
+    failed_sets: int = 0
+    xids: int = 0
+    ignored_xids: int = 0
+    """XIDs that an application caused, not the GPU."""
+    event_errors: int = 0
+    reopens: int = 0
+    """Times the driver library was shut down and opened again because it had gone away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +111,46 @@ class Reading:
     faults: tuple[tuple[str, str], ...] = ()
 
 
+# The fields of a reading that a lost or hung GPU leaves unknown, in the order of Reading.
+MEASURED_FIELDS = (
+    "power_w",
+    "limit_w",
+    "limit_requested_w",
+    "energy_j",
+    "util_frac",
+    "mem_util_frac",
+    "mem_used_bytes",
+    "temp_c",
+    "sm_clock_mhz",
+    "mem_clock_mhz",
+    "throttle",
+    "ecc_corrected",
+    "ecc_uncorrected",
+    "remapped_rows",
+)
+
+
+def unread(
+    uuid: str,
+    mono_s: float,
+    state: DeviceState,
+    fault: FieldFault,
+    *,
+    epoch: int = 0,
+    xid: int | None = None,
+) -> Reading:
+    """Build the reading of a GPU that told nothing: every field None, for one and the same reason."""
+    faults = tuple((name, str(fault)) for name in MEASURED_FIELDS)
+    return Reading(
+        uuid=uuid,
+        mono_s=mono_s,
+        state=state,
+        energy_epoch=epoch,
+        xid=xid,
+        faults=faults,
+    )
+
+
 class DevicePort(Protocol):
     """The GPU seam. Methods are coroutines; any threads live inside the adapter. No vendor exception leaves it."""
 
@@ -67,7 +159,10 @@ class DevicePort(Protocol):
         ...
 
     async def read(self) -> tuple[Reading, ...]:
-        """Read every device, in the order of open(); never raises for a single device."""
+        """Read every device, in the order of open(); never raises for a single device.
+
+        Raises DriverMismatch if the driver was replaced under the process: only a new process can go on.
+        """
         ...
 
     async def set_limit(self, uuid: str, limit_w: float) -> float:
