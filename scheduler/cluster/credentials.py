@@ -1,0 +1,316 @@
+"""Who we are to the API server: kubeconfig, in-cluster or explicit, as transport parameters. Alone imports `kubernetes`.
+
+The official client knows every way to log in (exec plugins, OIDC, service account tokens) and is used for that only;
+the wire is ours (docs/adr/0005). Its traps: a missing exec plugin raises nothing and leaves no token; plugins run
+once, so an expired token would be sent for ever; client keys are written to temporary files that kill -9 leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from scheduler.core.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from kubernetes.aio.client import Configuration
+
+    from scheduler.core.clock import Clock
+
+log = logging.getLogger(__name__)
+
+# A token is renewed this long before its end: client-go's and the loader's own margin.
+RENEW_BEFORE_S = 300.0
+# A server that answers 401 to everything must not make us run a login plugin for every request.
+RELOAD_AT_MOST_EVERY_S = 10.0
+# A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
+LOGIN_TIMEOUT_S = 30.0
+# A projected service account token is replaced at 80 % of its life; the in-cluster loader looks once a minute too.
+TOKEN_FILE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What the transport needs to reach and convince an API server."""
+
+    host: str
+    ssl_context: ssl.SSLContext | None
+    token: Callable[[], Awaitable[str]]
+    """The value of the Authorization header, read anew for each request; empty with client certificates."""
+    expires_unix_s: float | None = None
+    tls_server_name: str | None = None
+    proxy: str | None = None
+
+
+class Source(Protocol):
+    """One way to get access. Called at start, before a token ends, and after a 401 or a failed verification."""
+
+    async def __call__(self) -> Access:
+        """Read files and run plugins anew. Raises ConfigError."""
+        ...
+
+
+class Credentials:
+    """Access that renews itself."""
+
+    def __init__(self, source: Source, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self._access: Access | None = None
+        self._loaded_mono_s = 0.0
+        self._lock = asyncio.Lock()
+        self.reloads = 0
+        """How often access was renewed, for metrics."""
+
+    async def access(self) -> Access:
+        """The current access, renewed if its token is about to end.
+
+        Raises:
+            ConfigError: nobody could be logged in, and nothing older is at hand.
+        """
+        access = self._access
+        if access is None:
+            async with self._lock:
+                if self._access is None:
+                    await self._load()
+                access = self._access
+            assert access is not None  # noqa: S101 - _load sets it or raises; for mypy
+            return access
+        ends = access.expires_unix_s
+        if ends is not None and self._clock.unix_s() >= ends - RENEW_BEFORE_S:
+            return await self.reload(access)
+        return access
+
+    async def reload(self, refused: Access) -> Access:
+        """Log in again unless somebody just did; a failure keeps what we have and is logged.
+
+        Args:
+            refused: the access that did not work, so that ten calls that failed together log in once.
+        """
+        async with self._lock:
+            current = self._access
+            if current is not None:
+                recent = self._clock.mono_s() - self._loaded_mono_s < RELOAD_AT_MOST_EVERY_S
+                if current is not refused or recent:
+                    return current
+            try:
+                await self._load()
+            except ConfigError as error:
+                if current is None:
+                    raise
+                self._loaded_mono_s = self._clock.mono_s()
+                log.warning("could not renew the credentials: %s", error)
+                return current
+            self.reloads += 1
+            assert self._access is not None  # noqa: S101 - _load sets it or raises; for mypy
+            return self._access
+
+    async def _load(self) -> None:
+        self._access = await self._source()
+        self._loaded_mono_s = self._clock.mono_s()
+
+
+def from_server(
+    server: str,
+    *,
+    clock: Clock,
+    token: str = "",
+    token_file: Path | None = None,
+    ca_file: Path | None = None,
+    verify: bool = True,
+) -> Credentials:
+    """An API server named outright, as tests and the demo do.
+
+    Args:
+        server: the base URL.
+        clock: tells when `token_file` is read again.
+        token: a bearer token; empty sends none.
+        token_file: preferred to `token`; read again once a minute.
+        ca_file: who may sign the server's certificate; None means the system's store.
+        verify: False accepts any certificate.
+    """
+
+    async def source() -> Access:
+        read = _TokenFile(token_file, clock) if token_file else None
+
+        async def header() -> str:
+            value = read() if read else token
+            return f"Bearer {value}" if value else ""
+
+        context = _context(ca_file, verify=verify) if server.startswith("https") else None
+        if read:
+            read()
+        return Access(host=server.rstrip("/"), ssl_context=context, token=header)
+
+    return Credentials(source, clock)
+
+
+def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> Credentials:
+    """A kubeconfig file; `context` None means its current one."""
+
+    async def source() -> Access:
+        # Deferred: the client takes 0.4-0.8 s of CPU to import, which `--help` and the demo need not pay.
+        from kubernetes.aio.client import Configuration  # noqa: PLC0415 - see above
+        from kubernetes.aio.config import ConfigException, load_kube_config  # noqa: PLC0415 - see above
+
+        if not path.is_file():
+            raise _bad(f"kubeconfig {path} does not exist")
+        configuration = Configuration()
+        with tempfile.TemporaryDirectory(prefix="wattbalance-") as folder, _keys_removed():
+            try:
+                async with asyncio.timeout(LOGIN_TIMEOUT_S):
+                    loader = await load_kube_config(
+                        str(path),
+                        context=context,
+                        client_configuration=configuration,
+                        persist_config=False,
+                        temp_file_path=folder,
+                    )
+            except TimeoutError as error:
+                raise _bad(
+                    f"the login plugin of kubeconfig {path} took over {LOGIN_TIMEOUT_S:g} s"
+                ) from error
+            except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _bad(f"kubeconfig {path} cannot be used: {error}") from error
+            _check_logged_in(configuration, loader, path)
+            expiry = getattr(loader, "exec_plugin_expiry", None)
+            return _access(configuration, expiry.timestamp() if expiry is not None else None)
+
+    return Credentials(source, clock)
+
+
+def in_cluster(*, clock: Clock) -> Credentials:
+    """The service account that Kubernetes mounts into the pod."""
+
+    async def source() -> Access:
+        from kubernetes.aio.client import Configuration  # noqa: PLC0415 - see from_kubeconfig
+        from kubernetes.aio.config import ConfigException, load_incluster_config  # noqa: PLC0415 - likewise
+
+        configuration = Configuration()
+        try:
+            load_incluster_config(configuration)
+        except (ConfigException, OSError) as error:
+            raise _bad(f"not in a pod with a service account: {error}") from error
+        return _access(configuration, None)
+
+    return Credentials(source, clock)
+
+
+def find(*, clock: Clock, kubeconfig: Path | None = None) -> Credentials:
+    """The named kubeconfig, else the pod's service account, else $KUBECONFIG, else ~/.kube/config."""
+    if kubeconfig is not None:
+        return from_kubeconfig(kubeconfig, clock=clock)
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return in_cluster(clock=clock)
+    named = os.environ.get("KUBECONFIG")
+    return from_kubeconfig(Path(named) if named else Path.home() / ".kube" / "config", clock=clock)
+
+
+class _TokenFile:
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._value = ""
+        self._read_mono_s = -TOKEN_FILE_EVERY_S
+
+    def __call__(self) -> str:
+        now = self._clock.mono_s()
+        if not self._value or now - self._read_mono_s >= TOKEN_FILE_EVERY_S:
+            try:
+                # A final newline in the file would make an illegal header.
+                self._value = self._path.read_text().strip()
+                self._read_mono_s = now
+            except OSError as error:
+                if not self._value:
+                    raise _bad(f"token file {self._path}: {error}") from error
+        return self._value
+
+
+def _access(configuration: Configuration, expires_unix_s: float | None) -> Access:
+    from kubernetes.aio.config import ConfigException  # noqa: PLC0415 - see from_kubeconfig
+
+    host = str(configuration.host)
+
+    async def header() -> str:
+        try:
+            # A coroutine in the asyncio client, and the only place where it reads the mounted token again.
+            value = await configuration.get_api_key_with_prefix("BearerToken")
+        except (ConfigException, OSError):
+            # The file is being replaced: the token we have is good for a while yet.
+            value = configuration.api_key.get("BearerToken")
+        scheme, _, rest = (value or "").strip().partition(" ")
+        # The in-cluster loader writes a small `bearer`, which some proxies refuse.
+        return f"{scheme.capitalize()} {rest}" if rest else ""
+
+    return Access(
+        host=host,
+        ssl_context=_context(
+            configuration.ssl_ca_cert,
+            verify=configuration.verify_ssl,
+            cert_file=configuration.cert_file,
+            key_file=configuration.key_file,
+        )
+        if host.startswith("https")
+        else None,
+        token=header,
+        expires_unix_s=expires_unix_s,
+        tls_server_name=configuration.tls_server_name,
+        proxy=configuration.proxy,
+    )
+
+
+def _context(
+    ca_file: Path | str | None,
+    *,
+    verify: bool = True,
+    cert_file: str | None = None,
+    key_file: str | None = None,
+) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise _bad(f"certificate files of the API server (CA {ca_file}): {error}") from error
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _check_logged_in(configuration: Configuration, loader: object, path: Path) -> None:
+    """A plugin that is missing or fails is only logged by the loader, and requests would go out anonymous."""
+    user = getattr(loader, "_user", None)
+    wants_plugin = user is not None and "exec" in user
+    if wants_plugin and not configuration.api_key and not configuration.cert_file:
+        command = user["exec"].safe_get("command") if user is not None else ""
+        raise _bad(
+            f"the login plugin {command!r} of kubeconfig {path} is missing or gave neither token nor certificate"
+        )
+
+
+@contextlib.contextmanager
+def _keys_removed() -> Iterator[None]:
+    """Remove the loader's temporary files at once: a private key must not outlive us on the disk.
+
+    The loader remembers file names by content, so deleting behind its back would break the next load.
+    """
+    from kubernetes.aio.config import kube_config  # noqa: PLC0415 - see from_kubeconfig
+
+    try:
+        yield
+    finally:
+        kube_config._cleanup_temp_files()  # noqa: SLF001 - no public way; the alternative leaves keys behind
+
+
+def _bad(message: str) -> ConfigError:
+    return ConfigError([Problem(path="cluster", message=message)])

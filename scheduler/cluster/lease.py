@@ -1,0 +1,310 @@
+"""Who leads: one holder of a coordination.k8s.io/v1 Lease, and never two that act.
+
+The rule that makes two leaders impossible: we stop acting `deadline_s` after the *beginning* of our last good request,
+others take over `lease_s` after they saw the record change, which is later. Both are counted on each machine's own
+monotonic clock, so that wall clocks may be hours apart. `renewTime` is written for people and never read.
+The published asyncio electors were tried and not used: with a frozen API server both go on acting (docs/adr/0005).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scheduler.cluster.objects import LeaseSpec, Slim
+from scheduler.cluster.transport import Target, Transport
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseTimes:
+    """client-go's defaults. lease > deadline > a few retries, or leading flaps."""
+
+    lease_s: float = 15.0
+    """Others may take over when the record has not changed for this long."""
+    deadline_s: float = 10.0
+    """We stop acting when we could not renew for this long."""
+    retry_s: float = 2.0
+    """Between renewals and between attempts, times a random 1 to 1.2."""
+    release_s: float = 2.0
+    """How long handing back may take at the end; a lost hand-back costs the successor `lease_s`."""
+
+    def __post_init__(self) -> None:
+        """Refuse times under which two could lead."""
+        if not self.lease_s > self.deadline_s > self.retry_s * 1.2 > 0:
+            msg = f"lease times must satisfy lease > deadline > 1.2 x retry > 0, got {self}"
+            raise ValueError(msg)
+
+
+class _Lease(Slim, frozen=True):
+    spec: LeaseSpec | None = None
+
+
+_LEASE = msgspec.json.Decoder(_Lease)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What stands in the API server. `whole` is kept, since a PUT replaces labels and owners too."""
+
+    whole: dict[str, object]
+    spec: LeaseSpec
+
+    @property
+    def holder(self) -> str:
+        return self.spec.holder_identity or ""
+
+    @property
+    def transitions(self) -> int:
+        return self.spec.lease_transitions or 0
+
+
+class Elector:
+    """Takes part in the election for one Lease.
+
+    `term` is the Lease's leaseTransitions: each takeover has a higher one, so it fences what an old leader sent.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        namespace: str,
+        name: str = "wattbalance",
+        identity: str,
+        times: LeaseTimes | None = None,
+    ) -> None:
+        """Args are the Lease's place and our name in it: pod name and a random part, new with each process."""
+        self.identity = identity
+        self.times = times or LeaseTimes()
+        self.term = 0
+        """Of our leading, or the last one we saw."""
+        self.deadline_mono_s = -math.inf
+        """Until when we may act; -inf while we do not lead."""
+        self.leader = ""
+        """Who holds the Lease as far as we know; empty = nobody."""
+        self.takeovers = 0
+        """How often we began to lead, for metrics."""
+        self.losses = 0
+        """How often leading ended against our will, for metrics."""
+        self._transport = transport
+        self._clock = transport.clock
+        self._target = Target(group="coordination.k8s.io", resource="leases", namespace=namespace, name=name)
+        self._seen: LeaseSpec | None = None
+        self._seen_mono_s = -math.inf
+        self._record: _Record | None = None
+        self._complained = ""
+
+    def is_leading(self, now_mono_s: float) -> bool:
+        """Whether we may act now. Ask before each act: a stalled event loop does not know that it lost."""
+        return now_mono_s < self.deadline_mono_s
+
+    async def run(self, lead: Callable[[int], Awaitable[None]]) -> None:
+        """Stand for election for ever; while leading, run `lead(term)`.
+
+        At the deadline `lead` is cancelled *and awaited* before anything else, and so it is when we are cancelled,
+        before the Lease is handed back. What `lead` raises ends the election and is raised here; where it returns,
+        we step down and return.
+        """
+        try:
+            while True:
+                await self._acquire()
+                if await self._leading(lead):
+                    return
+        finally:
+            await self._release()
+
+    async def _acquire(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self.times.deadline_s):
+                    if await self._attempt():
+                        return
+            except (ClusterError, TimeoutError) as error:
+                self._complain(error)
+            await asyncio.sleep(self._retry_s())
+
+    async def _attempt(self) -> bool:
+        """Look, and take the Lease if it is free. Returns whether it is ours."""
+        try:
+            record = await self._read()
+        except ApiNotFound:
+            # After a deletion the count goes on from what we saw, or agents would refuse the new leader.
+            return await self._write(None, self.term + 1)
+        if record.spec != self._seen:
+            self._seen = record.spec
+            self._seen_mono_s = self._clock.mono_s()
+            self.leader = record.holder
+            self.term = max(self.term, record.transitions)
+        if record.holder and record.holder != self.identity:
+            # A holder may have been configured with a longer lease than ours.
+            lasts_s = max(self.times.lease_s, float(record.spec.lease_duration_seconds or 0))
+            if self._clock.mono_s() < self._seen_mono_s + lasts_s:
+                return False
+        return await self._write(record, max(self.term, record.transitions) + 1)
+
+    async def _leading(self, lead: Callable[[int], Awaitable[None]]) -> bool:
+        """Lead until it is lost. Returns True if `lead` ended by itself."""
+        self.takeovers += 1
+        log.info("leading with term %d", self.term)
+        try:
+            async with asyncio.TaskGroup() as group:
+                work = group.create_task(_awaited(lead(self.term)), name=f"lease.lead[{self.term}]")
+                renewing = group.create_task(self._renew(), name=f"lease.renew[{self.term}]")
+                await asyncio.wait((work, renewing), return_when=asyncio.FIRST_COMPLETED)
+                # From here on nothing may be sent, even while the tasks clean up.
+                ended = work.done()
+                if not ended:
+                    self.deadline_mono_s = -math.inf
+                work.cancel()
+                renewing.cancel()
+        except BaseExceptionGroup as errors:
+            if len(errors.exceptions) == 1:
+                raise errors.exceptions[0] from None
+            raise
+        if not ended:
+            self.losses += 1
+            log.warning("no longer leading (term %d)", self.term)
+        return ended
+
+    async def _renew(self) -> None:
+        """Keep the Lease; returns when it is lost or the deadline has come."""
+        while True:
+            left_s = self.deadline_mono_s - self._clock.mono_s()
+            if left_s <= 0:
+                return
+            # In slices of the retry interval: the loop's clock stands still while a VM is suspended, ours does not.
+            await asyncio.sleep(min(self._retry_s(), left_s))
+            left_s = self.deadline_mono_s - self._clock.mono_s()
+            if left_s <= 0:
+                return
+            try:
+                async with asyncio.timeout(left_s):
+                    if not await self._renew_once():
+                        return
+            except TimeoutError:
+                continue
+            except ClusterError as error:
+                self._complain(error)
+
+    async def _renew_once(self) -> bool:
+        """One renewal. Returns False where somebody else holds the Lease now; raises if that is not known."""
+        try:
+            return await self._write(self._record, self.term)
+        except ApiConflict:
+            pass
+        except ApiNotFound:
+            return False
+        try:
+            record = await self._read()
+        except ApiNotFound:
+            return False
+        if record.holder != self.identity or record.transitions != self.term:
+            self.leader = record.holder
+            return False
+        # Somebody touched the labels, or a write of ours that timed out was carried out.
+        return await self._write(record, self.term)
+
+    async def _read(self) -> _Record:
+        return _record(await self._call("get"))
+
+    async def _write(self, record: _Record | None, term: int) -> bool:
+        """Write us as the holder; pinned by the resourceVersion in `whole`. Returns False if another was faster."""
+        began_mono_s = self._clock.mono_s()
+        now = micro_time(self._clock.unix_s())
+        renewal = record is not None and record.holder == self.identity and record.transitions == term
+        old_spec = record.whole.get("spec") if record is not None else None
+        whole: dict[str, object] = {
+            **(record.whole if record is not None else {}),
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "spec": {
+                **(old_spec if isinstance(old_spec, dict) else {}),
+                "holderIdentity": self.identity,
+                "leaseDurationSeconds": math.ceil(self.times.lease_s),
+                "acquireTime": record.spec.acquire_time if renewal and record is not None else now,
+                "renewTime": now,
+                "leaseTransitions": term,
+            },
+        }
+        if record is None:
+            whole["metadata"] = {"name": self._target.name, "namespace": self._target.namespace}
+        try:
+            answer = await self._call("update" if record is not None else "create", whole)
+        except ApiConflict:
+            if renewal:
+                raise
+            return False
+        self._record = _record(answer)
+        self._seen, self._seen_mono_s = self._record.spec, self._clock.mono_s()
+        self.term = term
+        self.leader = self.identity
+        self._complained = ""
+        # Counted from before the request: others count from when they see it, which is later.
+        self.deadline_mono_s = began_mono_s + self.times.deadline_s
+        return True
+
+    async def _call(self, verb: str, body: object = None) -> bytes:
+        # A lost request must leave time for a second one before the deadline.
+        timeout_s = min(self._transport.limits.lease_timeout_s, self.times.deadline_s / 2)
+        target = self._target
+        if verb == "create":
+            target = Target(group=target.group, resource=target.resource, namespace=target.namespace)
+        return await self._transport.call(verb, target, body=body, session="lease", timeout_s=timeout_s)
+
+    async def _release(self) -> None:
+        """Hand the Lease back, so that the successor need not wait. Only a courtesy: nothing rests on it."""
+        held, self.deadline_mono_s = math.isfinite(self.deadline_mono_s), -math.inf
+        record, self._record = self._record, None
+        if not held or record is None:
+            return
+        spec = record.whole.get("spec")
+        whole = {**record.whole, "spec": {**(spec if isinstance(spec, dict) else {}), "holderIdentity": ""}}
+        try:
+            async with asyncio.timeout(self.times.release_s):
+                await self._call("update", whole)
+        except (ClusterError, TimeoutError) as error:
+            log.info("the Lease was not handed back: %s", error)
+        self.leader = ""
+
+    def _retry_s(self) -> float:
+        return self.times.retry_s * random.uniform(1.0, 1.2)  # noqa: S311 - not a secret
+
+    def _complain(self, error: BaseException) -> None:
+        # Once per cause, not each two seconds.
+        text = type(error).__name__
+        if text != self._complained:
+            self._complained = text
+            level = logging.ERROR if isinstance(error, ApiForbidden) else logging.WARNING
+            log.log(level, "Lease %s/%s: %s", self._target.namespace, self._target.name, error)
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+def _record(body: bytes) -> _Record:
+    """Decode a Lease. Raises ApiUnavailable for anything else: it counts as not renewed."""
+    try:
+        spec = _LEASE.decode(body).spec or LeaseSpec()
+        whole = msgspec.json.decode(body, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiUnavailable(f"the answer is not a Lease: {error}") from error
+    return _Record(whole, spec)
+
+
+def micro_time(unix_s: float) -> str:
+    """A Kubernetes MicroTime: UTC with exactly six digits; `isoformat()` leaves them out at a full second."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
