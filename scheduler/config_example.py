@@ -1,0 +1,108 @@
+"""The example configuration; deploy/config.example.yaml holds the same text, and a test compares the two."""
+
+from __future__ import annotations
+
+TEXT = """\
+# Wattbalance: an example configuration with one pool on-prem and one in a cloud.
+# Durations carry their unit (250ms, 30s, 4h30m). What is left out has its default; only `cluster.name` and
+# `telemetry.broker` have none. Check a file: wattbalance check-config FILE
+
+# act, or observe: decide, explain and count everything, and change nothing. Start with observe.
+mode: act
+
+cluster:
+  name: prod                     # part of every MQTT topic
+  kubeconfig: null               # null: the pod's service account
+  stale: 60s                     # not ready once the API server was silent for this long
+  api_timeout: 5s
+
+telemetry:
+  broker: mqtts://mosquitto.wattbalance.svc:8883
+  ca_file: /etc/wattbalance/broker/ca.crt
+  cert_file: /etc/wattbalance/broker/tls.crt
+  key_file: /etc/wattbalance/broker/tls.key
+  # Instead of a client certificate; the files hold nothing else.
+  # username_file: /etc/wattbalance/broker/username
+  # password_file: /etc/wattbalance/broker/password
+  stale: 10s                     # an older reading is unknown
+  half_life: 5s                  # how fast measured load forgets
+  neutral_load: 0.5              # assumed of a free GPU whose reading is unknown
+  wait_at_start: 10s             # then serve without readings
+
+# The order is the order of preference. A node in two pools is refused; one in none is in pool `default`, last.
+pools:
+  - name: dc-1
+    kind: on-prem                # on-prem, cloud, edge or partner
+    selector: {site: dc-1}
+    spill: {after: 5m}           # a pod waits this long for dc-1 before the later pools open to it
+  - name: aws-a
+    kind: cloud
+    selector: {site: aws-a}
+
+# decisive: the extender's filter returns the one chosen node. advisory: it scores, kube-scheduler chooses.
+profiles:
+  training:
+    placement: decisive
+    expected_load: 0.9           # how busy such a pod keeps each of its GPUs, 0 to 1
+    policies: {pack: {weight: 3}, least-loaded: {weight: 1}}
+  inference:
+    placement: decisive
+    expected_load: 0.4
+    policies: {least-loaded: {weight: 3}, freshness: {weight: 1}}
+  batch:
+    placement: decisive
+    expected_load: 0.9
+    policies: {pack: {weight: 3}, least-loaded: {weight: 1}}
+
+# All filters are on; this turns one off.
+filters: {}                      # {quarantine: off}
+
+# What a pod is if neither its annotations nor its owner tell.
+workload:
+  default: batch
+  priority_classes: {}           # {online: inference}
+
+# The extender is open to other machines only with client certificates, the api never (kubectl port-forward).
+listeners:
+  - address: 0.0.0.0:9443
+    serves: [extender]
+    tls:
+      cert_file: /etc/wattbalance/tls/tls.crt
+      key_file: /etc/wattbalance/tls/tls.key
+      client_ca_file: /etc/wattbalance/tls/ca.crt
+  - {address: "0.0.0.0:9440", serves: [metrics, probes]}
+  - {address: "127.0.0.1:9441", serves: [api]}
+
+# As in kube-scheduler's configuration.
+extender:
+  prefix: /scheduler
+  bind: false
+  reservation: 30s               # how long a choice holds its GPUs until the binding is seen
+  kubernetes_version: null       # null: as the API server says; else in quotes, "1.32"
+  ignorable: null                # null: not known
+
+# One of several replicas writes; all of them answer.
+lease:
+  enabled: true
+  name: wattbalance
+  namespace: null                # null: the pod's own
+  duration: 15s
+  renew_deadline: 10s
+  retry: 2s
+  identity: null                 # null: the pod's name
+
+# Relative speed, by a glob on the GPU's model name; the first match counts, others are 1.
+models:
+  "*H100*": {capability: 3.0}
+  "*A100*": {capability: 1.5}
+
+scheduler_names: [wattbalance]   # pods of these schedulers should come past us
+managed_resources: [nvidia.com/gpu]
+
+log:
+  level: info                    # debug, info, warning or error
+  format: json                   # or text
+
+shutdown:
+  grace: 10s                     # keep it below terminationGracePeriodSeconds
+"""

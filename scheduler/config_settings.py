@@ -1,0 +1,368 @@
+"""The settings: typed, frozen, one class per room. `scheduler.config` loads and checks them.
+
+The file's words carry no unit (`stale: 60s`), since their values do; the attributes do (`stale_s`).
+Secrets are never in the file, only the names of files that hold them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, field
+
+from scheduler.config_types import (
+    END,
+    Address,
+    BrokerUrl,
+    FilePath,
+    LabelKey,
+    LabelValue,
+    Name,
+    PolicyUse,
+    PositiveSeconds,
+    Seconds,
+    Text,
+)
+from scheduler.core.nouns import GPU_RESOURCE, Placement, PoolSpec, Workload
+
+
+class Mode(StrEnum):
+    """Whether anything is done, or only decided and recorded."""
+
+    ACT = "act"
+    OBSERVE = "observe"
+
+
+class PoolKind(StrEnum):
+    """What sort of place a pool is."""
+
+    ON_PREM = "on-prem"
+    CLOUD = "cloud"
+    EDGE = "edge"
+    PARTNER = "partner"
+
+
+class Face(StrEnum):
+    """What a listener can serve."""
+
+    EXTENDER = "extender"
+    API = "api"
+    METRICS = "metrics"
+    PROBES = "probes"
+
+
+class LogLevel(StrEnum):
+    """From which severity on a line is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """For machines, or for people."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all settings."""
+
+
+class ClusterSettings(Strict, frozen=True, kw_only=True):
+    """The Kubernetes cluster."""
+
+    name: Annotated[
+        Name, Meta(description="Name of this cluster; part of every MQTT topic and of the metrics.")
+    ]
+    kubeconfig: Annotated[
+        FilePath | None,
+        Meta(description="Kubeconfig file; null: the pod's service account, else ~/.kube/config."),
+    ] = None
+    stale_s: Annotated[
+        PositiveSeconds,
+        Meta(
+            description="Not ready once the API server was silent for this long; a minute outlasts its restart."
+        ),
+    ] = field(name="stale", default_factory=lambda: PositiveSeconds(60))
+    api_timeout_s: Annotated[
+        PositiveSeconds,
+        Meta(description="Time limit of one call; kube-scheduler's own patience with us is as long."),
+    ] = field(name="api_timeout", default_factory=lambda: PositiveSeconds(5))
+
+
+class TelemetrySettings(Strict, frozen=True, kw_only=True):
+    """Samples from the agents."""
+
+    broker: Annotated[
+        BrokerUrl, Meta(description="MQTT broker; mqtts:// for TLS. No user or password in it.")
+    ]
+    ca_file: Annotated[FilePath | None, Meta(description="CA of the broker; null: the system's.")] = None
+    cert_file: Annotated[FilePath | None, Meta(description="Our client certificate; null: none.")] = None
+    key_file: Annotated[FilePath | None, Meta(description="Key of cert_file.")] = None
+    username_file: Annotated[
+        FilePath | None, Meta(description="File that holds the user name; null: none.")
+    ] = None
+    password_file: Annotated[
+        FilePath | None, Meta(description="File that holds the password; null: none.")
+    ] = None
+    stale_s: Annotated[
+        PositiveSeconds,
+        Meta(description="A reading older than this is unknown; ten lost messages at one a second."),
+    ] = field(name="stale", default_factory=lambda: PositiveSeconds(10))
+    half_life_s: Annotated[
+        PositiveSeconds,
+        Meta(description="How fast measured load forgets; pending load fades at the same rate."),
+    ] = field(name="half_life", default_factory=lambda: PositiveSeconds(5))
+    neutral_load: Annotated[
+        float, Meta(ge=0, le=1, description="Load assumed of a free GPU whose reading is unknown, 0 to 1.")
+    ] = 0.5
+    wait_at_start_s: Annotated[
+        Seconds, Meta(description="How long to wait for the broker at start before serving without readings.")
+    ] = field(name="wait_at_start", default_factory=lambda: Seconds(10))
+
+
+class SpillSettings(Strict, frozen=True, kw_only=True):
+    """When work flows over into later pools."""
+
+    after_s: Annotated[
+        Seconds,
+        Meta(description="How long a pod waits for this pool before the later ones open to it; 0s: at once."),
+    ] = field(name="after", default_factory=Seconds)
+
+
+class PoolSettings(Strict, frozen=True, kw_only=True):
+    """A group of nodes; its position in the list is its rank."""
+
+    name: Annotated[Name, Meta(description="Name of the pool, as annotations and metrics show it; unique.")]
+    kind: Annotated[PoolKind, Meta(description="What sort of place it is.")] = PoolKind.ON_PREM
+    selector: Annotated[
+        dict[LabelKey, LabelValue],
+        Meta(min_length=1, description="Labels that a node must carry, all of them, to be in this pool."),
+    ]
+    spill: Annotated[SpillSettings, Meta(description="When work flows over into later pools.")] = field(
+        default_factory=SpillSettings
+    )
+
+    def spec(self) -> PoolSpec:
+        """Give the pool as the other rooms know it."""
+        return PoolSpec(
+            name=self.name,
+            kind=self.kind.value,
+            selector=dict(self.selector),
+            spill_after_s=float(self.spill.after_s),
+        )
+
+
+Policies = Annotated[
+    dict[str, PolicyUse],
+    Meta(
+        min_length=1,
+        description="Which policies score, each with its weight and arguments; replaces the default.",
+    ),
+]
+Load = Annotated[
+    float, Meta(ge=0, le=1, description="How busy such a pod is expected to keep each of its GPUs, 0 to 1.")
+]
+
+
+class Profile(Strict, frozen=True, kw_only=True):
+    """How pods of one workload are placed."""
+
+    placement: Annotated[
+        Placement, Meta(description="decisive: filter returns the one chosen node; advisory: scores only.")
+    ] = Placement.DECISIVE
+    expected_load: Load = 0.9
+    policies: Policies = field(
+        default_factory=lambda: {"pack": PolicyUse(weight=3.0), "least-loaded": PolicyUse(weight=1.0)}
+    )
+
+
+class InferenceProfile(Profile, frozen=True, kw_only=True):
+    """Inference: spread by measured load, since its latency suffers from neighbours."""
+
+    expected_load: Load = 0.4
+    policies: Policies = field(
+        default_factory=lambda: {"least-loaded": PolicyUse(weight=3.0), "freshness": PolicyUse(weight=1.0)}
+    )
+
+
+class ProfileSettings(Strict, frozen=True, kw_only=True):
+    """One profile per workload."""
+
+    training: Annotated[Profile, Meta(description="For long jobs: keep whole nodes free.")] = field(
+        default_factory=Profile
+    )
+    inference: Annotated[InferenceProfile, Meta(description="For services: keep load even.")] = field(
+        default_factory=InferenceProfile
+    )
+    batch: Annotated[Profile, Meta(description="For everything else.")] = field(default_factory=Profile)
+
+    def of(self, workload: Workload) -> Profile:
+        """Give the profile of a workload."""
+        by_workload = {Workload.TRAINING: self.training, Workload.INFERENCE: self.inference}
+        return by_workload.get(workload, self.batch)
+
+
+class WorkloadSettings(Strict, frozen=True, kw_only=True):
+    """What a pod is when it does not say so itself."""
+
+    default: Annotated[Workload, Meta(description="Workload of a pod that nothing else tells about.")] = (
+        Workload.BATCH
+    )
+    priority_classes: Annotated[
+        dict[Text, Workload], Meta(description="Workload by the name of the pod's priority class.")
+    ] = {}
+
+
+class TlsSettings(Strict, frozen=True, kw_only=True):
+    """A listener's certificate; reloaded when the files change."""
+
+    cert_file: Annotated[FilePath, Meta(description="Certificate chain, PEM.")]
+    key_file: Annotated[FilePath, Meta(description="Key of cert_file, PEM.")]
+    client_ca_file: Annotated[
+        FilePath | None,
+        Meta(description="Who may connect: clients with a certificate of this CA; null: anyone."),
+    ] = None
+
+
+class ListenerSettings(Strict, frozen=True, kw_only=True):
+    """One open port."""
+
+    address: Annotated[Address, Meta(description="Host and port.")]
+    serves: Annotated[tuple[Face, ...], Meta(min_length=1, description="What is answered here.")]
+    tls: Annotated[TlsSettings | None, Meta(description="Certificate; null: plain HTTP.")] = None
+
+
+def _default_listeners() -> tuple[ListenerSettings, ...]:
+    return (
+        ListenerSettings(address=Address("127.0.0.1:9443"), serves=(Face.EXTENDER,)),
+        ListenerSettings(address=Address("0.0.0.0:9440"), serves=(Face.METRICS, Face.PROBES)),
+        ListenerSettings(address=Address("127.0.0.1:9441"), serves=(Face.API,)),
+    )
+
+
+class ExtenderSettings(Strict, frozen=True, kw_only=True):
+    """The door that kube-scheduler knocks at."""
+
+    prefix: Annotated[
+        str,
+        Meta(
+            pattern=rf"^(/[-A-Za-z0-9_.]+)+{END}",
+            max_length=253,
+            extra={"expected": "a path such as /scheduler, without a slash at its end"},
+            description="Path before /filter, as in the urlPrefix of kube-scheduler's configuration.",
+        ),
+    ] = "/scheduler"
+    bind: Annotated[bool, Meta(description="Whether we bind (bindVerb); off: kube-scheduler does.")] = False
+    reservation_s: Annotated[
+        PositiveSeconds, Meta(description="How long a choice holds its GPUs until the binding is seen.")
+    ] = field(name="reservation", default_factory=lambda: PositiveSeconds(30))
+    kubernetes_version: Annotated[
+        Annotated[
+            str,
+            Meta(
+                pattern=rf"^v?1\.[0-9]{{1,3}}([.+-][-+.0-9A-Za-z]{{0,40}})?{END}",
+                extra={"expected": 'a version in quotes such as "1.32"'},
+            ),
+        ]
+        | None,
+        Meta(description="Version of kube-scheduler; null: as the API server says."),
+    ] = None
+    ignorable: Annotated[
+        bool | None, Meta(description="What kube-scheduler's configuration says of us; null: not known.")
+    ] = None
+
+
+class LeaseSettings(Strict, frozen=True, kw_only=True):
+    """Who of several replicas writes."""
+
+    enabled: Annotated[bool, Meta(description="Off: this is the only replica, and it always leads.")] = True
+    name: Annotated[Name, Meta(description="Name of the Lease.")] = "wattbalance"
+    namespace: Annotated[Name | None, Meta(description="Its namespace; null: the pod's own.")] = None
+    duration_s: Annotated[
+        PositiveSeconds,
+        Meta(description="A leader that is silent for this long is replaced; as Kubernetes has it."),
+    ] = field(name="duration", default_factory=lambda: PositiveSeconds(15))
+    renew_deadline_s: Annotated[
+        PositiveSeconds, Meta(description="A leader that could not renew for this long stops acting.")
+    ] = field(name="renew_deadline", default_factory=lambda: PositiveSeconds(10))
+    retry_s: Annotated[PositiveSeconds, Meta(description="How often it is renewed or asked for.")] = field(
+        name="retry", default_factory=lambda: PositiveSeconds(2)
+    )
+    identity: Annotated[
+        Text | None, Meta(description="Name of this replica; null: the pod's (host's) name.")
+    ] = None
+
+
+class ModelSettings(Strict, frozen=True, kw_only=True):
+    """What is known of GPUs of one model."""
+
+    capability: Annotated[float, Meta(gt=0, le=1000, description="Speed relative to other models.")] = 1.0
+
+
+class LogSettings(Strict, frozen=True, kw_only=True):
+    """The daemon's own lines on stderr."""
+
+    level: Annotated[LogLevel, Meta(description="From which severity on.")] = LogLevel.INFO
+    format: Annotated[LogFormat, Meta(description="json for machines, text for people.")] = LogFormat.JSON
+
+
+class ShutdownSettings(Strict, frozen=True, kw_only=True):
+    """What happens at SIGTERM."""
+
+    grace_s: Annotated[
+        PositiveSeconds, Meta(description="All tasks together; keep it below terminationGracePeriodSeconds.")
+    ] = field(name="grace", default_factory=lambda: PositiveSeconds(10))
+
+
+class Settings(Strict, frozen=True, kw_only=True):
+    """The whole file."""
+
+    mode: Annotated[Mode, Meta(description="act, or observe: decide and record everything, do nothing.")] = (
+        Mode.ACT
+    )
+    cluster: Annotated[ClusterSettings, Meta(description="The Kubernetes cluster.")]
+    telemetry: Annotated[TelemetrySettings, Meta(description="Samples from the agents.")]
+    pools: Annotated[
+        tuple[PoolSettings, ...],
+        Meta(description="In order of preference; a node in none is in `default`, last."),
+    ] = ()
+    profiles: Annotated[ProfileSettings, Meta(description="How each workload is placed.")] = field(
+        default_factory=ProfileSettings
+    )
+    filters: Annotated[
+        dict[str, bool], Meta(description="Filters by policy name; all are on unless off here.")
+    ] = {}
+    workload: Annotated[WorkloadSettings, Meta(description="What a pod is if it does not say.")] = field(
+        default_factory=WorkloadSettings
+    )
+    listeners: Annotated[
+        tuple[ListenerSettings, ...], Meta(min_length=1, description="Open ports; replaces the defaults.")
+    ] = field(default_factory=_default_listeners)
+    extender: Annotated[ExtenderSettings, Meta(description="The door for kube-scheduler.")] = field(
+        default_factory=ExtenderSettings
+    )
+    lease: Annotated[LeaseSettings, Meta(description="Who of several replicas writes.")] = field(
+        default_factory=LeaseSettings
+    )
+    models: Annotated[
+        dict[Text, ModelSettings],
+        Meta(description="By a glob on the GPU's model name; the first match counts."),
+    ] = {}
+    scheduler_names: Annotated[
+        tuple[Text, ...], Meta(min_length=1, description="Pods of these schedulers should come past us.")
+    ] = ("wattbalance",)
+    managed_resources: Annotated[
+        tuple[Text, ...], Meta(min_length=1, description="Extended resources that we place and account.")
+    ] = (GPU_RESOURCE,)
+    log: Annotated[LogSettings, Meta(description="The daemon's own lines.")] = field(
+        default_factory=LogSettings
+    )
+    shutdown: Annotated[ShutdownSettings, Meta(description="What happens at SIGTERM.")] = field(
+        default_factory=ShutdownSettings
+    )

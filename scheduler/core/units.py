@@ -1,0 +1,162 @@
+"""Quantities as people write them: durations, watts, bytes, shares. One anchored ASCII pattern per kind.
+
+No sign, no exponent, no space: so neither NaN nor infinity nor a negative quantity can be written. Units
+are case-sensitive (`m` is minutes, `M` is mega); where people err, the error says what they probably meant.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+# Ten years: longer is a slip of the unit, and keeps every sum of an instant and a duration exact to a microsecond.
+MOST_DURATION_S = 10 * 365 * 86_400.0
+
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,18})?"
+_DURATION = re.compile(
+    rf"(?=[0-9])(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m(?!s))?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?"
+)
+_WATTS = re.compile(rf"({_NUMBER})(W|kW|MW)")
+_BYTES = re.compile(rf"({_NUMBER})(|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)")
+_PERCENT = re.compile(rf"({_NUMBER})%")
+
+_DURATION_UNITS_S = (Decimal(86_400), Decimal(3600), Decimal(60), Decimal(1), Decimal("0.001"))
+_WATT_UNITS = {"W": Decimal(1), "kW": Decimal(1000), "MW": Decimal(1_000_000)}
+_BINARY_UNITS = {"Pi": 2**50, "Ti": 2**40, "Gi": 2**30, "Mi": 2**20, "Ki": 2**10}
+_BYTE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | _BINARY_UNITS
+
+# What people write instead of our units, in lower case; longest first, so that `minutes` is not read as `m`.
+_DURATION_WORDS = (
+    (r"milliseconds?|millis|msecs?", "ms"),
+    (r"seconds?|secs?", "s"),
+    (r"minutes?|mins?", "m"),
+    (r"hours?|hrs?", "h"),
+    (r"days?", "d"),
+)
+_WATT_WORDS = ((r"kilowatts?|kw", "kW"), (r"megawatts?|mw", "MW"), (r"(?<![km])(?:watts?|w)", "W"))
+_BYTE_WORDS = ((r"([kmgtp])ib", r"\1i"), (r"([kmgtp])b", r"\1"), (r"b(?:ytes?)?$", ""))
+
+
+class QuantityError(ValueError):
+    """The text is no quantity of that kind; the message says what was expected and what was probably meant."""
+
+
+def parse_duration(text: str) -> float:
+    """Read `5s`, `250ms` or `4h30m`; larger units first.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        QuantityError: show it to whoever wrote the text.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise _refuse("a duration such as 30s, 250ms or 4h30m", text, "s", _DURATION_WORDS, _DURATION)
+    parts = zip(match.groups(), _DURATION_UNITS_S, strict=True)
+    seconds = float(sum((Decimal(number) * unit for number, unit in parts if number), Decimal(0)))
+    if seconds > MOST_DURATION_S:
+        raise QuantityError(
+            f"expected a duration of at most {format_duration(MOST_DURATION_S)}, got {_cut(text)}"
+        )
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration so that `parse_duration` gives it back, to the nanosecond."""
+    rest = Decimal(repr(round(seconds, 9)))
+    if 0 < rest < 1:
+        return _plain(rest * 1000) + "ms"
+    text = ""
+    for unit_s, name in zip(_DURATION_UNITS_S[:3], "dhm", strict=True):
+        count, rest = divmod(rest, unit_s)
+        text += f"{count:f}{name}" if count else ""
+    return text + (_plain(rest) + "s" if rest or not text else "")
+
+
+def parse_watts(text: str) -> float:
+    """Read `250W`, `1.5kW` or `2MW`, in watts. Raises QuantityError."""
+    match = _WATTS.fullmatch(text)
+    if match is None:
+        raise _refuse("a power such as 250W or 1.5kW", text, "W", _WATT_WORDS, _WATTS)
+    return float(Decimal(match[1]) * _WATT_UNITS[match[2]])
+
+
+def format_watts(power_w: float) -> str:
+    """Write watts so that `parse_watts` gives them back, to the microwatt."""
+    value = Decimal(repr(round(power_w, 6)))
+    unit = "MW" if value >= 1_000_000 else "kW" if value >= 1000 else "W"  # noqa: PLR2004 - the units themselves
+    return _plain(value / _WATT_UNITS[unit]) + unit
+
+
+def parse_bytes(text: str) -> int:
+    """Read `40Gi`, `512M` or `1024`, as Kubernetes writes memory, in bytes. Raises QuantityError."""
+    match = _BYTES.fullmatch(text)
+    if match is None:
+        raise _refuse("an amount of memory such as 40Gi or 512Mi", text, "", _BYTE_WORDS, _BYTES)
+    exact = Decimal(match[1]) * _BYTE_UNITS[match[2]]
+    if exact != int(exact):
+        raise QuantityError(f"expected a whole number of bytes, got {_cut(text)}")
+    return int(exact)
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Write bytes with the largest binary unit that divides them, so that `parse_bytes` gives them back."""
+    for name, unit in _BINARY_UNITS.items():
+        if size_bytes >= unit and size_bytes % unit == 0:
+            return f"{size_bytes // unit}{name}"
+    return str(size_bytes)
+
+
+def parse_percent(text: str) -> float:
+    """Read `5%` or `0` as a fraction of one. Raises QuantityError, also above 100%."""
+    match = _PERCENT.fullmatch("0%" if text == "0" else text)
+    if match is None:
+        raise _refuse("a share such as 5%", text, "%", ((r"percent|pct", "%"),), _PERCENT)
+    frac = float(Decimal(match[1]) / 100)
+    if frac > 1:
+        raise QuantityError(f"expected a share of at most 100%, got {_cut(text)}")
+    return frac
+
+
+def format_percent(frac: float) -> str:
+    """Write a fraction of one as a percentage, to a billionth of a percent."""
+    return _plain(Decimal(repr(round(frac, 11))) * 100) + "%"
+
+
+def _plain(value: Decimal) -> str:
+    """Write without exponent and without trailing zeros."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _cut(text: str) -> str:
+    # 40 characters show any slip; a megabyte in a log line helps nobody.
+    return repr(text if len(text) <= 40 else text[:40] + "…")  # noqa: PLR2004 - explained above
+
+
+def _refuse(
+    expected: str,
+    text: str,
+    bare_unit: str,
+    words: tuple[tuple[str, str], ...],
+    quantity: re.Pattern[str],
+) -> QuantityError:
+    """Build the error; offer what the text would be with our units, if that can be read."""
+    message = f"expected {expected}, got {_cut(text)}"
+    if len(text) > 40:  # noqa: PLR2004 - as _cut
+        return QuantityError(message)
+    guess = re.sub(r"[\s_]", "", text).replace(",", ".").lower()
+    for pattern, unit in words:
+        guess = re.sub(rf"(?<![a-z])(?:{pattern})", unit, guess)
+    guess = re.sub(r"([kmgtp])(i?)$", _memory_unit, guess) if quantity is _BYTES else guess
+    if re.fullmatch(_NUMBER, guess):
+        # A share below one was meant as a fraction, not as less than a percent.
+        guess = format_percent(float(guess)) if bare_unit == "%" and float(guess) < 1 else guess + bare_unit
+    if guess != text and quantity.fullmatch(guess):
+        message += f"; did you mean {guess}?"
+    return QuantityError(message)
+
+
+def _memory_unit(match: re.Match[str]) -> str:
+    return (match[1].lower() if match[1] == "k" and not match[2] else match[1].upper()) + match[2]
