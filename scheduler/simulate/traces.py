@@ -1,0 +1,214 @@
+"""Read node and task lists of the openb trace: real GPU nodes, real tasks.
+
+The built-in slice lies in data/ beside this file (data/SOURCE.md: origin, licence, how it was drawn); whole lists are
+read by path. The lists are an arrival multiset: their creation times are thinned and are not replayed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from scheduler.core.errors import TraceError
+
+NODE_FILE = "openb_node_list_gpu_node.csv"
+TASK_FILE = "openb_pod_list_default.csv"
+BUILT_IN_NODES = "openb_nodes.csv"
+BUILT_IN_TASKS = "openb_tasks.csv"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceNode:
+    """One machine of the trace."""
+
+    name: str
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceTask:
+    """One task of the trace, as it stands there. `models` is empty where the task names no GPU model."""
+
+    name: str
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    gpu_milli: int
+    """Of each GPU; below 1000 the task shares one."""
+    models: tuple[str, ...]
+    qos: str
+    run_s: float
+    """From being scheduled (where that is not told: from creation) to deletion."""
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether it asks less than one whole GPU."""
+        return self.gpus == 1 and self.gpu_milli < 1000  # noqa: PLR2004 - a thousand milli-GPU is one GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Nodes and tasks together."""
+
+    nodes: tuple[TraceNode, ...]
+    tasks: tuple[TraceTask, ...]
+    source: str
+    """For the first line that a person sees: where the lists came from."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+
+def load_trace(
+    *, nodes: int | None = None, trace_dir: Path | None = None, trace_file: Path | None = None
+) -> Trace:
+    """Load the built-in slice, or whole lists of a directory, or a given task list.
+
+    Args:
+        nodes: How many nodes to keep, in the list's mix of models; None keeps all.
+        trace_dir: A directory with the published file names.
+        trace_file: A task list; its nodes come from `trace_dir`, else from the directory it lies in if that has
+            the node list, else from the built-in slice.
+
+    Raises:
+        TraceError: A file is missing or a row cannot be read; names file and line. Stop and say so.
+    """
+    built_in = Path(str(files("scheduler.simulate") / "data"))
+    if trace_dir is None and trace_file is not None and (trace_file.parent / NODE_FILE).exists():
+        trace_dir = trace_file.parent
+    node_file = built_in / BUILT_IN_NODES if trace_dir is None else trace_dir / NODE_FILE
+    task_file = trace_file or (built_in / BUILT_IN_TASKS if trace_dir is None else trace_dir / TASK_FILE)
+    found = [node for node in load_nodes(node_file) if node.gpus > 0]
+    if nodes is not None and nodes > len(found):
+        raise TraceError(str(node_file), 0, f"{nodes} nodes asked, the list has {len(found)} with a GPU")
+    chosen = found if nodes is None else pick_evenly(found, nodes, key=_node_kind)
+    source = "built-in slice of openb" if trace_dir is None and trace_file is None else str(task_file)
+    return Trace(nodes=tuple(chosen), tasks=tuple(load_tasks(task_file)), source=source)
+
+
+def load_nodes(path: Path) -> list[TraceNode]:
+    """Read a node list. Raises TraceError with file and line."""
+    nodes = [
+        TraceNode(
+            name=row.text("sn"),
+            cpu_milli=row.count("cpu_milli"),
+            memory_mib=row.count("memory_mib"),
+            gpus=row.count("gpu"),
+            model=row.text("model", allow_empty=True),
+        )
+        for row in _rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))
+    ]
+    _refuse_twins(path, [node.name for node in nodes])
+    return nodes
+
+
+def load_tasks(path: Path) -> list[TraceTask]:
+    """Read a task list.
+
+    Raises:
+        TraceError: With file and line; also where the list has no times (the multigpu lists), since run times are
+            not invented.
+    """
+    wanted = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "qos", "creation_time", "deletion_time")
+    tasks = [_task(row) for row in _rows(path, wanted)]
+    _refuse_twins(path, [task.name for task in tasks])
+    return tasks
+
+
+def pick_evenly(items: Sequence[T], count: int, *, key: Callable[[T], tuple[str | int, ...]]) -> list[T]:
+    """Pick `count` of the items, evenly spaced in their order by `key`: each kind keeps its share to within one.
+
+    No randomness: the same list gives the same picks on every machine. The picks keep the list's own order.
+    """
+    order = sorted(range(len(items)), key=lambda i: key(items[i]))
+    picked = sorted(order[(2 * i + 1) * len(items) // (2 * count)] for i in range(count))
+    return [items[i] for i in picked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One CSV row that knows where it stands."""
+
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    def text(self, column: str, *, allow_empty: bool = False) -> str:
+        value = self.cells[column].strip()
+        if not value and not allow_empty:
+            raise TraceError(str(self.path), self.line, f"{column} is empty")
+        return value
+
+    def count(self, column: str) -> int:
+        value = self.text(column)
+        if not value.isdecimal():
+            raise TraceError(str(self.path), self.line, f"{column}: expected a whole number, got {value[:40]!r}")
+        return int(value)
+
+
+def _task(row: _Row) -> TraceTask:
+    gpus, gpu_milli = row.count("num_gpu"), row.count("gpu_milli")
+    # One GPU or several whole ones: a share of several is not a thing in this trace, nor on Kubernetes.
+    if gpus > 0 and not 0 < gpu_milli <= 1000:  # noqa: PLR2004 - a thousand milli-GPU is one GPU
+        raise TraceError(str(row.path), row.line, f"gpu_milli: expected 1 to 1000, got {gpu_milli}")
+    # Tasks that never left Pending have no scheduled_time: what they waited stands in for what they ran.
+    scheduled = row.cells.get("scheduled_time", "").strip()
+    start_s = row.count("scheduled_time") if scheduled else row.count("creation_time")
+    spec = row.cells.get("gpu_spec", "")
+    return TraceTask(
+        name=row.text("name"),
+        cpu_milli=row.count("cpu_milli"),
+        memory_mib=row.count("memory_mib"),
+        gpus=gpus,
+        gpu_milli=gpu_milli,
+        # Some rows name a model twice; the set is what counts.
+        models=tuple(sorted({part.strip() for part in spec.split("|") if part.strip()})),
+        qos=row.text("qos", allow_empty=True),
+        run_s=float(max(row.count("deletion_time") - start_s, 0)),
+    )
+
+
+def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[_Row]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            missing = [column for column in wanted if column not in header]
+            if missing:
+                raise TraceError(str(path), 1, f"missing columns: {', '.join(missing)}")
+            empty = True
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    detail = f"{len(cells)} cells where the header has {len(header)}"
+                    raise TraceError(str(path), reader.line_num, detail)
+                empty = False
+                yield _Row(path, reader.line_num, dict(zip(header, cells, strict=True)))
+            if empty:
+                raise TraceError(str(path), 1, "no rows")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TraceError(str(path), 0, str(error)) from error
+
+
+def _refuse_twins(path: Path, names: list[str]) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise TraceError(str(path), index + 2, f"name {name!r} stands there twice")  # +1 header, +1 from 1
+        seen.add(name)
+
+
+def _node_kind(node: TraceNode) -> tuple[str | int, ...]:
+    return (node.model, node.gpus, node.cpu_milli, node.memory_mib, node.name)

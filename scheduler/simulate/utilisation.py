@@ -1,0 +1,134 @@
+"""The load and power model of simulated GPUs: docs/model.md states it and its sources.
+
+Shapes: everything is `(nodes, gpus)`, padded to the largest node; padding has no GPU and stays at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.nouns import Workload
+from scheduler.simulate.traces import TraceNode
+
+FloatArray = NDArray[np.float64]
+
+# Mean utilisation of a task's GPUs, uniform between the two. Source: docs/model.md.
+MEAN_UTIL_FRAC: dict[Workload, tuple[float, float]] = {
+    Workload.TRAINING: (0.9, 1.0),
+    Workload.BATCH: (0.9, 1.0),
+    Workload.INFERENCE: (0.25, 0.45),
+}
+NOISE_SD_FRAC = 0.03
+# Correlation of the noise with itself one second earlier: a bump lasts about ten seconds. A guess.
+NOISE_KEPT_FRAC_PER_S = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuModel:
+    """What a model draws and holds."""
+
+    idle_w: float
+    limit_w: float
+    memory_bytes: int
+    limit_min_w: float
+
+
+_GIB = 2**30
+# idle_w and limit_w: the table of the PWR paper (CCGrid '25), which takes G2 for an A10 and G3 for an A100.
+# Memory and lowest limit: vendors' data sheets of those cards.
+GPU_MODELS: dict[str, GpuModel] = {
+    "V100M16": GpuModel(idle_w=30, limit_w=300, memory_bytes=16 * _GIB, limit_min_w=100),
+    "V100M32": GpuModel(idle_w=30, limit_w=300, memory_bytes=32 * _GIB, limit_min_w=100),
+    "P100": GpuModel(idle_w=25, limit_w=250, memory_bytes=16 * _GIB, limit_min_w=125),
+    "T4": GpuModel(idle_w=10, limit_w=70, memory_bytes=16 * _GIB, limit_min_w=60),
+    "A10": GpuModel(idle_w=30, limit_w=150, memory_bytes=24 * _GIB, limit_min_w=100),
+    "G2": GpuModel(idle_w=30, limit_w=150, memory_bytes=24 * _GIB, limit_min_w=100),
+    "G3": GpuModel(idle_w=50, limit_w=400, memory_bytes=80 * _GIB, limit_min_w=100),
+}
+# A model that the table lacks counts as the commonest one of the trace.
+OTHER_MODEL = "G2"
+
+
+def gpu_model(name: str) -> GpuModel:
+    """The table's row of a model."""
+    return GPU_MODELS.get(name, GPU_MODELS[OTHER_MODEL])
+
+
+def draw_mean_util(workload: Workload, rng: np.random.Generator) -> float:
+    """One task's mean utilisation: the same on each of its GPUs, for as long as it runs."""
+    low, high = MEAN_UTIL_FRAC[workload]
+    return float(rng.uniform(low, high))
+
+
+class LoadModel:
+    """What every GPU of a simulated cluster is doing. Watts and joules are of the time that `advance` is told."""
+
+    def __init__(self, nodes: Sequence[TraceNode], rng: np.random.Generator) -> None:
+        counts = np.array([node.gpus for node in nodes], dtype=np.int64)
+        shape = (len(nodes), int(counts.max(initial=0)))
+        self.exists: NDArray[np.bool_] = np.arange(shape[1])[None, :] < counts[:, None]
+        models = [gpu_model(node.model) for node in nodes]
+        self.idle_w: FloatArray = np.array([m.idle_w for m in models])[:, None] * self.exists
+        self.limit_w: FloatArray = np.array([m.limit_w for m in models])[:, None] * self.exists
+        self.busy: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
+        self.util_frac: FloatArray = np.zeros(shape)
+        self.power_w: FloatArray = self.idle_w.copy()
+        self.energy_j: FloatArray = np.zeros(shape)
+        self._mean_frac: FloatArray = np.zeros(shape)
+        self._rng = rng
+        # The noise starts where it stays: drawn from its long-run distribution, not from zero.
+        self._noise_frac: FloatArray = rng.normal(0.0, NOISE_SD_FRAC, shape)
+
+    @property
+    def gpu_counts(self) -> NDArray[np.int64]:
+        """GPUs per node."""
+        return self.exists.sum(axis=1, dtype=np.int64)
+
+    def start(self, row: int, gpus: int, mean_util_frac: float) -> tuple[int, ...]:
+        """Let a task run on the first idle GPUs of a node and say which those are.
+
+        Raises:
+            ValueError: The node has not that many idle GPUs: the caller has overcommitted it.
+        """
+        idle = np.flatnonzero(self.exists[row] & ~self.busy[row])[:gpus]
+        if len(idle) < gpus:
+            raise ValueError(f"node row {row} has {len(idle)} idle GPUs, {gpus} asked")
+        self.busy[row, idle] = True
+        self._mean_frac[row, idle] = mean_util_frac
+        self._settle(row)
+        return tuple(int(i) for i in idle)
+
+    def stop(self, row: int, indices: tuple[int, ...]) -> None:
+        """The task on these GPUs has ended."""
+        self.busy[row, list(indices)] = False
+        self._mean_frac[row, list(indices)] = 0.0
+        self._settle(row)
+
+    def advance(self, span_s: float) -> None:
+        """Let time pass: energy is what was drawn until now, then the noise moves on."""
+        self.energy_j += self.power_w * span_s
+        kept_frac = NOISE_KEPT_FRAC_PER_S**span_s
+        fresh = self._rng.normal(0.0, NOISE_SD_FRAC, self._noise_frac.shape)
+        self._noise_frac = kept_frac * self._noise_frac + math.sqrt(1.0 - kept_frac**2) * fresh
+        self._settle(slice(None))
+
+    def node_util_frac(self) -> FloatArray:
+        """Mean utilisation of each node's GPUs, `(nodes,)`."""
+        return self.util_frac.sum(axis=1) / np.maximum(self.gpu_counts, 1)
+
+    def _settle(self, rows: int | slice) -> None:
+        util = np.clip(self._mean_frac[rows] + self._noise_frac[rows], 0.0, 1.0)
+        self.util_frac[rows] = np.where(self.busy[rows], util, 0.0)
+        span_w = self.limit_w[rows] - self.idle_w[rows]
+        self.power_w[rows] = self.idle_w[rows] + span_w * self.util_frac[rows]
+
+
+def weighted_std(values: FloatArray, weights: NDArray[np.int64]) -> float:
+    """Standard deviation across nodes, each node counted by its GPUs: 0 is perfect balance."""
+    mean = float(np.average(values, weights=weights))
+    return math.sqrt(float(np.average((values - mean) ** 2, weights=weights)))
