@@ -43,7 +43,8 @@ class Judgement:
     rows: Rows
     codes: CodeArray
     bands: NDArray[np.uint8]
-    total: ScoreArray
+    total: NDArray[np.float64]
+    free_gpus: NDArray[np.float32]
     scores: tuple[ScoreArray, ...]
     policies: tuple[str, ...]
     weights: tuple[float, ...]
@@ -102,7 +103,7 @@ def judge(
             continue
         codes = np.where(codes == 0, answer, codes)
     # 2. Scores, over all rows; one that fails is dropped from the sum.
-    total_all = np.zeros(snapshot.rows, np.float32)
+    total_all = np.zeros(snapshot.rows, np.float64)
     names: list[str] = []
     weights: list[float] = []
     scores: list[ScoreArray] = []
@@ -119,7 +120,8 @@ def judge(
         scores.append(score)
     weight_sum = sum(weights) or 1.0
     for weight, score in zip(weights, scores, strict=True):
-        total_all += score * np.float32(weight / weight_sum)
+        # In double precision, in this order: the record's terms then add up to the very same number.
+        total_all += score.astype(np.float64) * (weight / weight_sum)
     # 3. Gather the candidates, once.
     cand_codes = codes[rows]
     total = total_all[rows]
@@ -145,6 +147,7 @@ def judge(
         codes=cand_codes,
         bands=bands,
         total=total,
+        free_gpus=snapshot.free_gpus[rows],
         scores=tuple(score[rows] for score in scores),
         policies=tuple(names),
         weights=tuple(w / weight_sum for w in weights),

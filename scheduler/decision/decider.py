@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.cluster.reservations import RENEWALS
 from scheduler.cluster.store import Store
@@ -116,7 +117,7 @@ class Decider:
             return kept, "full_by_our_count", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)
 
-    def scores(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> np.ndarray:
+    def scores(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> NDArray[np.float64]:
         """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
         profile = self.profiles[request.workload]
         previous = self.log.of_pod(request.uid)
@@ -124,11 +125,11 @@ class Decider:
         if previous is not None and previous.result == "passed_soft":
             # The pod's own soft preferences choose among equals: our opinion was the filter.
             self.results["prioritize", profile.name, "passed_soft"] += 1
-            return np.zeros(len(rows), np.float32)
+            return np.zeros(len(rows))
         self._record("prioritize", request, judgement, profile, "advised", unix_s, reserved=False)
-        return np.where(judgement.bands == BAND_NEVER, np.float32(0), judgement.total)
+        return np.where(judgement.bands == BAND_NEVER, 0.0, judgement.total)
 
-    def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> np.ndarray:
+    def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> NDArray[np.bool_]:
         """For preempt: which candidates pass all filters, shape (candidates,), bool. Never reserves or reorders.
 
         kube-scheduler has counted the victims' GPUs free; what only we can see is all that may say no.
@@ -193,7 +194,7 @@ class Decider:
             row = int(judgement.rows[position])
             known = row < snapshot.rows
             terms = [
-                Term(name, float(score[position]), weight, float(score[position] * np.float32(weight)))
+                Term(name, float(score[position]), weight, float(score[position]) * weight)
                 for name, score, weight in zip(judgement.policies, judgement.scores, judgement.weights, strict=True)
             ]
             ranked.append(
@@ -201,7 +202,7 @@ class Decider:
                     node=self._name(row),
                     score=float(judgement.total[position]),
                     pool=pool_names[snapshot.pool[row]] if known else "",
-                    free_gpus=float(snapshot.free_gpus[row]) if known else 0.0,
+                    free_gpus=float(judgement.free_gpus[position]),
                     terms=terms,
                 )
             )

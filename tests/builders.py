@@ -1,0 +1,144 @@
+"""Objects with defaults, so that a test names only what it is about."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduler.cluster.intent import Intents
+from scheduler.cluster.objects import Container, Meta, Node, NodeSpec, NodeStatus, OwnerRef, Pod, PodSpec, PodStatus
+from scheduler.cluster.objects import Resources as ContainerResources
+from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.store import Store, StoreSettings
+from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Workload
+from scheduler.decision.decider import Decider
+from scheduler.policy import registry
+from scheduler.policy.base import Score
+from scheduler.policy.profiles import NamedFilter, Profile, Weighted
+from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
+
+FILTERS = ("quarantine", "devices", "pools")
+
+
+def make_node(
+    name: str = "n1", gpus: int = 8, labels: dict[str, str] | None = None, *, cordoned: bool = False
+) -> Node:
+    """A node with GPUs in its allocatable."""
+    return Node(
+        metadata=Meta(name=name, labels=labels or {}),
+        spec=NodeSpec(unschedulable=cordoned),
+        status=NodeStatus(allocatable={GPU_RESOURCE: str(gpus)}),
+    )
+
+
+def make_pod(
+    name: str = "p1",
+    gpus: int = 1,
+    *,
+    uid: str = "",
+    node: str = "",
+    nominated: str = "",
+    priority: int = 0,
+    phase: str = "",
+    deleted: str | None = None,
+    annotations: dict[str, str] | None = None,
+    owner: OwnerRef | None = None,
+    priority_class: str = "",
+) -> Pod:
+    """A pod with one container that asks for GPUs."""
+    return Pod(
+        metadata=Meta(
+            name=name,
+            namespace="team-a",
+            uid=uid or f"uid-{name}",
+            deletion_timestamp=deleted,
+            annotations=annotations,
+            owner_references=[owner] if owner else None,
+        ),
+        spec=PodSpec(
+            node_name=node,
+            priority=priority,
+            priority_class_name=priority_class,
+            containers=[Container(resources=ContainerResources(limits={GPU_RESOURCE: str(gpus)}))],
+        ),
+        status=PodStatus(phase=phase, nominated_node_name=nominated),
+    )
+
+
+def make_request(name: str = "p1", gpus: int = 1, **fields: object) -> PodRequest:
+    """What policies see of a pod."""
+    values: dict[str, object] = {"uid": f"uid-{name}", "namespace": "team-a", "name": name, "gpus": gpus} | fields
+    return PodRequest(**values)  # type: ignore[arg-type]  # the tests' own keywords
+
+
+def make_inventory(node: str = "n1", gpus: int = 8, model: str = "H100") -> Inventory:
+    """An agent's inventory."""
+    return Inventory(v=1, node=node, gpus=[GpuInventory(uuid=f"{node}-{i}", model=model) for i in range(gpus)])
+
+
+def make_sample(
+    node: str = "n1", util: list[float | None] | None = None, state: list[str] | None = None, seq: int = 1
+) -> Sample:
+    """A sample with 100 W per GPU."""
+    busy = [0.5] * 8 if util is None else util
+    return Sample(
+        v=1,
+        node=node,
+        agent="a",
+        boot="b",
+        seq=seq,
+        unix_s=0.0,
+        span_s=1.0,
+        inventory="h",
+        state=state or ["ok"] * len(busy),
+        power_w=[100.0] * len(busy),
+        util_frac=busy,
+        energy_j=[1.0] * len(busy),
+    )
+
+
+def make_store(pools: tuple[PoolSpec, ...] = (), **settings: float) -> Store:
+    """An empty store with every class of work expected to be 0.9 busy."""
+    loads = dict.fromkeys(Workload, 0.9)
+    return Store(StoreSettings(pools=pools, expected_loads=loads, **settings), Intents())  # type: ignore[arg-type]
+
+
+def see_node(store: Store, name: str = "n1", gpus: int = 8, labels: dict[str, str] | None = None) -> None:
+    """Tell a store of a node and its agent's inventory."""
+    store.apply(Changed(Kind.NODE, make_node(name, gpus, labels)), 0.0)
+    store.see_inventory(name, make_inventory(name, gpus))
+
+
+def see_pod(store: Store, pod: Pod, now_mono_s: float = 0.0) -> None:
+    """Tell a store of a pod."""
+    store.apply(Changed(Kind.POD, pod), now_mono_s)
+
+
+def lose_pod(store: Store, pod: Pod, now_mono_s: float = 0.0) -> None:
+    """Tell a store that a pod was deleted."""
+    store.apply(Gone(Kind.POD, pod), now_mono_s)
+
+
+def make_decider(
+    store: Store, placement: Placement = Placement.DECISIVE, weights: dict[str, float] | None = None
+) -> Decider:
+    """A decider with one profile for all classes of work."""
+    scores = []
+    for name, weight in (weights or {"least-loaded": 1.0}).items():
+        policy = registry.build(name, {})
+        assert isinstance(policy, Score)
+        scores.append(Weighted(name, weight, policy))
+    spill = tuple(p.spill_after_s for p in store.settings.pools)
+    filters = []
+    for name in FILTERS:
+        built = registry.build(name, {"spill_after_s": spill} if name == "pools" else {})
+        filters.append(NamedFilter(name, built))  # type: ignore[arg-type]  # FILTERS names filters only
+    profiles = {
+        w: Profile(name=w.value, workload=w, placement=placement, expected_load=0.9, scores=tuple(scores))
+        for w in Workload
+    }
+    return Decider(store, profiles, tuple(filters))
+
+
+def all_rows(store: Store) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """Rows of all nodes, by name."""
+    return np.array([store.rows[name] for name in sorted(store.rows)], np.intp)

@@ -1,0 +1,144 @@
+"""Every policy: sound answers for any input, and its own preference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.core.errors import ConfigError
+from scheduler.core.nouns import PoolSpec, Reason
+from scheduler.policy import registry
+from scheduler.policy.base import POOL_CODES, Filter, Score
+from tests.builders import make_pod, make_request, make_sample, make_store, see_node, see_pod
+
+POLICY_DIR = Path(registry.__file__).parent
+NOT_POLICIES = {"__init__", "base", "profiles", "registry"}
+SCORES = [n for n in registry.known() if isinstance(registry.build(n, {}), Score)]
+FILTERS = [n for n in registry.known() if isinstance(registry.build(n, {}), Filter)]
+
+gpu_counts = st.integers(0, 16)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Any state that events can produce: sizes, bindings, readings with holes, lost GPUs, stale nodes."""
+    store = make_store()
+    for index in range(draw(st.integers(1, 6))):
+        name, gpus = f"n{index}", draw(gpu_counts)
+        see_node(store, name, gpus=gpus)
+        if gpus and draw(st.booleans()):
+            util = draw(st.lists(st.none() | st.floats(0, 1), min_size=gpus, max_size=gpus))
+            state = draw(st.lists(st.sampled_from(["ok", "lost", "hung", "?"]), min_size=gpus, max_size=gpus))
+            store.see_samples([(name, make_sample(name, util=util, state=state), 1.0)])
+        if draw(st.booleans()):
+            see_pod(store, make_pod(f"p{index}", gpus=draw(st.integers(1, 20)), node=name), 1.0)
+    store.tick(draw(st.floats(1, 100)))
+    return store.snapshot
+
+
+@pytest.mark.parametrize("name", SCORES)
+@given(snapshot=snapshots(), gpus=st.integers(0, 16))
+def test_scores_are_finite_and_in_range(name: str, snapshot: Snapshot, gpus: int) -> None:
+    policy = registry.build(name, {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(gpus=gpus), snapshot)
+    assert score.dtype == np.float32
+    assert score.shape == (snapshot.rows,)
+    assert np.isfinite(score).all()
+    assert score.min() >= 0
+    assert score.max() <= 1
+
+
+@pytest.mark.parametrize("name", [*SCORES, *FILTERS])
+@given(snapshot=snapshots(), gpus=st.integers(0, 8))
+def test_a_rows_answer_depends_on_that_row_alone(name: str, snapshot: Snapshot, gpus: int) -> None:
+    policy = registry.build(name, {})
+    request = make_request(gpus=gpus)
+    order = np.arange(snapshot.rows)[::-1].astype(np.intp)
+    answer = policy.score if isinstance(policy, Score) else policy.filter
+    assert np.array_equal(answer(request, snapshot)[order], answer(request, snapshot.take(order)))
+
+
+def test_every_policy_file_is_registered_under_its_name() -> None:
+    files = {p.stem for p in POLICY_DIR.glob("*.py")} - NOT_POLICIES
+    assert {module.NAME.replace("-", "_") for module in registry.known().values()} == files
+    assert all(name == module.NAME for name, module in registry.known().items())
+
+
+def test_an_unknown_policy_or_argument_lists_what_is_known() -> None:
+    with pytest.raises(ConfigError, match="unknown policy; known: devices, freshness"):
+        registry.build("leest-loaded", {})
+    with pytest.raises(ConfigError, match="known arguments: none"):
+        registry.build("pack", {"speed": 1})
+
+
+def test_least_loaded_prefers_the_idle_node_and_counts_the_pod_itself() -> None:
+    store = make_store()
+    see_node(store, "big", gpus=8)
+    see_node(store, "small", gpus=2)
+    store.see_samples([("big", make_sample("big", util=[0.0] * 8), 1.0)])
+    store.see_samples([("small", make_sample("small", util=[0.0] * 2), 1.0)])
+    policy = registry.build("least-loaded", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(gpus=1, expected_load=0.8), store.snapshot)
+    assert score[store.rows["big"]] == pytest.approx(1 - 0.8 / 8)
+    assert score[store.rows["small"]] == pytest.approx(1 - 0.8 / 2)
+
+
+def test_pack_prefers_the_tightest_fit() -> None:
+    store = make_store()
+    for name, gpus in (("exact", 2), ("loose", 4), ("empty", 8)):
+        see_node(store, name, gpus=gpus)
+    policy = registry.build("pack", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(gpus=2), store.snapshot)
+    assert score[store.rows["exact"]] == 1
+    assert score[store.rows["exact"]] > score[store.rows["loose"]] > score[store.rows["empty"]]
+
+
+def test_freshness_falls_with_the_age_of_the_reading() -> None:
+    store = make_store(stale_s=10.0)
+    see_node(store, "new")
+    see_node(store, "old")
+    see_node(store, "never")
+    store.see_samples([("old", make_sample("old"), 0.0)])
+    store.see_samples([("new", make_sample("new"), 5.0)])
+    store.tick(5.0)
+    policy = registry.build("freshness", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    assert score[store.rows["new"]] == 1
+    assert score[store.rows["old"]] == pytest.approx(0.5)
+    assert score[store.rows["never"]] == 0
+
+
+def test_devices_rules_out_only_what_is_known_to_be_broken() -> None:
+    store = make_store()
+    see_node(store, "broken", gpus=2)
+    see_node(store, "unread", gpus=2)
+    store.see_samples([("broken", make_sample("broken", util=[0.0, None], state=["ok", "hung"]), 1.0)])
+    policy = registry.build("devices", {})
+    assert isinstance(policy, Filter)
+    codes = policy.filter(make_request(gpus=2), store.snapshot)
+    assert codes[store.rows["broken"]] == Reason.BROKEN_GPUS
+    assert codes[store.rows["unread"]] == 0
+
+
+def test_pools_hold_a_pod_until_its_patience_is_over() -> None:
+
+
+    pools = (PoolSpec(name="dc", selector={"site": "dc"}), PoolSpec(name="aws", selector={"site": "aws"}))
+    store = make_store(pools)
+    see_node(store, "a", labels={"site": "dc"})
+    see_node(store, "b", labels={"site": "aws"})
+    policy = registry.build("pools", {"spill_after_s": [300.0, 0.0]})
+    assert isinstance(policy, Filter)
+    early = policy.filter(make_request(waited_s=10), store.snapshot)
+    assert early[store.rows["a"]] == 0
+    assert early[store.rows["b"]] == POOL_CODES
+    assert not policy.filter(make_request(waited_s=300), store.snapshot).any()
