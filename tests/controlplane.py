@@ -36,7 +36,14 @@ WHY_NOT = "KUBEBUILDER_ASSETS is unset: no real kube-apiserver to test on"
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 10.0
 _PLURALS = {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies"}
-_CLUSTER_SCOPED = {"Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "PersistentVolume"}
+_CLUSTER_SCOPED = {
+    "Namespace",
+    "Node",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "PriorityClass",
+    "PersistentVolume",
+}
 
 
 def assets() -> Path | None:
@@ -153,7 +160,8 @@ class ControlPlane:
         self._folder = Path(tempfile.mkdtemp(prefix="controlplane-"))
         try:
             rows = ["admin-token,admin,admin,system:masters"] + [
-                f'{self._tokens[user]},{user},{user},"{",".join(groups)}"' for user, groups in self.users.items()
+                f'{self._tokens[user]},{user},{user},"{",".join(groups)}"'
+                for user, groups in self.users.items()
             ]
             (self.folder / "tokens.csv").write_text("\n".join(rows) + "\n")
             openssl = shutil.which("openssl")
@@ -205,7 +213,9 @@ class ControlPlane:
             with contextlib.suppress(OSError, ssl.SSLError):
                 if self.request("GET", "/readyz", raw=True) == b"ok":
                     # The bootstrap roles are written after the first ok.
-                    self.request("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-scheduler")
+                    self.request(
+                        "GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-scheduler"
+                    )
                     self.request("GET", "/api/v1/namespaces/default")
                     return
             time.sleep(0.2)

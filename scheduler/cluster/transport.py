@@ -280,6 +280,8 @@ class Transport:
         accept: str,
         session: str,
     ) -> aiohttp.ClientResponse:
+        if session not in self._sessions:
+            raise ApiUnavailable(f"{verb} {target.path}: the connections are closed")
         self.counters.requests[verb] += 1
         headers = {"Accept": accept}
         if token := await access.token():
