@@ -1,0 +1,270 @@
+"""Sockets: which address serves what, under which certificate, until when.
+
+Composition only: what answers stands in the rooms. One application a listener; a listener may serve several
+roles. Certificates and client CAs are read again when their files change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import ssl
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from scheduler.extender.server import LOOPBACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_log = logging.getLogger(__name__)
+
+ROLES = frozenset({"extender", "api", "metrics", "probes"})
+
+KEEPALIVE_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
+CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
+GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where a listener's certificate is. With a client CA, only its clients are served."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSpec:
+    """One address and the roles it serves. Address: `host:port`, `[::1]:port`, or `:port` for all
+    interfaces."""
+
+    address: str
+    serves: frozenset[str]
+    tls: TlsFiles | None = None
+
+    def host_port(self) -> tuple[str | None, int]:
+        """Split the address; no host means every interface."""
+        host, colon, port = self.address.rpartition(":")
+        if not colon or not port.isdigit():
+            message = f"{self.address!r} is not host:port"
+            raise ValueError(message)
+        return host.removeprefix("[").removesuffix("]") or None, int(port)
+
+    def is_loopback(self) -> bool:
+        """Whether only this machine (or pod) can reach it."""
+        host, _ = self.host_port()
+        try:
+            return host == "localhost" or (host is not None and ip_address(host).is_loopback)
+        except ValueError:
+            return False
+
+
+@dataclass(slots=True)
+class ReloadCounters:
+    """How often certificates were read again. Plain numbers that report reads."""
+
+    ok: int = 0
+    failed: int = 0
+    """Files that changed into something unusable; the pair before them is still served."""
+
+
+@dataclass(slots=True)
+class Certificates:
+    """A server context whose certificate and client CA can be exchanged while it serves.
+
+    Two traps made it so. `load_cert_chain` on a context in use breaks it when the pair does not match, and
+    `load_verify_locations` only ever adds, so that clients of a removed CA still get in. Hence a fresh
+    context each time, which the front one hands to every new handshake. And a third: a resumed session skips
+    the client's certificate, whatever CA is gone; hence TLS 1.3 without tickets, where nothing can be
+    resumed.
+    """
+
+    files: TlsFiles
+    front: ssl.SSLContext = field(init=False)
+    _current: ssl.SSLContext = field(init=False)
+    _seen: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._seen = self._digest()
+        self._current = self._build()
+        # The front's own verify mode counts at the handshake (it is copied before the exchange), so it is
+        # built in the same way; its certificates are never shown.
+        self.front = self._build()
+        self.front.sni_callback = self._exchange
+
+    def reload(self) -> bool | None:
+        """Read the files if they have changed.
+
+        Returns:
+            True if new ones are served from now on, False if they are unusable (said once), None if nothing
+            changed.
+        """
+        try:
+            seen = self._digest()
+        except OSError as error:
+            # A file that is away for a moment is how some tools write it; told apart from the last look all
+            # the same.
+            seen = repr(error).encode()
+        if seen == self._seen:
+            return None
+        # Taken before the files are loaded: if they change in between, the next look sees it.
+        self._seen = seen
+        try:
+            self._current = self._build()
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            _log.error("certificate %s cannot be used, the one before stays: %s", self.files.cert_file, error)
+            # noqa: TRY400 - a file's fault, no traceback return False
+        return True
+
+    def _exchange(
+        self, sslobject: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _front: ssl.SSLContext
+    ) -> None:
+        sslobject.context = self._current
+
+    def _digest(self) -> bytes:
+        files = (self.files.cert_file, self.files.key_file, self.files.client_ca_file)
+        digests = [hashlib.sha256(file.read_bytes()).digest() for file in files if file is not None]
+        return b"".join(digests)
+
+    def _build(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
+        # No h2 here: a client that offers both falls back to 1.1.
+        context.set_alpn_protocols(["http/1.1"])
+        # An empty password makes a locked key an error; without one, OpenSSL would ask on the terminal.
+        context.load_cert_chain(self.files.cert_file, self.files.key_file, password="")
+        if self.files.client_ca_file is not None:
+            context.load_verify_locations(self.files.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+class Listeners:
+    """All listening sockets of the daemon.
+
+    Args:
+        specs: what to listen on.
+        routes: by role; a role without routes serves nothing.
+        end_streams: called when stopping begins, so that open event streams end and do not hold the stop.
+        check_s: how often certificate files are looked at.
+        grace_s: how long a request that is being answered may go on once stopping has begun.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ListenerSpec],
+        routes: Mapping[str, Iterable[web.AbstractRouteDef]],
+        *,
+        end_streams: Sequence[Callable[[], None]] = (),
+        check_s: float = CHECK_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._routes = {role: tuple(given) for role, given in routes.items()}
+        self._end_streams = tuple(end_streams)
+        self._check_s = check_s
+        self._grace_s = grace_s
+        self._runners: list[web.AppRunner] = []
+        self._certificates: list[tuple[Certificates, web.AppRunner]] = []
+        self.reloads = ReloadCounters()
+        self.ready = asyncio.Event()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The bound host and port of each listener, in the order given; the way to learn a port asked for as
+        0."""
+        return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
+
+    async def run(self) -> None:
+        """Listen until cancelled, reading certificates again when they change; then stop.
+
+        Raises:
+            OSError: an address cannot be bound, or a certificate not be read.
+        """
+        await self.start()
+        try:
+            while True:
+                await asyncio.sleep(self._check_s)
+                self.check_certificates()
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Bind all addresses; on failure none stays bound.
+
+        Raises:
+            OSError: an address cannot be bound, or a certificate not be read.
+        """
+        try:
+            for spec in self._specs:
+                await self._listen(spec)
+        except BaseException:
+            await self.stop()
+            raise
+        self.ready.set()
+
+    async def stop(self) -> None:
+        """Refuse new connections, end streams, answer what was asked, close."""
+        self.ready.clear()
+        runners, self._runners, self._certificates = self._runners, [], []
+        # 1. No listener takes another connection, before the first of them waits for its answers.
+        for runner in runners:
+            for site in list(runner.sites):
+                await site.stop()
+        # 2. Streams would hold the stop for the whole grace.
+        for end in self._end_streams:
+            end()
+        # 3. Requests in flight are answered, idle connections closed; each listener has its grace at the same
+        # time.
+        async with asyncio.TaskGroup() as group:
+            for runner in runners:
+                group.create_task(runner.cleanup(), name="listeners.stop")
+
+    def check_certificates(self) -> None:
+        """Read certificates and client CAs again where their files have changed."""
+        for certificates, runner in self._certificates:
+            outcome = certificates.reload()
+            if outcome is False:
+                self.reloads.failed += 1
+            elif outcome is True:
+                self.reloads.ok += 1
+                _log.info("certificate %s was read again", certificates.files.cert_file)
+                # Connections of before end after their next pause: a client of a removed CA must not keep
+                # one.
+                if runner.server is not None:
+                    runner.server.pre_shutdown()
+
+    async def _listen(self, spec: ListenerSpec) -> None:
+        app = web.Application()
+        app[LOOPBACK] = spec.is_loopback()
+        for role in sorted(spec.serves):
+            app.add_routes(self._routes.get(role, ()))
+        async with AsyncExitStack() as undo:
+            certificates = Certificates(spec.tls) if spec.tls is not None else None
+            runner = web.AppRunner(
+                app,
+                handle_signals=False,
+                access_log=None,
+                keepalive_timeout=KEEPALIVE_S,
+                shutdown_timeout=self._grace_s,
+            )
+            undo.push_async_callback(runner.cleanup)
+            await runner.setup()
+            host, port = spec.host_port()
+            await web.TCPSite(
+                runner, host, port, ssl_context=certificates.front if certificates is not None else None
+            ).start()
+            undo.pop_all()
+        self._runners.append(runner)
+        if certificates is not None:
+            self._certificates.append((certificates, runner))
