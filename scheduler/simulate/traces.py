@@ -52,7 +52,7 @@ class TraceTask:
     @property
     def shares_gpu(self) -> bool:
         """Whether it asks less than one whole GPU."""
-        return self.gpus == 1 and self.gpu_milli < 1000  # noqa: PLR2004 - a thousand milli-GPU is one GPU
+        return self.gpus == 1 and self.gpu_milli < 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,16 @@ def load_tasks(path: Path) -> list[TraceTask]:
         TraceError: With file and line; also where the list has no times (the multigpu lists), since run times are
             not invented.
     """
-    wanted = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "qos", "creation_time", "deletion_time")
+    wanted = (
+        "name",
+        "cpu_milli",
+        "memory_mib",
+        "num_gpu",
+        "gpu_milli",
+        "qos",
+        "creation_time",
+        "deletion_time",
+    )
     tasks = [_task(row) for row in _rows(path, wanted)]
     _refuse_twins(path, [task.name for task in tasks])
     return tasks
@@ -153,14 +162,16 @@ class _Row:
     def count(self, column: str) -> int:
         value = self.text(column)
         if not value.isdecimal():
-            raise TraceError(str(self.path), self.line, f"{column}: expected a whole number, got {value[:40]!r}")
+            raise TraceError(
+                str(self.path), self.line, f"{column}: expected a whole number, got {value[:40]!r}"
+            )
         return int(value)
 
 
 def _task(row: _Row) -> TraceTask:
     gpus, gpu_milli = row.count("num_gpu"), row.count("gpu_milli")
     # One GPU or several whole ones: a share of several is not a thing in this trace, nor on Kubernetes.
-    if gpus > 0 and not 0 < gpu_milli <= 1000:  # noqa: PLR2004 - a thousand milli-GPU is one GPU
+    if gpus > 0 and not 0 < gpu_milli <= 1000:
         raise TraceError(str(row.path), row.line, f"gpu_milli: expected 1 to 1000, got {gpu_milli}")
     # Tasks that never left Pending have no scheduled_time: what they waited stands in for what they ran.
     scheduled = row.cells.get("scheduled_time", "").strip()
@@ -206,7 +217,9 @@ def _refuse_twins(path: Path, names: list[str]) -> None:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            raise TraceError(str(path), index + 2, f"name {name!r} stands there twice")  # +1 header, +1 from 1
+            raise TraceError(
+                str(path), index + 2, f"name {name!r} stands there twice"
+            )  # +1 header, +1 from 1
         seen.add(name)
 
 

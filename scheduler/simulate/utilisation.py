@@ -73,8 +73,12 @@ class LoadModel:
         shape = (len(nodes), int(counts.max(initial=0)))
         self.exists: NDArray[np.bool_] = np.arange(shape[1])[None, :] < counts[:, None]
         models = [gpu_model(node.model) for node in nodes]
-        self.idle_w: FloatArray = np.array([m.idle_w for m in models])[:, None] * self.exists
-        self.limit_w: FloatArray = np.array([m.limit_w for m in models])[:, None] * self.exists
+        self.idle_w: FloatArray = (
+            np.array([m.idle_w for m in models], dtype=np.float64)[:, None] * self.exists
+        )
+        self.limit_w: FloatArray = (
+            np.array([m.limit_w for m in models], dtype=np.float64)[:, None] * self.exists
+        )
         self.busy: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
         self.util_frac: FloatArray = np.zeros(shape)
         self.power_w: FloatArray = self.idle_w.copy()
@@ -87,7 +91,7 @@ class LoadModel:
     @property
     def gpu_counts(self) -> NDArray[np.int64]:
         """GPUs per node."""
-        return self.exists.sum(axis=1, dtype=np.int64)
+        return np.asarray(self.exists.sum(axis=1), dtype=np.int64)
 
     def start(self, row: int, gpus: int, mean_util_frac: float) -> tuple[int, ...]:
         """Let a task run on the first idle GPUs of a node and say which those are.
@@ -119,7 +123,7 @@ class LoadModel:
 
     def node_util_frac(self) -> FloatArray:
         """Mean utilisation of each node's GPUs, `(nodes,)`."""
-        return self.util_frac.sum(axis=1) / np.maximum(self.gpu_counts, 1)
+        return np.asarray(self.util_frac.sum(axis=1) / np.maximum(self.gpu_counts, 1), dtype=np.float64)
 
     def _settle(self, rows: int | slice) -> None:
         util = np.clip(self._mean_frac[rows] + self._noise_frac[rows], 0.0, 1.0)

@@ -1,0 +1,135 @@
+"""The simulated agents speak to a real broker; what they send is read by the daemon's own subscriber."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from msgspec import UNSET
+
+from scheduler.core.clock import SystemClock
+from scheduler.simulate.broker import running_broker
+from scheduler.simulate.fleet import Fleet, TooFewFiles, interval_for, inventory_of, raise_file_limit
+from scheduler.simulate.traces import TraceNode
+from scheduler.simulate.utilisation import LoadModel
+from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
+from scheduler.telemetry.sample import Inventory, Sample
+
+
+def make_nodes(count: int) -> list[TraceNode]:
+    return [
+        TraceNode(name=f"n{i}", cpu_milli=8000, memory_mib=65536, gpus=1 + i % 4, model="T4")
+        for i in range(count)
+    ]
+
+
+class Recorder:
+    """A handler that keeps everything."""
+
+    def __init__(self) -> None:
+        self.seen: list[Sample] = []
+        self.inventories: dict[str, Inventory] = {}
+        self.online: dict[str, bool] = {}
+        self.refused: Counter[str] = Counter()
+
+    def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
+        self.inventories[node] = inventory
+
+    def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
+        self.seen.extend(sample for _, sample, _ in batch)
+
+    def status(self, node: str, online: bool, now_mono_s: float) -> None:
+        self.online[node] = online
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        self.refused[reason] += count
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_daemon_reads_every_node_and_hears_when_the_fleet_leaves() -> None:
+    nodes = make_nodes(20)
+    load = LoadModel(nodes, np.random.default_rng(1))
+    load.start(3, 4, 0.8)
+    recorder, clock = Recorder(), SystemClock()
+    async with running_broker() as broker:
+        settings = BrokerSettings(url=broker.url)
+        reader = TelemetrySubscriber(settings, cluster="demo", handler=recorder, clock=clock)
+        fleet = Fleet(settings, cluster="demo", nodes=nodes, load=load, clock=clock, interval_s=0.2)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(reader.run())
+            await reader.wait_connected()
+            sending = group.create_task(fleet.run())
+            await until(
+                lambda: min(Counter(s.node for s in recorder.seen).get(n.name, 0) for n in nodes) >= 3
+            )
+            sending.cancel()
+            await until(lambda: recorder.online == {node.name: False for node in nodes})
+            reading.cancel()
+    assert recorder.refused == Counter()
+    assert recorder.inventories == {node.name: inventory_of(node) for node in nodes}
+    busy = [sample for sample in recorder.seen if sample.node == "n3"][-1]
+    # T4: 10 W idle, 70 W limit; utilisation 0.8, give or take five standard deviations of the noise.
+    assert all(value is not None and abs(value - 0.8) < 0.15 for value in busy.util_frac)
+    assert all(
+        power_w == pytest.approx(10 + 60 * util, abs=0.1)
+        for power_w, util in zip(busy.power_w, busy.util_frac, strict=True)
+        if power_w is not None and util is not None
+    )
+    idle = [sample for sample in recorder.seen if sample.node == "n7"]
+    energy = [sample.energy_j[0] for sample in idle]
+    assert energy == sorted(energy, key=float)  # type: ignore[arg-type]  # never None here
+    # Wall time: idle at 10 W for as long as the samples span.
+    spent_s = sum(sample.span_s for sample in idle[1:])
+    assert energy[-1] - energy[0] == pytest.approx(10 * spent_s, rel=0.02)  # type: ignore[operator]  # likewise
+
+
+async def test_slow_fields_come_first_and_then_rest() -> None:
+    nodes = make_nodes(1)
+    load, recorder, clock = LoadModel(nodes, np.random.default_rng(1)), Recorder(), SystemClock()
+    async with running_broker() as broker:
+        settings = BrokerSettings(url=broker.url)
+        reader = TelemetrySubscriber(settings, cluster="demo", handler=recorder, clock=clock)
+        fleet = Fleet(settings, cluster="demo", nodes=nodes, load=load, clock=clock, interval_s=0.1)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(reader.run())
+            await reader.wait_connected()
+            sending = group.create_task(fleet.run())
+            await fleet.wait_connected()
+            await until(lambda: len(recorder.seen) >= 3)
+            sending.cancel()
+            reading.cancel()
+    assert all(sample.limit_w is UNSET or sample.limit_w == [70.0] for sample in recorder.seen)
+    assert [sample.seq for sample in recorder.seen] == sorted({sample.seq for sample in recorder.seen})
+    assert sum(sample.limit_w is not UNSET for sample in recorder.seen) <= 1
+
+
+def test_a_big_fleet_stretches_the_interval() -> None:
+    assert interval_for(200) == 1.0
+    assert interval_for(1213) == pytest.approx(1213 / 400)
+
+
+def test_a_hard_limit_that_is_too_low_is_said() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("no hard limit on this machine")
+    with pytest.raises(TooFewFiles, match="ulimit -Hn"):
+        raise_file_limit(hard)
+
+
+def test_the_soft_limit_is_raised_to_what_the_nodes_need() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        raise_file_limit(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
