@@ -43,8 +43,10 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerSpec:
-    """One address and the roles it serves. Address: `host:port`, `[::1]:port`, or `:port` for all
-    interfaces."""
+    """One address and the roles it serves.
+
+    Address: `host:port`, `[::1]:port`, or `:port` for all interfaces.
+    """
 
     address: str
     serves: frozenset[str]
@@ -110,8 +112,7 @@ class Certificates:
         try:
             seen = self._digest()
         except OSError as error:
-            # A file that is away for a moment is how some tools write it; told apart from the last look all
-            # the same.
+            # Some tools write a file by taking it away first; that is a change like any other.
             seen = repr(error).encode()
         if seen == self._seen:
             return None
@@ -121,7 +122,7 @@ class Certificates:
             self._current = self._build()
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             _log.error("certificate %s cannot be used, the one before stays: %s", self.files.cert_file, error)
-            # noqa: TRY400 - a file's fault, no traceback return False
+            return False
         return True
 
     def _exchange(
@@ -181,8 +182,7 @@ class Listeners:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """The bound host and port of each listener, in the order given; the way to learn a port asked for as
-        0."""
+        """The bound host and port of each listener, in the order given, where a port 0 has become a real one."""
         return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
 
     async def run(self) -> None:
@@ -224,8 +224,7 @@ class Listeners:
         # 2. Streams would hold the stop for the whole grace.
         for end in self._end_streams:
             end()
-        # 3. Requests in flight are answered, idle connections closed; each listener has its grace at the same
-        # time.
+        # 3. Requests in flight are answered, idle connections closed; all within one grace.
         async with asyncio.TaskGroup() as group:
             for runner in runners:
                 group.create_task(runner.cleanup(), name="listeners.stop")
@@ -239,8 +238,7 @@ class Listeners:
             elif outcome is True:
                 self.reloads.ok += 1
                 _log.info("certificate %s was read again", certificates.files.cert_file)
-                # Connections of before end after their next pause: a client of a removed CA must not keep
-                # one.
+                # Older connections end after their answer: a client of a removed CA must not keep one.
                 if runner.server is not None:
                     runner.server.pre_shutdown()
 

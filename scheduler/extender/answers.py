@@ -40,7 +40,7 @@ class Fragments:
 
     Args:
         names_by_row: the name of each row's node; None for a row that has none. Such rows never reach an
-        answer.
+            answer.
         reason_texts: what a reason code means, by code; at most 256.
     """
 

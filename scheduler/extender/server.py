@@ -68,7 +68,7 @@ class ExtenderVerbs(Protocol):
         ...
 
     def may_answer(self, loopback: bool) -> str | None:  # noqa: FBT001 - a fact, one caller
-        """Say why this replica may not answer now over a loopback listener, or over another; None if it may."""
+        """Say why this replica may not answer now, over a loopback listener or another; None if it may."""
         ...
 
 
@@ -223,11 +223,10 @@ class ExtenderServer:
                 body = await self._body(request)
                 # Asked after the body has come: leadership may have gone while it was on its way.
                 why_not = self._verbs.may_answer(request.app.get(LOOPBACK, False))
-                if why_not is not None:
-                    unavailable = HTTPStatus.SERVICE_UNAVAILABLE
-                    raise _Refused(unavailable, "unavailable", "unavailable", why_not, close=True)
-                response = _json(HTTPStatus.OK, await answer(body))
-                result = "ok"
+                if why_not is None:
+                    response, result = _json(HTTPStatus.OK, await answer(body)), "ok"
+                else:
+                    response, result = self._refusal(verb, _unavailable(why_not))
             except Exception as error:  # noqa: BLE001 - the boundary: nothing that comes in may stop us
                 response, result = self._refusal(verb, error)
             if connection in self._closing:
@@ -288,6 +287,10 @@ def extender_routes(
 ) -> list[web.RouteDef]:
     """Give the routes alone, for who needs no `close_connections`."""
     return ExtenderServer(verbs, counters, clock).routes(prefix)
+
+
+def _unavailable(why_not: str) -> _Refused:
+    return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "unavailable", why_not, close=True)
 
 
 def _json(status: HTTPStatus, body: bytes | bytearray) -> web.Response:
