@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.cluster.columns import STATE_BROKEN, STATE_OK, STATE_UNKNOWN, Columns
 from scheduler.cluster.intent import Intents
@@ -163,7 +164,9 @@ class Store:
         record = self.nodes.get(name)
         if record is None:
             row = columns.take_row()
-            record = NodeRecord(name=name, row=row, labels=labels, pool=self._pool_names[pool], gpu_count=gpu_count)
+            record = NodeRecord(
+                name=name, row=row, labels=labels, pool=self._pool_names[pool], gpu_count=gpu_count
+            )
             self.nodes[name] = record
             self.rows[name] = row
             self.names.extend([None] * (columns.rows - len(self.names)))
@@ -338,7 +341,9 @@ class Store:
         others = [
             facts
             for facts in self._nominated.values()
-            if facts.uid != request.uid and facts.priority >= request.priority and facts.nominated_node in self.rows
+            if facts.uid != request.uid
+            and facts.priority >= request.priority
+            and facts.nominated_node in self.rows
         ]
         if own is None and not others:
             return snapshot
@@ -355,6 +360,40 @@ class Store:
             row = self.rows[own.node]
             pending[row] = max(float(pending[row]) - own.load, 0)
         return snapshot.replace(free_gpus=free, pending_load=pending)
+
+    def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
+        """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.
+
+        Such a node may be a template that does not exist yet; it never gets a promise. Rows count on from
+        `snapshot.rows`, in the order given.
+        """
+        count = len(nodes)
+        gpus = np.array([quantity((n.status.allocatable or {}).get(GPU_RESOURCE)) for n in nodes], np.float32)
+        labels = [n.metadata.labels or {} for n in nodes]
+        zeros = np.zeros(count, np.float32)
+        added: dict[str, NDArray[np.generic]] = {
+            "present": np.ones(count, bool),
+            "gpu_count": gpus,
+            "healthy_gpus": np.full(count, np.inf, np.float32),
+            "free_gpus": gpus,
+            "bound_gpus": zeros,
+            "reserved_gpus": zeros,
+            "load_sum": gpus * np.float32(self.settings.neutral_load),
+            "pending_load": zeros,
+            "known_gpus": zeros,
+            "fresh": np.zeros(count, bool),
+            "reading_age_s": np.full(count, np.inf, np.float32),
+            "pool": np.array([self._pool_index(each) for each in labels], np.uint8),
+            "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
+            "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
+            "capability": np.array([self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32),
+            "name_hash": np.array([zlib.crc32(n.metadata.name.encode()) for n in nodes], np.uint32),
+        }
+        columns: dict[str, object] = {
+            name: np.concatenate([getattr(snapshot, name), column]) for name, column in added.items()
+        }
+        most = max(float(added["capability"].max(initial=np.float32(1))), snapshot.capability_max)  # type: ignore[call-overload]  # float32 by construction
+        return snapshot.replace(**columns, capability_max=most)
 
     def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
         """Promise this node's GPUs to the pod; the pod's previous promise is taken back.

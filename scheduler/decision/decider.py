@@ -6,11 +6,13 @@ Plain synchronous code; `now` is handed in. The store is changed only through it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cluster.objects import Node
 from scheduler.cluster.reservations import RENEWALS
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
@@ -61,6 +63,7 @@ class Decider:
         self.disagreements = 0
         """Nodes offered with room that our count says are full."""
         self._cycle = 0
+        self._strangers: list[str] = []
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
         self.reason_texts = reason_texts(store.pool_names)
 
@@ -69,17 +72,24 @@ class Decider:
         """Workload -> (profile name, expected load), as Store.request wants it."""
         return self._profile_facts
 
-    def judge(self, request: PodRequest, rows: Rows, now_mono_s: float) -> Judgement:
-        """Judge candidates at this instant, changing nothing but the passing of time."""
+    def judge(
+        self, request: PodRequest, rows: Rows, now_mono_s: float, strangers: Sequence[Node] = ()
+    ) -> Judgement:
+        """Judge candidates at this instant, changing nothing but the passing of time.
+
+        `strangers` are nodes that the store does not know, judged from the object sent; their rows count on from
+        the snapshot's.
+        """
         store = self.store
         store.tick(now_mono_s)
         last = [store.rows[n] for n in store.reservations.last_choices(request.uid, now_mono_s) if n in store.rows]
         own = store.reservations.get(request.uid)
         promised = store.rows.get(own.node, -1) if own is not None and own.renewals < RENEWALS else -1
+        snapshot = store.snapshot_for(request)
         return judge(
             request,
             rows,
-            store.snapshot_for(request),
+            store.with_strangers(snapshot, strangers) if strangers else snapshot,
             self.profiles[request.workload],
             self.filters,
             self.failures,
@@ -87,12 +97,29 @@ class Decider:
             promised,
         )
 
-    def place(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> Outcome:
-        """Decide where one pod may go, promise it if the choice is ours, and keep the record."""
+    def place(
+        self,
+        request: PodRequest,
+        rows: Rows,
+        now_mono_s: float,
+        unix_s: float,
+        strangers: Sequence[Node] = (),
+        *,
+        observe: bool = False,
+    ) -> Outcome:
+        """Decide where one pod may go, promise it if the choice is ours, and keep the record.
+
+        With `observe` nothing is promised: the record says what would have been.
+        """
         profile = self.profiles[request.workload]
-        judgement = self.judge(request, rows, now_mono_s)
+        judgement = self.judge(request, rows, now_mono_s, strangers)
         self.disagreements += int(np.count_nonzero(judgement.bands == BAND_FULL))
-        kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
+        self._strangers = [node.metadata.name for node in strangers]
+        if observe:
+            chosen = [judgement.choice] if judgement.choice >= 0 else []
+            kept, result, reserved = np.array(chosen, np.intp), "observed", False
+        else:
+            kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
         record = self._record("filter", request, judgement, profile, result, unix_s, reserved=reserved)
         return Outcome(request, judgement, kept, profile.placement, result, reserved, record)
 
@@ -142,7 +169,9 @@ class Decider:
 
     def _name(self, row: int) -> str:
         names = self.store.names
-        return (names[row] if row < len(names) else None) or ""
+        if row < self.store.snapshot.rows:
+            return names[row] or ""
+        return self._strangers[row - self.store.snapshot.rows]
 
     def _record(  # noqa: PLR0913 - the facts of one record
         self,
@@ -162,7 +191,7 @@ class Decider:
         last = int(np.count_nonzero(judgement.bands == BAND_LAST))
         if last:
             reasons[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = last
-        one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count"}
+        one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count", "observed"}
         record = DecisionRecord(
             cycle=f"{self._cycle:x}",
             unix_s=unix_s,

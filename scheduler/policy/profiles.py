@@ -1,0 +1,37 @@
+"""A profile: which scores count how much for one class of work, and how its pods are placed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.core.nouns import Placement, Workload
+from scheduler.policy.base import Filter, Score
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """One score policy in a profile."""
+
+    name: str
+    weight: float
+    policy: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """How pods of one class of work are judged. Filters are the same for all profiles."""
+
+    name: str
+    workload: Workload
+    placement: Placement
+    expected_load: float
+    """What one GPU of such a pod is expected to be busy, 0..1 (a share of one GPU)."""
+    scores: tuple[Weighted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFilter:
+    """One filter policy under its name."""
+
+    name: str
+    policy: Filter
