@@ -1,0 +1,59 @@
+"""What every test gets: hypothesis profiles, and an alarm for tasks that were started and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline: on a shared core it measures the neighbours. `ci` is the same on every run; `nightly` searches.
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=5000,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# What a closing transport needs to say goodbye once the test has let go of it.
+TURNS_TO_SETTLE = 10
+
+
+@pytest.fixture
+async def no_lost_tasks() -> AsyncIterator[None]:
+    """Fail a test that leaves a task running, or whose task failed without anybody reading the error.
+
+    Both pass unseen otherwise. It is given to async tests only: in a sync test it would start a loop for nothing.
+    """
+    lost: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: lost.append(context))
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(TURNS_TO_SETTLE):
+        await asyncio.sleep(0)
+    left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+    # A task's unread error is reported when the task is collected.
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not left, f"tasks left running: {left}"
+    assert not lost, f"errors that nobody read: {lost}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every async test the alarm, first, so that it is torn down after all other fixtures."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            item.fixturenames.insert(0, "no_lost_tasks")
