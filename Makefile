@@ -1,0 +1,74 @@
+# One line each: `make demo` shows the product, `make test` proves it, `make check` is the fast gate.
+# Everything runs from .venv, built from requirements/*.txt with hashes; nothing here needs root except
+# scripts/install-debian, which `make test` calls.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+# make demo ARGS="--nodes 50 --duration 60"
+ARGS ?=
+export WATTBALANCE_VENV := $(VENV)
+
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --no-header --python-version 3.11
+
+.PHONY: help demo test check lint format types imports unit bench test-gpu lock venv run-venv debian clean
+
+help:
+	@echo 'make demo      watch pods of a public trace being placed (ARGS="--nodes 50 --duration 60")'
+	@echo 'make test      install what the tests need (scripts/install-debian), then run all of them'
+	@echo 'make check     format, lint, types, import layers, conventions, unit tests'
+	@echo 'make bench     the benchmarks, with the comparison beside each figure'
+	@echo 'make test-gpu  the tests that need a real GPU'
+	@echo 'make lock      compile requirements/*.txt anew (needs uv); make clean'
+
+demo: run-venv
+	@$(BIN)/wattbalance demo $(ARGS)
+
+test: debian venv
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports unit
+
+lint: venv
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+
+format: venv
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+types: venv
+	$(BIN)/mypy
+
+imports: venv
+	$(BIN)/lint-imports --verbose >/dev/null || $(BIN)/lint-imports
+	$(BIN)/deptry scheduler
+
+# The conventions are tests too (tests/conventions).
+unit: venv
+	$(BIN)/python -m pytest -q -m 'not e2e and not gpu and not slow' $(ARGS)
+
+bench: venv
+	$(BIN)/python -m benchmarks $(ARGS)
+
+test-gpu: venv
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lock:
+	$(COMPILE) pyproject.toml --extra demo -o requirements/run.txt
+	$(COMPILE) pyproject.toml --extra demo --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+
+venv:
+	@scripts/make-venv dev
+
+run-venv:
+	@scripts/make-venv run
+
+debian:
+	@scripts/install-debian
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find scheduler tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
