@@ -198,11 +198,11 @@ def _check_listeners(listeners: dict[int, ListenerSettings], checker: Checker) -
 
 
 def _check_telemetry(telemetry: TelemetrySettings, checker: Checker) -> None:
-    pairs = (("cert_file", "key_file"), ("key_file", "cert_file"), ("password_file", "username_file"))
+    pairs = (("key_file", "cert_file"), ("password_file", "username_file"))
     for one, other in pairs:
         if getattr(telemetry, one) is not None and getattr(telemetry, other) is None:
             checker.refuse(("telemetry", other), f"expected a file, since {one} is set; got nothing")
-    for name in ("ca_file", "cert_file"):
+    for name in ("ca_file", "cert_file", "key_file"):
         if getattr(telemetry, name) is not None and not telemetry.broker.tls:
             checker.refuse(
                 ("telemetry", "broker"), f"expected mqtts://, since {name} is set; got {telemetry.broker!r}"

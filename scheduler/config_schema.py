@@ -25,7 +25,7 @@ def build_schema(policy_kinds: dict[str, type[msgspec.Struct]]) -> dict[str, obj
     _, policy_parts = msgspec.json.schema_components(
         list(policy_kinds.values()), schema_hook=_leaf_schema, ref_template="#/$defs/{name}"
     )
-    structs = _structs(Settings)
+    structs = structs_below(Settings)
     for name, part in parts.items():
         if name in structs:
             _fill_defaults(part, structs[name])
@@ -50,7 +50,8 @@ def _leaf_schema(kind: type) -> Json:
     return {"type": "string", "examples": list(getattr(kind, "EXAMPLES", []))}
 
 
-def _structs(root: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+def structs_below(root: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+    """Give a struct and all that its fields hold, by name."""
     found: dict[str, type[msgspec.Struct]] = {}
     waiting: list[msgspec.inspect.Type] = [msgspec.inspect.type_info(root)]
     while waiting:

@@ -103,7 +103,7 @@ class TelemetrySettings(Strict, frozen=True, kw_only=True):
     ]
     ca_file: Annotated[FilePath | None, Meta(description="CA of the broker; null: the system's.")] = None
     cert_file: Annotated[FilePath | None, Meta(description="Our client certificate; null: none.")] = None
-    key_file: Annotated[FilePath | None, Meta(description="Key of cert_file.")] = None
+    key_file: Annotated[FilePath | None, Meta(description="Its key; null: it is in cert_file.")] = None
     username_file: Annotated[
         FilePath | None, Meta(description="File that holds the user name; null: none.")
     ] = None

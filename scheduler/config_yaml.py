@@ -91,7 +91,7 @@ def read(text: str) -> Document:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         where = getattr(error, "context", None)
         document.data = BROKEN
-        message = f"expected YAML: {what}{f' ({where})' if where else ''}"
+        message = f"expected YAML, got what cannot be read as such: {what}{f' ({where})' if where else ''}"
         document.refuse(builder.path(), message, None if mark is None else mark.line + 1)
     except UnicodeError:
         document.data = BROKEN
@@ -128,6 +128,7 @@ class _Open:
         self.path = path
         self.content = content  # None: inside something that was refused; its parts are dropped
         self.key: str | Broken | None = None  # the key that waits for its value, in a mapping
+        self.key_line = 0
 
 
 class _Builder:
@@ -226,11 +227,14 @@ class _Builder:
         if isinstance(key, Broken):
             return False
         self._note((*top.path, key), value, event)
+        if isinstance(value, (dict, list)):
+            # People look for a section at its name, not at its first entry.
+            self._document.lines[(*top.path, key)] = top.key_line
         top.content[key] = value
         return True
 
     def _put_key(self, top: _Open, key: object, event: yaml.Event) -> None:
-        top.key = BROKEN
+        top.key, top.key_line = BROKEN, event.start_mark.line + 1
         if isinstance(key, Broken):
             return
         if not isinstance(key, str):

@@ -11,8 +11,10 @@ from decimal import Decimal
 
 # Ten years: longer is a slip of the unit, and keeps every sum of an instant and a duration exact to a microsecond.
 MOST_DURATION_S = 10 * 365 * 86_400.0
+# Half an exbibyte, far beyond any node: 18 digits, so that what can be written can be read, and exactly.
+MOST_BYTES = 2**59
 
-_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,18})?"
+_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?"
 _DURATION = re.compile(
     rf"(?=[0-9])(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m(?!s))?(?:({_NUMBER})s)?(?:({_NUMBER})ms)?"
 )
@@ -95,6 +97,8 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise _refuse("an amount of memory such as 40Gi or 512Mi", text, "", _BYTE_WORDS, _BYTES)
     exact = Decimal(match[1]) * _BYTE_UNITS[match[2]]
+    if exact > MOST_BYTES:
+        raise QuantityError(f"expected at most {format_bytes(MOST_BYTES)} of memory, got {_cut(text)}")
     if exact != int(exact):
         raise QuantityError(f"expected a whole number of bytes, got {_cut(text)}")
     return int(exact)

@@ -1,0 +1,274 @@
+"""The command line. Each command imports its room inside its function, so that `--help` costs nearly nothing.
+
+Exit codes: 0 done; 1 something failed, one line on stderr says what; 2 the configuration or the command line
+is wrong; 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from scheduler import __version__
+
+INTERRUPTED = 130  # as a shell says of a process that SIGINT ended: 128 + 2
+MISUSED = 2
+
+FILE = click.Path(dir_okay=False)
+DIRECTORY = click.Path(file_okay=False)
+
+
+class Duration(click.ParamType):
+    """`30s`, `4h30m`, or a bare number of seconds; longer than zero. Seconds inside."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        from scheduler.core.units import QuantityError, parse_duration  # noqa: PLC0415 - see the module
+
+        try:
+            text = str(value)
+            # At a prompt, and only there, a bare number can mean nothing but seconds.
+            seconds = parse_duration(text + "s" if text[-1:].isdigit() else text)
+        except QuantityError as error:
+            self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail(f"expected a duration longer than zero, got {value}", param, ctx)
+        return seconds
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Place GPU pods by measured load, on several pools.
+
+    \b
+    Examples:
+      wattbalance demo                               a cluster on this machine, with simulated GPUs
+      wattbalance config example > wattbalance.yaml  a commented configuration
+      wattbalance check-config wattbalance.yaml      every problem in it
+      wattbalance serve --config wattbalance.yaml    the daemon
+      wattbalance agent --once                       what the GPUs of this machine do
+    """
+
+
+@cli.command()
+def version() -> None:
+    """Print the version.
+
+    \b
+    Example:
+      wattbalance version
+    """
+    click.echo(f"wattbalance {__version__}")
+
+
+@cli.command(short_help="Run the daemon.")
+@click.option("--config", "path", type=FILE, required=True, metavar="FILE", help="Configuration file.")
+def serve(path: str) -> int:
+    """Run the daemon: the extender, telemetry and the cluster's state.
+
+    Stops at SIGTERM or Ctrl-C within its grace; exits 2 if the configuration is wrong.
+
+    \b
+    Example:
+      wattbalance serve --config /etc/wattbalance/config.yaml
+    """
+    from scheduler import app, config  # noqa: PLC0415 - see the module
+
+    return app.serve(config.load_file(path), path)
+
+
+@cli.command()
+@click.option("--node", envvar="NODE_NAME", metavar="NAME", help="Node; default: NODE_NAME, else the host name.")
+@click.option("--cluster", default="default", show_default=True, help="Cluster, as the daemon's file says.")
+@click.option("--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="URL", help="MQTT broker.")
+@click.option("--ca-file", type=FILE, metavar="FILE", help="CA of the broker; default: the system's.")
+@click.option("--cert-file", type=FILE, metavar="FILE", help="Client certificate.")
+@click.option("--key-file", type=FILE, metavar="FILE", help="Its key; default: it is in --cert-file.")
+@click.option("--username-file", type=FILE, metavar="FILE", help="File that holds the user name.")
+@click.option("--password-file", type=FILE, metavar="FILE", help="File that holds the password.")
+@click.option("--interval", type=Duration(), default="1s", show_default=True, help="Time between messages.")
+@click.option(
+    "--sample-hz",
+    type=click.FloatRange(0.1, 50),
+    default=5.0,
+    show_default=True,
+    help="Readings per second; fewer where a read is slow.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Address of /metrics and /healthz.")
+@click.option("--once", is_flag=True, help="Print one reading and end.")
+@click.option("--json", "as_json", is_flag=True, help="With --once: as JSON.")
+def agent(*, once: bool, as_json: bool, **flags: str | float | None) -> int:
+    """Read this node's GPUs and publish what they do.
+
+    \b
+    Examples:
+      wattbalance agent --once
+      wattbalance agent --once --json
+      wattbalance agent --cluster prod --broker mqtts://broker:8883 --ca-file ca.crt
+    """
+    if as_json and not once:
+        raise click.UsageError("--json goes with --once")
+    from scheduler import cli_agent  # noqa: PLC0415 - see the module
+
+    return cli_agent.once(flags, as_json=as_json) if once else cli_agent.run(flags)
+
+
+@cli.command(short_help="Run a whole cluster on this machine, with simulated GPUs.")
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=200, show_default=True, help="How many nodes.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0.1, 10_000),
+    default=60.0,
+    show_default=True,
+    help="How many times faster than life the jobs run.",
+)
+@click.option(
+    "--load",
+    type=click.FloatRange(0.05, 1.5),
+    default=0.85,
+    show_default=True,
+    help="Share of all GPUs that the arriving pods ask for.",
+)
+@click.option("--duration", type=Duration(), help="End after this time, such as 90s; default: at Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: any free one.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Same seed, same arrivals.")
+@click.option("--trace-dir", type=DIRECTORY, metavar="DIR", help="Whole openb lists instead of the built-in slice.")
+@click.option("--trace", type=FILE, metavar="FILE", help="Which pod list of --trace-dir, or a file.")
+@click.option("--mosquitto", type=FILE, metavar="PATH", help="The broker's program; default: found, else PyPI's.")
+def demo(
+    *,
+    nodes: int,
+    speed: float,
+    load: float,
+    duration: float | None,
+    port: int,
+    seed: int,
+    trace_dir: str | None,
+    trace: str | None,
+    mosquitto: str | None,
+) -> int:
+    """Run a whole cluster on this machine: real daemon, real broker, simulated GPUs, a public trace.
+
+    \b
+    Examples:
+      wattbalance demo
+      wattbalance demo --nodes 50 --duration 60s
+      wattbalance demo --load 0.7 --seed 7 --speed 120
+    """
+    from scheduler.simulate import demo as room  # noqa: PLC0415 - see the module
+
+    options = room.DemoOptions(
+        nodes=nodes,
+        speed=speed,
+        load=load,
+        duration_s=duration,
+        port=port,
+        seed=seed,
+        trace_dir=trace_dir,
+        trace=trace,
+        mosquitto=mosquitto,
+    )
+    return room.run(options)
+
+
+@cli.command("check-config")
+@click.argument("path", type=FILE, metavar="FILE")
+def check_config(path: str) -> None:
+    """Check a configuration file; print every problem in it.
+
+    Exits 0 if it can be used, else 2.
+
+    \b
+    Examples:
+      wattbalance check-config wattbalance.yaml
+      wattbalance config example | wattbalance check-config /dev/stdin
+    """
+    from scheduler import config  # noqa: PLC0415 - see the module
+
+    settings = config.load_file(path)
+    pools = ", ".join(pool.name for pool in settings.pools) or "none but default"
+    click.echo(f"{path}: ok (cluster {settings.cluster.name}, mode {settings.mode.value}, pools: {pools})")
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Print an example configuration, or its schema.
+
+    \b
+    Examples:
+      wattbalance config example > wattbalance.yaml
+      wattbalance config schema > wattbalance.schema.json
+    """
+
+
+@config_group.command("example")
+def config_example() -> None:
+    """Print a commented configuration.
+
+    \b
+    Example:
+      wattbalance config example > wattbalance.yaml
+    """
+    from scheduler.config_example import TEXT  # noqa: PLC0415 - see the module
+
+    click.echo(TEXT, nl=False)
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration, for editors.
+
+    \b
+    Example:
+      wattbalance config schema > wattbalance.schema.json
+    """
+    import json  # noqa: PLC0415 - see the module
+
+    from scheduler import config  # noqa: PLC0415 - see the module
+
+    click.echo(json.dumps(config.schema(), indent=2))
+
+
+def program_name(called_as: str) -> str:
+    """Name the program as the person called it; kubectl's plugins are called with a space."""
+    name = os.path.basename(called_as)  # noqa: PTH119 - pathlib would be the only reason to import it
+    return name.replace("kubectl-", "kubectl ", 1) if name.startswith("kubectl-") else name or "wattbalance"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    name = program_name(sys.argv[0])
+    sys.exit(_run(name, sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    try:
+        result = cli.main(args=arguments, prog_name=name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return MISUSED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        from scheduler.core.errors import ConfigError, SchedulerError  # noqa: PLC0415 - not for --help
+
+        if isinstance(error, ConfigError):
+            for problem in error.problems:
+                click.echo(str(problem), err=True)
+            return MISUSED
+        if isinstance(error, SchedulerError):
+            click.echo(f"{name}: {error}", err=True)
+            return 1
+        raise
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Quantities: what is read, what is written, what is said to those who err."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.core import units
+from scheduler.core.units import QuantityError
+
+PARSERS: list[Callable[[str], float]] = [
+    units.parse_duration,
+    units.parse_watts,
+    units.parse_bytes,
+    units.parse_percent,
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "want_s"),
+    [("5s", 5), ("4h30m", 16_200), ("250ms", 0.25), ("1d", 86_400), ("0s", 0), ("1.5h", 5400), ("5m5ms", 300.005)],
+)
+def test_durations_are_read_in_seconds(text: str, want_s: float) -> None:
+    assert units.parse_duration(text) == want_s
+
+
+@pytest.mark.parametrize(("text", "want_w"), [("250W", 250), ("1.5kW", 1500), ("2MW", 2_000_000), ("0W", 0)])
+def test_powers_are_read_in_watts(text: str, want_w: float) -> None:
+    assert units.parse_watts(text) == want_w
+
+
+@pytest.mark.parametrize(
+    ("text", "want_bytes"), [("40Gi", 40 * 2**30), ("512M", 512_000_000), ("1024", 1024), ("1.5Ki", 1536), ("2k", 2000)]
+)
+def test_memory_is_read_in_bytes(text: str, want_bytes: int) -> None:
+    assert units.parse_bytes(text) == want_bytes
+
+
+@pytest.mark.parametrize(("text", "want_frac"), [("5%", 0.05), ("100%", 1), ("0", 0), ("0.5%", 0.005)])
+def test_shares_are_read_as_fractions(text: str, want_frac: float) -> None:
+    assert units.parse_percent(text) == want_frac
+
+
+@given(st.floats(0, units.MOST_DURATION_S, allow_subnormal=False))
+def test_a_written_duration_reads_back_to_the_nanosecond(seconds: float) -> None:
+    assert units.parse_duration(units.format_duration(seconds)) == round(seconds, 9)
+
+
+@given(st.floats(0, 1e10))
+def test_written_watts_read_back_to_the_microwatt(power_w: float) -> None:
+    assert units.parse_watts(units.format_watts(power_w)) == round(power_w, 6)
+
+
+@given(st.integers(0, units.MOST_BYTES) | st.integers(0, 1023).map(lambda count: count * 2**30))
+def test_written_bytes_read_back_exactly(size_bytes: int) -> None:
+    assert units.parse_bytes(units.format_bytes(size_bytes)) == size_bytes
+
+
+@given(st.floats(0, 1))
+def test_a_written_share_reads_back(frac: float) -> None:
+    assert units.parse_percent(units.format_percent(frac)) == round(frac, 11)
+
+
+@pytest.mark.parametrize(
+    ("want_text", "seconds"), [("0s", 0), ("250ms", 0.25), ("1m30s", 90), ("4h30m", 16_200), ("1h0.1s", 3600.1)]
+)
+def test_durations_are_written_as_people_do(want_text: str, seconds: float) -> None:
+    assert units.format_duration(seconds) == want_text
+
+
+def test_round_numbers_get_the_largest_fitting_unit() -> None:
+    assert units.format_watts(1500) == "1.5kW"
+    assert units.format_watts(999.5) == "999.5W"
+    assert units.format_bytes(40 * 2**30) == "40Gi"
+    assert units.format_bytes(1000) == "1000"
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "want_hint"),
+    [
+        (units.parse_duration, "5", "5s"),
+        (units.parse_duration, "5 s", "5s"),
+        (units.parse_duration, "5 minutes", "5m"),
+        (units.parse_duration, "4H 30min", "4h30m"),
+        (units.parse_duration, "1,5h", "1.5h"),
+        (units.parse_watts, "250w", "250W"),
+        (units.parse_watts, "1 kw", "1kW"),
+        (units.parse_watts, "250", "250W"),
+        (units.parse_watts, "1_000W", "1000W"),
+        (units.parse_bytes, "40GiB", "40Gi"),
+        (units.parse_bytes, "40gb", "40G"),
+        (units.parse_bytes, "40K", "40k"),
+        (units.parse_percent, "5", "5%"),
+        (units.parse_percent, "0.05", "5%"),
+        (units.parse_percent, "5 percent", "5%"),
+    ],
+)
+def test_a_slip_gets_a_hint_that_can_be_read(parse: Callable[[str], float], text: str, want_hint: str) -> None:
+    with pytest.raises(QuantityError) as caught:
+        parse(text)
+    assert str(caught.value).endswith(f"; did you mean {want_hint}?")
+    parse(want_hint)
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize("text", ["", "-5s", "-5W", "+5s", "nan", "inf", "1e3s", "٣s", "5s\n", " ", "s", "4:30", "5%%"])
+def test_what_is_no_quantity_is_refused(parse: Callable[[str], float], text: str) -> None:
+    with pytest.raises(QuantityError, match="expected"):
+        parse(text)
+
+
+def test_smaller_units_may_not_come_first() -> None:
+    with pytest.raises(QuantityError):
+        units.parse_duration("30m4h")
+
+
+def test_more_than_ten_years_and_more_than_all_are_refused() -> None:
+    with pytest.raises(QuantityError, match="at most 3650d"):
+        units.parse_duration("3651d")
+    with pytest.raises(QuantityError, match="at most 100%"):
+        units.parse_percent("101%")
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(text=st.text(max_size=60) | st.from_regex(r"[0-9.]{1,20}[a-zA-Z%]{0,3}", fullmatch=True))
+def test_any_text_gives_a_finite_quantity_or_an_error_that_says_what_was_expected(
+    parse: Callable[[str], float], text: str
+) -> None:
+    try:
+        value = parse(text)
+    except QuantityError as error:
+        assert "expected" in str(error)  # noqa: PT017 - the other outcome is as good
+    else:
+        assert math.isfinite(value)
+        assert value >= 0
+
+
+def test_a_megabyte_of_text_is_refused_with_a_short_message() -> None:
+    with pytest.raises(QuantityError) as caught:
+        units.parse_duration("9" * 1_000_000)
+    assert len(str(caught.value)) < 200

@@ -1,0 +1,228 @@
+"""The command line: what it costs, what it says, how it ends."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import click
+import pytest
+
+from scheduler import __version__, cli, config
+from scheduler.core.errors import ApiForbidden, ConfigError, Problem
+
+COSTLY = {"numpy", "aiohttp", "msgspec", "asyncio", "yaml", "rich", "kubernetes", "aiomqtt", "prometheus_client"}
+
+
+def call(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the real program."""
+    command = [sys.executable, "-m", "scheduler.cli", *arguments]
+    environment = {**os.environ, **(environment or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)  # noqa: S603 - our own program
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> None:
+    """Put another module in a room's place; the command line is told apart from what it starts."""
+    module = ModuleType(name)
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+    package, _, last = name.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
+
+
+def end_of(*arguments: str) -> int:
+    """Run in this process, up to the exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["demo", "--help"], ["config", "example"]])
+def test_help_imports_no_room(arguments: list[str]) -> None:
+    """Modules are judged, milliseconds only printed: the machine may be busy."""
+    script = (
+        "import sys\nfrom scheduler.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    print('\\nMODULES', *sys.modules)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - our own interpreter
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    loaded = {name.partition(".")[0] for name in done.stdout.rpartition("MODULES")[2].split()}
+    assert "click" in loaded
+    assert loaded & COSTLY == set()
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    sys.stdout.write(f"wattbalance {' '.join(arguments)}: {cpu_s * 1000:.0f} ms of CPU\n")
+
+
+def commands_below(group: click.Group, name: str) -> list[tuple[str, click.Command]]:
+    found: list[tuple[str, click.Command]] = []
+    for part, command in group.commands.items():
+        found.append((f"{name} {part}", command))
+        if isinstance(command, click.Group):
+            found += commands_below(command, f"{name} {part}")
+    return found
+
+
+def test_every_command_shows_an_example_of_itself_and_explains_its_options() -> None:
+    commands = commands_below(cli.cli, "wattbalance")
+    assert len(commands) == 8
+    for name, command in commands:
+        assert command.help is not None, name
+        _, _, examples = command.help.partition("Example")
+        assert name in examples, name
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or parameter.help, f"{name} {parameter.name}"
+
+
+def test_version_is_printed() -> None:
+    assert call("version").stdout == f"wattbalance {__version__}\n"
+
+
+def test_a_slip_in_an_option_gets_a_hint_and_exit_code_2() -> None:
+    done = call("demo", "--spead", "3")
+    assert done.returncode == 2
+    assert "--speed" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("called_as", "want_name"),
+    [
+        ("/usr/bin/wattbalance", "wattbalance"),
+        ("/usr/bin/kubectl-wattbalance", "kubectl wattbalance"),
+        ("cli.py", "cli.py"),
+        ("", "wattbalance"),
+    ],
+)
+def test_it_names_itself_as_it_was_called(called_as: str, want_name: str) -> None:
+    assert cli.program_name(called_as) == want_name
+
+
+def test_usage_shows_the_name_it_was_called_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-wattbalance", "version", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out.startswith("Usage: kubectl wattbalance version")
+
+
+def test_check_config_accepts_the_example(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(call("config", "example").stdout)
+    done = call("check-config", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{path}: ok (cluster prod, mode act, pools: dc-1, aws-a)\n"
+
+
+def test_check_config_prints_every_problem_on_a_line_and_exits_2(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("cluster: {name: c, stale: 5}\ntelemetry: {broker: 3}\n")
+    done = call("check-config", str(path))
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [line.split(": expected")[0] for line in lines] == ["line 1: cluster.stale", "line 2: telemetry.broker"]
+
+
+def test_a_file_that_is_not_there_is_a_configuration_problem() -> None:
+    done = call("check-config", "/nonexistent/config.yaml")
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_schema_is_json() -> None:
+    assert json.loads(call("config", "schema").stdout) == json.loads(json.dumps(config.schema()))
+
+
+def raiser(error: BaseException) -> Callable[..., int]:
+    def serve(*_arguments: object) -> int:
+        raise error
+
+    return serve
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(config.example())
+    return str(path)
+
+
+def test_serve_gets_the_settings_and_its_code_is_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, config_path: str
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def serve(*arguments: object) -> int:
+        calls.append(arguments)
+        return 7
+
+    stand_in(monkeypatch, "scheduler.app", serve=serve)
+    assert end_of("serve", "--config", config_path) == 7
+    assert calls == [(config.load(config.example()), config_path)]
+
+
+@pytest.mark.parametrize(
+    ("error", "want_code", "want_text"),
+    [
+        (ConfigError([Problem(path="a", message="m"), Problem(path="b", message="n", line=3)]), 2, "a: m\nline 3: b: n\n"),
+        (ApiForbidden("may not list nodes"), 1, "wattbalance: may not list nodes\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_ends_in_lines_and_a_code_and_never_in_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config_path: str,
+    error: BaseException,
+    want_code: int,
+    want_text: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["wattbalance"])
+    stand_in(monkeypatch, "scheduler.app", serve=raiser(error))
+    assert end_of("serve", "--config", config_path) == want_code
+    assert capsys.readouterr().err.strip("\n") == want_text.strip("\n")
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch, config_path: str) -> None:
+    stand_in(monkeypatch, "scheduler.app", serve=raiser(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["serve", "--config", config_path])
+
+
+def test_demo_hands_its_flags_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[SimpleNamespace] = []
+
+    def run(options: SimpleNamespace) -> int:
+        taken.append(options)
+        return 0
+
+    stand_in(monkeypatch, "scheduler.simulate.demo", DemoOptions=SimpleNamespace, run=run)
+    assert end_of("demo") == 0
+    assert end_of("demo", "--duration", "90", "--nodes", "5", "--trace-dir", "d", "--port", "0") == 0
+    want_defaults = {"nodes": 200, "speed": 60.0, "load": 0.85, "duration_s": None, "port": 8080, "seed": 1}
+    want_defaults |= {"trace_dir": None, "trace": None, "mosquitto": None}
+    assert vars(taken[0]) == want_defaults
+    assert vars(taken[1]) == want_defaults | {"duration_s": 90.0, "nodes": 5, "trace_dir": "d", "port": 0}
+
+
+@pytest.mark.parametrize("text", ["0s", "-5", "5 minutes", "nan", ""])
+def test_a_duration_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_of("demo", f"--duration={text}") == 2
+    assert "expected a duration" in capsys.readouterr().err
+
+
+def test_json_without_once_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_of("agent", "--json") == 2
+    assert "--json goes with --once" in capsys.readouterr().err

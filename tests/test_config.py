@@ -1,0 +1,370 @@
+"""The configuration: what is read, and that every problem is said at once, where it is and with what was expected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from scheduler import config
+from scheduler.config import ConfigError
+from scheduler.config_schema import structs_below
+from scheduler.config_settings import Face, Mode, PoolKind, Profile, Settings
+from scheduler.config_types import Address, BrokerUrl, PolicyUse
+from scheduler.core.nouns import Placement, PoolSpec, Workload
+from scheduler.policy import registry
+
+EXAMPLE_FILE = Path(__file__).parent.parent / "deploy" / "config.example.yaml"
+LEAST = "cluster: {name: c}\ntelemetry: {broker: mqtt://h}\n"
+
+
+def problems_of(text: str) -> dict[str, str]:
+    """Path -> message. Every problem has to name what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text)
+    for problem in caught.value.problems:
+        assert "expected" in problem.message
+    return {problem.path: problem.message for problem in caught.value.problems}
+
+
+def test_the_example_is_the_file_in_deploy() -> None:
+    assert EXAMPLE_FILE.read_text() == config.example()
+
+
+def test_the_example_loads_with_one_pool_on_prem_and_one_in_a_cloud() -> None:
+    settings = config.load_file(str(EXAMPLE_FILE))
+    assert [pool.kind for pool in settings.pools] == [PoolKind.ON_PREM, PoolKind.CLOUD]
+    want_spec = PoolSpec(name="dc-1", kind="on-prem", selector={"site": "dc-1"}, spill_after_s=300.0)
+    assert settings.pools[0].spec() == want_spec
+
+
+def test_the_example_shows_every_setting_there_is() -> None:
+    shown = config.example()
+    for section in msgspec.structs.fields(Settings):
+        assert f"\n{section.encode_name}:" in shown
+        if isinstance(section.type, type) and issubclass(section.type, msgspec.Struct):
+            for field in msgspec.structs.fields(section.type):
+                assert f" {field.encode_name}:" in shown, f"{section.name}.{field.name}"
+
+
+def test_the_least_file_gets_the_documented_defaults() -> None:
+    settings = config.load(LEAST)
+    assert settings.mode is Mode.ACT
+    assert settings.pools == ()
+    want_listeners = [
+        ("127.0.0.1:9443", (Face.EXTENDER,)),
+        ("0.0.0.0:9440", (Face.METRICS, Face.PROBES)),
+        ("127.0.0.1:9441", (Face.API,)),
+    ]
+    assert [(listener.address, listener.serves) for listener in settings.listeners] == want_listeners
+    assert (settings.cluster.stale_s, settings.telemetry.stale_s, settings.telemetry.half_life_s) == (60, 10, 5)
+    assert (settings.lease.duration_s, settings.lease.renew_deadline_s, settings.lease.retry_s) == (15, 10, 2)
+    assert settings.managed_resources == ("nvidia.com/gpu",)
+    assert settings.extender.reservation_s == 30
+
+
+@pytest.mark.parametrize(
+    ("workload", "want_load", "want_policies"),
+    [
+        (Workload.TRAINING, 0.9, {"pack": 3.0, "least-loaded": 1.0}),
+        (Workload.BATCH, 0.9, {"pack": 3.0, "least-loaded": 1.0}),
+        (Workload.INFERENCE, 0.4, {"least-loaded": 3.0, "freshness": 1.0}),
+    ],
+)
+def test_each_workload_has_a_built_in_profile(
+    workload: Workload, want_load: float, want_policies: dict[str, float]
+) -> None:
+    profile = config.load(LEAST).profiles.of(workload)
+    assert profile.placement is Placement.DECISIVE
+    assert profile.expected_load == want_load
+    assert {name: use.weight for name, use in profile.policies.items()} == want_policies
+
+
+def test_built_in_profiles_name_only_installed_policies() -> None:
+    """Their names are text in the defaults, which the loader does not check."""
+    for workload in Workload:
+        for name, use in config.load(LEAST).profiles.of(workload).policies.items():
+            registry.build(name, use.options)
+
+
+def test_a_profile_that_is_given_in_part_keeps_the_rest_of_its_own_default() -> None:
+    profiles = config.load(LEAST + "profiles: {inference: {placement: advisory}}").profiles
+    assert profiles.inference.placement is Placement.ADVISORY
+    assert profiles.inference.expected_load == 0.4
+    assert profiles.training == Profile()
+
+
+def test_policies_replace_the_default_as_a_whole() -> None:
+    text = LEAST + "profiles: {training: {policies: {least-loaded: {weight: 2}}}}"
+    assert config.load(text).profiles.training.policies == {"least-loaded": PolicyUse(weight=2.0)}
+
+
+def test_on_and_off_are_booleans() -> None:
+    assert config.load(LEAST + "filters: {quarantine: off, devices: on}").filters == {
+        "quarantine": False,
+        "devices": True,
+    }
+
+
+def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
+    text = """\
+mode: acting
+cluster: {name: a/b, stale: 60}
+telemetry:
+  broker: mqtts://h
+  half_lfe: 3s
+  neutral_load: .nan
+pools:
+  - {name: p, selector: {site: no}}
+  - {name: q, kind: clowd, selector: {site: x}}
+profiles:
+  training: {policies: {pack: {weight: -1}, lest-loaded: {weight: 1}, freshness: {weight: 1, q: 1}}}
+log: {level: warn}
+"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(text)
+    found = {(problem.path, problem.line) for problem in caught.value.problems}
+    want_found = {
+        ("mode", 1),
+        ("cluster.name", 2),
+        ("cluster.stale", 2),
+        ("telemetry.half_lfe", 5),
+        ("telemetry.neutral_load", 6),
+        ("pools[0].selector.site", 8),
+        ("pools[1].kind", 9),
+        ("profiles.training.policies.pack.weight", 11),
+        ("profiles.training.policies.lest-loaded", 11),
+        ("profiles.training.policies.freshness.q", 11),
+        ("log.level", 12),
+    }
+    assert found == want_found
+    messages = problems_of(text)
+    assert messages["mode"] == "expected one of act, observe, got 'acting'"
+    assert messages["cluster.stale"].endswith("got 60 without a unit; did you mean 60s?")
+    assert messages["telemetry.half_lfe"].endswith("did you mean half_life?")
+    assert messages["telemetry.neutral_load"].endswith("got .nan")
+    assert messages["pools[0].selector.site"].endswith('got no, which YAML reads as false: write "no"')
+    assert messages["profiles.training.policies.lest-loaded"] == (
+        "expected one of freshness, least-loaded, pack, got an unknown name; did you mean least-loaded?"
+    )
+
+
+def test_a_missing_key_is_named_and_has_its_parents_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load("telemetry: {broker: mqtt://h}\ncluster:\n  stale: 5s\n")
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.line) == ("cluster.name", 2)
+    assert problem.message.endswith("got nothing: this key is missing")
+
+
+def test_an_empty_file_lacks_what_has_no_default() -> None:
+    assert set(problems_of("")) == {"cluster", "telemetry"}
+    assert set(problems_of("# nothing\n")) == {"cluster", "telemetry"}
+
+
+@pytest.mark.parametrize(
+    ("text", "want_path", "want_words"),
+    [
+        # pools
+        ("pools: [{name: default, selector: {a: b}}]", "pools[0].name", "default is the pool"),
+        ("pools: [{name: a, selector: {a: b}}, {name: a, selector: {a: c}}]", "pools[1].name", "each name once"),
+        ("pools: [{name: a, selector: {}}]", "pools[0].selector", "at least one entry"),
+        ("pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: b, c: d}}]", "pools[1].selector", "share no node"),
+        ("pools: [{name: a, selector: {a: 7}}]", "pools[0].selector.a", 'write "7"'),
+        ("pools: [{name: a, selector: {a: b}, spill: {after: 5 minutes}}]", "pools[0].spill.after", "did you mean 5m?"),
+        ('pools: [{name: "a\\n", selector: {a: b}}]', "pools[0].name", "a name"),
+        # profiles and filters
+        ("profiles: {games: {}}", "profiles.games", "one of batch, inference, training"),
+        ("profiles: {batch: {policies: {}}}", "profiles.batch.policies", "at least one entry"),
+        ("profiles: {batch: {policies: {pack: {weight: .inf}}}}", "profiles.batch.policies.pack.weight", "at most 1000"),
+        ("profiles: {batch: {policies: {pack: {}}}}", "profiles.batch.policies.pack.weight", "missing"),
+        ("profiles: {batch: {policies: {pack: }}}", "profiles.batch.policies.pack", "a mapping with weight"),
+        ("profiles: {batch: {policies: {quarantine: {weight: 1}}}}", "profiles.batch.policies.quarantine", "pack"),
+        ("profiles: {batch: {expected_load: 1.5}}", "profiles.batch.expected_load", "at most 1"),
+        ("filters: {quarantin: off}", "filters.quarantin", "did you mean quarantine?"),
+        ("filters: {pack: off}", "filters.pack", "unknown name"),
+        ("filters: {quarantine: 1}", "filters.quarantine", "true or false, got 1"),
+        # listeners
+        ("listeners: [{address: '0.0.0.0:1', serves: [extender]}]", "listeners[0].tls", "client_ca_file"),
+        (
+            "listeners: [{address: '[::]:1', serves: [extender], tls: {cert_file: a, key_file: b}}]",
+            "listeners[0].tls",
+            "client_ca_file",
+        ),
+        (
+            "listeners: [{address: '0.0.0.0:1', serves: [api],"
+            " tls: {cert_file: a, key_file: b, client_ca_file: c}}]",
+            "listeners[0].address",
+            "loopback",
+        ),
+        ("listeners: [{address: 'h:1', serves: [probes, probes]}]", "listeners[0].serves", "once"),
+        ("listeners: [{address: 'h:1', serves: []}]", "listeners[0].serves", "at least one entry"),
+        ("listeners: []", "listeners", "at least one entry"),
+        ("listeners: [{address: 'h:70000', serves: [probes]}]", "listeners[0].address", "an address such as"),
+        ("listeners: [{address: ':80', serves: [probes]}]", "listeners[0].address", "an address such as"),
+        (
+            "listeners: [{address: 'h:1', serves: [probes]}, {address: 'h:1', serves: [metrics]}]",
+            "listeners[1].address",
+            "each address once",
+        ),
+        # extender
+        (
+            'extender: {bind: true, ignorable: true, kubernetes_version: "1.29"}',
+            "extender.bind",
+            "before Kubernetes 1.30",
+        ),
+        ("extender: {kubernetes_version: 1.30}", "extender.kubernetes_version", 'write "1.30"'),
+        ("extender: {prefix: /scheduler/}", "extender.prefix", "without a slash at its end"),
+        # lease
+        ("lease: {renew_deadline: 15s}", "lease.renew_deadline", "less than duration (15s)"),
+        ("lease: {retry: 10s}", "lease.retry", "less than renew_deadline (10s)"),
+        # quantities and the traps of YAML
+        ("shutdown: {grace: 0s}", "shutdown.grace", "longer than zero"),
+        ("shutdown: {grace: 4:30}", "shutdown.grace", "got '4:30'"),
+        ("models: {x: {capability: 017}}", "models.x.capability", "got '017'"),
+        ("models: {x: {capability: true}}", "models.x.capability", "a number"),
+        ("lease: {enabled: 'true'}", "lease.enabled", "true or false, got 'true'"),
+        ("lease:", "lease", "got nothing (null)"),
+        ("workload: {priority_classes: {a: fast}}", "workload.priority_classes.a", "training, inference, batch"),
+        ("scheduler_names: []", "scheduler_names", "at least one entry"),
+    ],
+)
+def test_a_setting_that_cannot_hold_is_refused(text: str, want_path: str, want_words: str) -> None:
+    found = problems_of(LEAST + text)
+    assert list(found) == [want_path]
+    assert want_words in found[want_path]
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "want_path"),
+    [
+        ("broker: mqtts://h, password_file: p", "telemetry.username_file"),
+        ("broker: mqtts://h, key_file: p", "telemetry.cert_file"),
+        ("broker: mqtt://h, ca_file: p", "telemetry.broker"),
+        ("broker: http://h", "telemetry.broker"),
+        ("broker: mqtt://h:0", "telemetry.broker"),
+        ("broker: mqtt://h/topic", "telemetry.broker"),
+    ],
+)
+def test_a_broker_that_cannot_be_reached_so_is_refused(telemetry: str, want_path: str) -> None:
+    assert list(problems_of(f"cluster: {{name: c}}\ntelemetry: {{{telemetry}}}")) == [want_path]
+
+
+def test_a_password_is_never_repeated() -> None:
+    text = "cluster: {name: c}\ntelemetry: {broker: 'mqtts://u:hunter2@h', password: hunter2}\n"
+    with pytest.raises(ConfigError) as caught:
+        config.load(text)
+    assert len(caught.value.problems) == 2
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'extender: {bind: true, ignorable: true, kubernetes_version: "1.30"}',
+        'extender: {bind: true, ignorable: false, kubernetes_version: "v1.29.3+k3s1"}',
+        "extender: {bind: true, ignorable: true}",
+        "listeners: [{address: '[::1]:0', serves: [extender, api]}, {address: '[::1]:0', serves: [probes]}]",
+        "listeners: [{address: '0.0.0.0:1', serves: [extender],"
+        " tls: {cert_file: a, key_file: b, client_ca_file: c}}]",
+        "pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: c}}]",
+    ],
+)
+def test_what_only_looks_wrong_is_taken(text: str) -> None:
+    config.load(LEAST + text)
+
+
+def test_json_is_taken_too() -> None:
+    text = json.dumps({"cluster": {"name": "c"}, "telemetry": {"broker": "mqtt://h"}, "log": {"level": "debug"}})
+    assert config.load(text).log.level == "debug"
+
+
+def test_one_fault_does_not_hide_another_rule() -> None:
+    text = "pools: [{name: a, selector: {a: b}}, {name: 3}, {name: a, selector: {a: c}}]\nlease: {retry: 30s}\n"
+    want_paths = {"pools[1].name", "pools[1].selector", "pools[2].name", "lease.retry"}
+    assert set(problems_of(LEAST + text)) == want_paths
+
+
+def test_a_thousand_problems_are_cut_and_counted() -> None:
+    text = LEAST + "\n".join(f"k{number}: 1" for number in range(1000))
+    with pytest.raises(ConfigError) as caught:
+        config.load(text)
+    assert len(caught.value.problems) == config.MOST_PROBLEMS + 1
+    assert "800 more problems" in caught.value.problems[-1].message
+
+
+def test_addresses_know_their_parts() -> None:
+    assert (Address("[::1]:9443").host, Address("[::1]:9443").port) == ("::1", 9443)
+    want_loopback = {"127.0.0.1:1": True, "[::1]:1": True, "localhost:1": True, "0.0.0.0:1": False, "h:1": False}
+    assert {address: Address(address).loopback for address in want_loopback} == want_loopback
+
+
+@pytest.mark.parametrize(
+    ("url", "want_host", "want_port", "want_tls"),
+    [
+        ("mqtt://h", "h", 1883, False),
+        ("mqtts://h/", "h", 8883, True),
+        ("mqtt://[::1]:7", "::1", 7, False),
+        ("mqtts://a.b:9", "a.b", 9, True),
+    ],
+)
+def test_brokers_know_their_parts(url: str, want_host: str, want_port: int, want_tls: bool) -> None:
+    broker = BrokerUrl.parse(url)
+    assert (broker.host, broker.port, broker.tls) == (want_host, want_port, want_tls)
+
+
+@pytest.mark.parametrize(
+    ("content", "want_words"), [(None, "a readable file"), (b"mode: \xff", "UTF-8"), (b"#" * (1 << 21), "at most")]
+)
+def test_a_file_that_cannot_be_read_is_a_configuration_error(
+    tmp_path: Path, content: bytes | None, want_words: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=want_words):
+        config.load_file(str(path))
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + LEAST.encode())
+    assert config.load_file(str(path)).cluster.name == "c"
+
+
+def test_the_schema_describes_every_setting_and_its_default() -> None:
+    schema = json.loads(json.dumps(config.schema()))
+    parts = schema["$defs"]
+    for name, part in parts.items():
+        for key, field in part.get("properties", {}).items():
+            if key != "policies" and "Settings" in name:
+                assert field["description"], f"{name}.{key}"
+    assert parts["ClusterSettings"]["properties"]["stale"]["default"] == "1m"
+    assert parts["Profile"]["properties"]["policies"]["default"] == {
+        "pack": {"weight": 3.0},
+        "least-loaded": {"weight": 1.0},
+    }
+    policies = parts["Profile"]["properties"]["policies"]
+    assert set(policies["properties"]) == {"pack", "least-loaded", "freshness"}
+    assert all(reference["$ref"].rpartition("/")[2] in parts for reference in policies["properties"].values())
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = config.load(LEAST)
+    with pytest.raises(AttributeError):
+        settings.mode = Mode.OBSERVE  # type: ignore[misc]  # that is the point
+    with pytest.raises(AttributeError):
+        settings.cluster.name = "d"  # type: ignore[misc]  # that is the point
+
+
+def test_every_struct_refuses_unknown_keys_and_positional_values() -> None:
+    """`kw_only` is not inherited: each class has to say it."""
+    structs = structs_below(Settings).values()
+    assert len(structs) > 12
+    for struct in structs:
+        assert struct.__struct_config__.forbid_unknown_fields, struct
+        assert struct.__struct_config__.frozen, struct
+        with pytest.raises(TypeError, match="positional"):
+            struct(None)
