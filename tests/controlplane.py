@@ -167,9 +167,7 @@ class ControlPlane:
             openssl = shutil.which("openssl")
             assert openssl, "openssl is needed to make the service account key"
             key = self.folder / "sa.key"
-            subprocess.run(  # noqa: S603 - our own arguments
-                [openssl, "genrsa", "-out", str(key), "2048"], check=True, capture_output=True
-            )
+            subprocess.run([openssl, "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
             etcd_url, peer_url = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, self._peer_port))
             self._spawn(
                 "etcd",
@@ -315,7 +313,7 @@ class ControlPlane:
                 self.request("POST", collection_path(item), item)
             except urllib.error.HTTPError as error:
                 with error:
-                    if error.code != 409:  # noqa: PLR2004 - Conflict: it exists
+                    if error.code != 409:
                         msg = f"{collection_path(item)}: {error.read().decode()}"
                         raise RuntimeError(msg) from error
 
@@ -328,7 +326,7 @@ class ControlPlane:
         assert folder is not None, WHY_NOT
         log = self.folder / f"{name}-{len(self._daemons)}.log"
         with log.open("ab") as out:
-            process = subprocess.Popen(  # noqa: S603 - our own arguments
+            process = subprocess.Popen(
                 [str(folder / name), *args], stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder
             )
         daemon = Daemon(name, process, log)

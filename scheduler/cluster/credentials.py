@@ -1,4 +1,4 @@
-"""Who we are to the API server: kubeconfig, in-cluster or explicit, as transport parameters. Alone imports `kubernetes`.
+"""Ways to log in to an API server: kubeconfig, in-cluster, explicit. The only file that imports `kubernetes`.
 
 The official client knows every way to log in (exec plugins, OIDC, service account tokens) and is used for that only;
 the wire is ours (docs/adr/0005). Its traps: a missing exec plugin raises nothing and leaves no token; plugins run
@@ -9,114 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import ssl
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from scheduler.cluster.access import Access, Credentials
 from scheduler.core.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from kubernetes.aio.client import Configuration
 
     from scheduler.core.clock import Clock
 
-log = logging.getLogger(__name__)
-
-# A token is renewed this long before its end: client-go's and the loader's own margin.
-RENEW_BEFORE_S = 300.0
-# A server that answers 401 to everything must not make us run a login plugin for every request.
-RELOAD_AT_MOST_EVERY_S = 10.0
 # A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
 LOGIN_TIMEOUT_S = 30.0
 # A projected service account token is replaced at 80 % of its life; the in-cluster loader looks once a minute too.
 TOKEN_FILE_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """What the transport needs to reach and convince an API server."""
-
-    host: str
-    ssl_context: ssl.SSLContext | None
-    token: Callable[[], Awaitable[str]]
-    """The value of the Authorization header, read anew for each request; empty with client certificates."""
-    expires_unix_s: float | None = None
-    tls_server_name: str | None = None
-    proxy: str | None = None
-
-
-class Source(Protocol):
-    """One way to get access. Called at start, before a token ends, and after a 401 or a failed verification."""
-
-    async def __call__(self) -> Access:
-        """Read files and run plugins anew. Raises ConfigError."""
-        ...
-
-
-class Credentials:
-    """Access that renews itself."""
-
-    def __init__(self, source: Source, clock: Clock) -> None:
-        self._source = source
-        self._clock = clock
-        self._access: Access | None = None
-        self._loaded_mono_s = 0.0
-        self._lock = asyncio.Lock()
-        self.reloads = 0
-        """How often access was renewed, for metrics."""
-
-    async def access(self) -> Access:
-        """The current access, renewed if its token is about to end.
-
-        Raises:
-            ConfigError: nobody could be logged in, and nothing older is at hand.
-        """
-        access = self._access
-        if access is None:
-            async with self._lock:
-                if self._access is None:
-                    await self._load()
-                access = self._access
-            assert access is not None  # noqa: S101 - _load sets it or raises; for mypy
-            return access
-        ends = access.expires_unix_s
-        if ends is not None and self._clock.unix_s() >= ends - RENEW_BEFORE_S:
-            return await self.reload(access)
-        return access
-
-    async def reload(self, refused: Access) -> Access:
-        """Log in again unless somebody just did; a failure keeps what we have and is logged.
-
-        Args:
-            refused: the access that did not work, so that ten calls that failed together log in once.
-        """
-        async with self._lock:
-            current = self._access
-            if current is not None:
-                recent = self._clock.mono_s() - self._loaded_mono_s < RELOAD_AT_MOST_EVERY_S
-                if current is not refused or recent:
-                    return current
-            try:
-                await self._load()
-            except ConfigError as error:
-                if current is None:
-                    raise
-                self._loaded_mono_s = self._clock.mono_s()
-                log.warning("could not renew the credentials: %s", error)
-                return current
-            self.reloads += 1
-            assert self._access is not None  # noqa: S101 - _load sets it or raises; for mypy
-            return self._access
-
-    async def _load(self) -> None:
-        self._access = await self._source()
-        self._loaded_mono_s = self._clock.mono_s()
 
 
 def from_server(
@@ -162,13 +74,12 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
         from kubernetes.aio.client import Configuration  # noqa: PLC0415 - see above
         from kubernetes.aio.config import ConfigException, load_kube_config  # noqa: PLC0415 - see above
 
-        if not path.is_file():
-            raise _bad(f"kubeconfig {path} does not exist")
+        _check_exists(path)
         configuration = Configuration()
         with tempfile.TemporaryDirectory(prefix="wattbalance-") as folder, _keys_removed():
             try:
                 async with asyncio.timeout(LOGIN_TIMEOUT_S):
-                    loader = await load_kube_config(
+                    loader = await load_kube_config(  # type: ignore[no-untyped-call]  # upstream has no types
                         str(path),
                         context=context,
                         client_configuration=configuration,
@@ -197,7 +108,7 @@ def in_cluster(*, clock: Clock) -> Credentials:
 
         configuration = Configuration()
         try:
-            load_incluster_config(configuration)
+            load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # upstream has no types
         except (ConfigException, OSError) as error:
             raise _bad(f"not in a pod with a service account: {error}") from error
         return _access(configuration, None)
@@ -287,6 +198,12 @@ def _context(
     return context
 
 
+def _check_exists(path: Path) -> None:
+    # The loader only logs it, and goes on with nothing.
+    if not path.is_file():
+        raise _bad(f"kubeconfig {path} does not exist")
+
+
 def _check_logged_in(configuration: Configuration, loader: object, path: Path) -> None:
     """A plugin that is missing or fails is only logged by the loader, and requests would go out anonymous."""
     user = getattr(loader, "_user", None)
@@ -309,7 +226,8 @@ def _keys_removed() -> Iterator[None]:
     try:
         yield
     finally:
-        kube_config._cleanup_temp_files()  # noqa: SLF001 - no public way; the alternative leaves keys behind
+        # No public way, and the alternative leaves keys behind.
+        kube_config._cleanup_temp_files()  # type: ignore[no-untyped-call]  # noqa: SLF001 - see above
 
 
 def _bad(message: str) -> ConfigError:

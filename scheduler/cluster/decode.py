@@ -17,7 +17,7 @@ from scheduler.cluster.port import Kind
 from scheduler.core.errors import ApiUnavailable
 
 if TYPE_CHECKING:
-    from scheduler.cluster.transport import Counters
+    from scheduler.cluster.api_request import Counters
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class Decoder:
     def __init__(self, kind: Kind, counters: Counters) -> None:
         self._kind = kind
         self._counters = counters
-        self._type: type[Object] = {Kind.NODE: Node, Kind.POD: Pod}.get(kind, Partial)
+        of_kind: dict[Kind, type[Object]] = {Kind.NODE: Node, Kind.POD: Pod}
+        self._type = of_kind.get(kind, Partial)
         lists: dict[type[Object], type[_NodeList | _PodList | _PartialList]] = {
             Node: _NodeList,
             Pod: _PodList,

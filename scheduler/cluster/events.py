@@ -9,8 +9,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scheduler.cluster.lease import micro_time
-from scheduler.cluster.transport import Target, Transport
+from scheduler.cluster.api_request import Target
+from scheduler.cluster.lease_record import micro_time
+from scheduler.cluster.transport import Transport
 from scheduler.core.errors import ApiForbidden, ApiNotFound, ClusterError
 
 if TYPE_CHECKING:

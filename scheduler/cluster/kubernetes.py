@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from scheduler.cluster.api_request import Counters, Limits, Target
 from scheduler.cluster.decode import Decoder
 from scheduler.cluster.events import EventWriter
-from scheduler.cluster.lease import Elector, LeaseTimes
+from scheduler.cluster.lease import Elector
+from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import ClusterEvent, EventNote, Kind
 from scheduler.cluster.reflector import Health, Pace, Reflector
-from scheduler.cluster.transport import Counters, Limits, Target, Transport
+from scheduler.cluster.transport import Transport
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from scheduler.cluster.credentials import Credentials
+    from scheduler.cluster.access import Credentials
     from scheduler.core.clock import Clock
 
 log = logging.getLogger(__name__)

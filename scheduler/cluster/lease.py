@@ -12,63 +12,18 @@ import asyncio
 import logging
 import math
 import random
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from scheduler.cluster.objects import LeaseSpec, Slim
-from scheduler.cluster.transport import Target, Transport
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
+from scheduler.cluster.api_request import Target
+from scheduler.cluster.lease_record import LeaseTimes, Record, decode_record, micro_time
+from scheduler.cluster.objects import LeaseSpec
+from scheduler.cluster.transport import Transport
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseTimes:
-    """client-go's defaults. lease > deadline > a few retries, or leading flaps."""
-
-    lease_s: float = 15.0
-    """Others may take over when the record has not changed for this long."""
-    deadline_s: float = 10.0
-    """We stop acting when we could not renew for this long."""
-    retry_s: float = 2.0
-    """Between renewals and between attempts, times a random 1 to 1.2."""
-    release_s: float = 2.0
-    """How long handing back may take at the end; a lost hand-back costs the successor `lease_s`."""
-
-    def __post_init__(self) -> None:
-        """Refuse times under which two could lead."""
-        if not self.lease_s > self.deadline_s > self.retry_s * 1.2 > 0:
-            msg = f"lease times must satisfy lease > deadline > 1.2 x retry > 0, got {self}"
-            raise ValueError(msg)
-
-
-class _Lease(Slim, frozen=True):
-    spec: LeaseSpec | None = None
-
-
-_LEASE = msgspec.json.Decoder(_Lease)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """What stands in the API server. `whole` is kept, since a PUT replaces labels and owners too."""
-
-    whole: dict[str, object]
-    spec: LeaseSpec
-
-    @property
-    def holder(self) -> str:
-        return self.spec.holder_identity or ""
-
-    @property
-    def transitions(self) -> int:
-        return self.spec.lease_transitions or 0
 
 
 class Elector:
@@ -104,7 +59,7 @@ class Elector:
         self._target = Target(group="coordination.k8s.io", resource="leases", namespace=namespace, name=name)
         self._seen: LeaseSpec | None = None
         self._seen_mono_s = -math.inf
-        self._record: _Record | None = None
+        self._record: Record | None = None
         self._complained = ""
 
     def is_leading(self, now_mono_s: float) -> bool:
@@ -217,10 +172,10 @@ class Elector:
         # Somebody touched the labels, or a write of ours that timed out was carried out.
         return await self._write(record, self.term)
 
-    async def _read(self) -> _Record:
-        return _record(await self._call("get"))
+    async def _read(self) -> Record:
+        return decode_record(await self._call("get"))
 
-    async def _write(self, record: _Record | None, term: int) -> bool:
+    async def _write(self, record: Record | None, term: int) -> bool:
         """Write us as the holder; pinned by the resourceVersion in `whole`. Returns False if another was faster."""
         began_mono_s = self._clock.mono_s()
         now = micro_time(self._clock.unix_s())
@@ -247,7 +202,7 @@ class Elector:
             if renewal:
                 raise
             return False
-        self._record = _record(answer)
+        self._record = decode_record(answer)
         self._seen, self._seen_mono_s = self._record.spec, self._clock.mono_s()
         self.term = term
         self.leader = self.identity
@@ -293,18 +248,3 @@ class Elector:
 
 async def _awaited(work: Awaitable[None]) -> None:
     await work
-
-
-def _record(body: bytes) -> _Record:
-    """Decode a Lease. Raises ApiUnavailable for anything else: it counts as not renewed."""
-    try:
-        spec = _LEASE.decode(body).spec or LeaseSpec()
-        whole = msgspec.json.decode(body, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiUnavailable(f"the answer is not a Lease: {error}") from error
-    return _Record(whole, spec)
-
-
-def micro_time(unix_s: float) -> str:
-    """A Kubernetes MicroTime: UTC with exactly six digits; `isoformat()` leaves them out at a full second."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scheduler.cluster.api_request import Target
 from scheduler.cluster.decode import Decoder, WatchLine
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
-from scheduler.cluster.transport import GONE, Target, Transport, status_of
+from scheduler.cluster.transport import GONE, Transport, status_of
 from scheduler.core.errors import ApiForbidden, ApiGone, ApiNotFound, ApiUnavailable, ClusterError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Reflector:
         while True:
             # No resourceVersion: a consistent read. `resourceVersion=0` would ignore the limit.
             # A second paged attempt may expire just as well on a slow link: the third takes all at once.
-            unpaged = self._expired_lists >= 2  # noqa: PLR2004 - see above
+            unpaged = self._expired_lists >= 2
             params = {} if unpaged else {"limit": str(self._transport.limits.page_size)}
             if token:
                 params["continue"] = token
@@ -181,14 +182,16 @@ class Reflector:
         began_mono_s = self._transport.clock.mono_s()
         told = False
         accept = self._decoder.watch_accept
-        async with self._transport.stream(self.target, params=params, accept=accept) as response:
-            async with contextlib.aclosing(self._lines(response.content.iter_any())) as lines:
-                async for line in lines:
-                    event = self._event(line)
-                    told = True
-                    self._failures = 0
-                    if event is not None:
-                        yield event
+        async with (
+            self._transport.stream(self.target, params=params, accept=accept) as response,
+            contextlib.aclosing(self._lines(response.content.iter_any())) as lines,
+        ):
+            async for line in lines:
+                event = self._event(line)
+                told = True
+                self._failures = 0
+                if event is not None:
+                    yield event
         self._counters.watch_restarts[self.kind] += 1
         if not told and self._transport.clock.mono_s() - began_mono_s < self._pace.first_s:
             # A server that ends watches at once must not be asked in a busy loop.

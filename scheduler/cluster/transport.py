@@ -1,17 +1,16 @@
-"""One HTTP request to the API server: sessions, time limits, 429, 401, and errors drawn by what the caller should do."""
+"""One HTTP request to the API server: sessions, time limits, 429, 401, and errors by what the caller should do."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import random
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import aiohttp
 import msgspec
 
+from scheduler.cluster.api_request import Counters, Limits, Target
 from scheduler.cluster.objects import Status
 from scheduler.core.errors import (
     ApiConflict,
@@ -26,7 +25,7 @@ from scheduler.core.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from scheduler.cluster.credentials import Access, Credentials
+    from scheduler.cluster.access import Access, Credentials
     from scheduler.core.clock import Clock
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -35,84 +34,6 @@ METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "updat
 DEFAULT_RETRY_AFTER_S = 1.0
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY = 401, 403, 404, 409, 410, 422, 429
 _STATUS = msgspec.json.Decoder(Status)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What a request is about; knows its path and the RBAC rule that allows it."""
-
-    group: str = ""
-    version: str = "v1"
-    resource: str
-    namespace: str = ""
-    name: str = ""
-    subresource: str = ""
-    raw_path: str = ""
-    """For what is not a resource: `/readyz`."""
-
-    @property
-    def path(self) -> str:
-        """The URL path, e.g. `/apis/batch/v1/namespaces/ml/jobs/train`."""
-        if self.raw_path:
-            return self.raw_path
-        base = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        space = f"/namespaces/{self.namespace}" if self.namespace else ""
-        tail = "".join(f"/{part}" for part in (self.name, self.subresource) if part)
-        return f"{base}{space}/{self.resource}{tail}"
-
-    @property
-    def rbac_resource(self) -> str:
-        """The resource as an RBAC rule names it."""
-        return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
-
-    def rule(self, verb: str) -> str:
-        """The sentence that tells an administrator what to add."""
-        where = f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
-        kind = "Role" if self.namespace else "ClusterRole"
-        return (
-            f"may not {verb} {self.rbac_resource} {where}; add to wattbalance's {kind}: "
-            f'{{apiGroups: ["{self.group}"], resources: ["{self.rbac_resource}"], verbs: ["{verb}"]}}'
-        )
-
-
-@dataclass(slots=True)
-class Counters:
-    """Plain counts, read by report/metrics.py when scraped."""
-
-    requests: Counter[str] = field(default_factory=Counter)
-    """By verb."""
-    errors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """By verb, resource and HTTP status, or `timeout`, `connection`."""
-    relists: Counter[str] = field(default_factory=Counter)
-    """By kind; the first list is not one."""
-    watch_restarts: Counter[str] = field(default_factory=Counter)
-    """By kind; a watch that ended as announced and was resumed counts too."""
-    watch_events: Counter[str] = field(default_factory=Counter)
-    """By kind, bookmarks not counted."""
-    undecodable: Counter[str] = field(default_factory=Counter)
-    """Objects skipped because they are not what their kind should be, by kind."""
-    throttled: int = 0
-    """Answers 429."""
-    events_written: int = 0
-    events_dropped: Counter[str] = field(default_factory=Counter)
-    """By reason: `full`, `spam`, `failed`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Time limits and sizes of the transport; settable so that tests are quick."""
-
-    call_timeout_s: float = 10.0
-    """One call with its repetitions after 429; a bind must end before kube-scheduler's own 30 s."""
-    page_timeout_s: float = 60.0
-    """One page of a list; 500 pods took under 1 s from a busy server."""
-    lease_timeout_s: float = 5.0
-    """One request of the elector: half its deadline, so that a lost one can be repeated."""
-    connect_timeout_s: float = 5.0
-    silence_s: float = 90.0
-    """A watch without a byte for this long is dead: bookmarks come each 60 s where there is traffic."""
-    page_size: int = 500
-    """client-go's own; larger pages hold the event loop for longer."""
 
 
 class Transport:
@@ -201,7 +122,9 @@ class Transport:
             async with asyncio.timeout(limit_s):
                 while True:
                     try:
-                        response = await self._open(verb, target, params, body, accept, session)
+                        response = await self._open(
+                            verb, target, params, body, accept=accept, session=session
+                        )
                     except ApiUnavailable as error:
                         # 429 means that the request was not carried out, so any verb may be repeated.
                         wait_s = error.retry_after_s or DEFAULT_RETRY_AFTER_S
@@ -222,7 +145,7 @@ class Transport:
         """Open a watch; whatever goes wrong in it, silence too, is raised as ClusterError."""
         silence_s = self.limits.silence_s
         with self._translated("watch", target, silence_s):
-            response = await self._open("watch", target, params, None, accept, "watch")
+            response = await self._open("watch", target, params, None, accept=accept, session="watch")
             try:
                 yield response
             finally:
@@ -239,7 +162,7 @@ class Transport:
             raise ApiUnavailable(f"{verb} {target.path}: no answer within {limit_s:g} s") from error
         except aiohttp.ClientError as error:
             self.counters.errors[verb, target.resource, "connection"] += 1
-            raise ApiUnavailable(f"{verb} {target.path}: {error or type(error).__name__}") from error
+            raise ApiUnavailable(f"{verb} {target.path}: {str(error) or type(error).__name__}") from error
 
     async def _open(
         self,
@@ -247,25 +170,28 @@ class Transport:
         target: Target,
         params: Mapping[str, str] | None,
         body: object,
+        *,
         accept: str,
         session: str,
     ) -> aiohttp.ClientResponse:
         """Send the request; the answer comes back with its body unread, or is raised if it is an error."""
         access = await self._credentials.access()
         try:
-            response = await self._send(access, verb, target, params, body, accept, session)
+            response = await self._send(access, verb, target, params, body, accept=accept, session=session)
             if response.status == UNAUTHORIZED:
                 renewed = await self._credentials.reload(access)
                 if renewed is not access:
                     response.release()
-                    response = await self._send(renewed, verb, target, params, body, accept, session)
+                    response = await self._send(
+                        renewed, verb, target, params, body, accept=accept, session=session
+                    )
         except aiohttp.ClientSSLError:
             # The cluster's CA may have been replaced: read it again for the next attempt.
             await self._credentials.reload(access)
             raise
-        if response.status < 500:  # noqa: PLR2004 - HTTP's own classes
+        if response.status < 500:
             self.heard()
-        if response.status < 400:  # noqa: PLR2004
+        if response.status < 400:
             return response
         async with response:
             raise self._error(verb, target, response, await response.read())
@@ -277,6 +203,7 @@ class Transport:
         target: Target,
         params: Mapping[str, str] | None,
         body: object,
+        *,
         accept: str,
         session: str,
     ) -> aiohttp.ClientResponse:
@@ -322,7 +249,7 @@ class Transport:
             return ApiConflict(text, status=code)
         if code == GONE:
             return ApiGone(text, status=code)
-        if code == TOO_MANY or code >= 500:  # noqa: PLR2004 - HTTP's own class
+        if code == TOO_MANY or code >= 500:
             self.counters.throttled += code == TOO_MANY
             return ApiUnavailable(text, status=code, retry_after_s=_retry_after_s(response))
         return ApiRejected(text, status=code)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scheduler.cluster.api_request import Limits, Target
 from scheduler.cluster.credentials import from_kubeconfig, from_server
 from scheduler.cluster.kubernetes import KubernetesCluster
-from scheduler.cluster.port import Kind
-from scheduler.cluster.transport import Limits
+from scheduler.cluster.port import Changed, Kind
 from scheduler.core.errors import ApiForbidden, ApiRejected, ApiUnavailable
 from tests.contracts.cluster_contract import (
     CLOCK,
@@ -86,7 +86,11 @@ async def test_a_watch_resumes_after_the_server_was_killed_without_listing_again
         await make_pod(server, space, "after")
         await pods.until(changed("after"))
         want_names = ["before", "after"]
-        seen = [e.object.metadata.name for e in pods.events if changed("before")(e) or changed("after")(e)]
+        seen = [
+            event.object.metadata.name
+            for event in pods.events
+            if isinstance(event, Changed) and event.object.metadata.name in want_names
+        ]
         assert list(dict.fromkeys(seen)) == want_names
         assert cluster.counters.watch_restarts[Kind.POD] >= 1
 
@@ -96,28 +100,32 @@ async def test_what_the_role_lacks_is_named_with_the_rule_to_add(plane: ControlP
     async with KubernetesCluster(credentials, CLOCK, pace=QUICK_PACE) as cluster:
         with pytest.raises(ApiForbidden) as caught:
             await cluster.label_pod("default", "p", {"a": "b"})
-        want = 'may not patch pods in namespace default; add to wattbalance\'s Role: {apiGroups: [""], resources: ["pods"], verbs: ["patch"]}'
+        want = (
+            "may not patch pods in namespace default; add to wattbalance's Role: "
+            '{apiGroups: [""], resources: ["pods"], verbs: ["patch"]}'
+        )
         assert want in str(caught.value)
         async with following(cluster, Kind.DEPLOYMENT) as deployments:
             await eventually(lambda: Kind.DEPLOYMENT in cluster.refused)
             assert not deployments.events
-        want = 'may not list deployments in the whole cluster; add to wattbalance\'s ClusterRole: {apiGroups: ["apps"], resources: ["deployments"], verbs: ["list"]}'
+        want = (
+            "may not list deployments in the whole cluster; add to wattbalance's ClusterRole: "
+            '{apiGroups: ["apps"], resources: ["deployments"], verbs: ["list"]}'
+        )
         assert want in cluster.refused[Kind.DEPLOYMENT]
 
 
 async def test_a_token_that_is_not_accepted_is_said_so(plane: ControlPlane) -> None:
-    credentials = from_server(plane.url, token="wrong", ca_file=plane.ca_file, clock=CLOCK)  # noqa: S106 - wrong on purpose
+    credentials = from_server(plane.url, token="wrong", ca_file=plane.ca_file, clock=CLOCK)
     async with KubernetesCluster(credentials, CLOCK) as cluster:
         with pytest.raises(ApiForbidden, match="not accepted") as caught:
             await cluster.get_pod("default", "p")
-    assert caught.value.status == 401  # noqa: PLR2004 - HTTP's own code
+    assert caught.value.status == 401
 
 
 async def test_the_role_may_do_nothing_beyond_its_features(server: Server) -> None:
     async with server.cluster() as cluster:
         for verb, resource in (("list", "secrets"), ("list", "configmaps"), ("list", "services")):
-            from scheduler.cluster.transport import Target  # noqa: PLC0415
-
             with pytest.raises(ApiForbidden):
                 await cluster.transport.call(verb, Target(resource=resource))
 
@@ -166,7 +174,7 @@ async def test_a_frozen_server_ends_leading_before_the_lease_does(
                     await cluster.transport.call(
                         "get",
                         cluster.elector(namespace="x", identity="y")._target,
-                        timeout_s=0.3,  # noqa: SLF001
+                        timeout_s=0.3,
                     )
             finally:
                 plane.apiserver.resume()
@@ -181,7 +189,7 @@ async def test_a_silent_watch_is_resumed_and_loses_nothing(server: Server) -> No
     async with server.cluster(limits=limits) as cluster, following(cluster, Kind.JOB) as jobs:
         await jobs.listed()
         # No job ever changes, so each watch is silent until it is given up.
-        await eventually(lambda: cluster.counters.watch_restarts[Kind.JOB] >= 3)  # noqa: PLR2004 - a few
+        await eventually(lambda: cluster.counters.watch_restarts[Kind.JOB] >= 3)
         spec = {
             "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "none"}]}}
         }

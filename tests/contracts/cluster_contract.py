@@ -18,19 +18,19 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import from_server
 from scheduler.cluster.kubernetes import KubernetesCluster
-from scheduler.cluster.lease import LeaseTimes
+from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Node, Partial, Pod
 from scheduler.cluster.port import Changed, ClusterEvent, EventNote, Gone, Kind, Listed
 from scheduler.cluster.reflector import Pace
-from scheduler.cluster.transport import Limits
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ApiConflict, ApiNotFound
 from tests.controlplane import collection_path, node_manifest, pod_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
 Json = dict[str, object]
@@ -75,7 +75,7 @@ class ApiWorld:
             ssl=context,
         ) as answer:
             data = await answer.json()
-            assert answer.status < 300, data  # noqa: PLR2004 - HTTP's own class
+            assert answer.status < 300, data
             return cast("Json", data)
 
 
@@ -194,11 +194,11 @@ async def following(cluster: KubernetesCluster, kind: Kind) -> AsyncIterator[Fol
 
 
 @contextlib.asynccontextmanager
-async def beside(*works: object) -> AsyncIterator[list[asyncio.Task[None]]]:
+async def beside(*works: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run coroutines while the block runs, then cancel them."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]  # type: ignore[arg-type]  # coroutines, by the callers
-        yield cast("list[asyncio.Task[None]]", tasks)
+        tasks = [group.create_task(work) for work in works]
+        yield
         for task in tasks:
             task.cancel()
 
@@ -291,7 +291,7 @@ class ClusterContract:
                 assert uids <= listed.keys
                 assert len(uids) == want_count
                 # 500 a page, and others' pods may be there too.
-                assert cluster.counters.requests["list"] >= 3  # noqa: PLR2004 - 1,201 / 500, rounded up
+                assert cluster.counters.requests["list"] >= 3
                 want_seen = {event.object.metadata.uid for event in pods.events if isinstance(event, Changed)}
                 assert uids <= want_seen
         finally:
