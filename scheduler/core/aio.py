@@ -1,0 +1,57 @@
+"""Loops that must not end, and how long to wait before trying again."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+_log = logging.getLogger(__name__)
+
+
+class LoopEndedError(Exception):
+    """A loop returned that should run for ever: a fault of ours, and the end of its task group."""
+
+
+async def guard(name: str, loop: Awaitable[object]) -> NoReturn:
+    """Await a loop that must not return; log under `name` why it ended, if not by cancellation.
+
+    Raises:
+        LoopEndedError: the loop returned. Let it end the task group: the process exits and is started anew.
+    """
+    try:
+        await loop
+    except Exception:
+        # Logged here because an ExceptionGroup's traceback no longer says which loop it was.
+        _log.exception("loop %s failed", name)
+        raise
+    _log.error("loop %s returned, which it must not", name)
+    raise LoopEndedError(name)
+
+
+class RetryDelays:
+    """A list of delays, the last one repeated, each spread by half of itself either way.
+
+    The spread keeps thousands of agents from coming back to a restarted broker in the same instant.
+    """
+
+    def __init__(self, delays_s: Sequence[float], random_frac: Callable[[], float] = random.random) -> None:
+        if not delays_s or min(delays_s) < 0:
+            message = f"delays must be a non-empty list of numbers >= 0, not {delays_s!r}"
+            raise ValueError(message)
+        self._delays_s = tuple(delays_s)
+        self._random_frac = random_frac
+        self.attempts = 0
+
+    def next_s(self) -> float:
+        """Say how long to wait before the next attempt, in seconds."""
+        delay_s = self._delays_s[min(self.attempts, len(self._delays_s) - 1)]
+        self.attempts += 1
+        return delay_s * (0.5 + self._random_frac())
+
+    def reset(self) -> None:
+        """Start from the first delay again: the last attempt held."""
+        self.attempts = 0

@@ -1,0 +1,166 @@
+"""From waiting payloads to the handler, in turns short enough to hold nothing else up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from scheduler.core.errors import BadMessage
+from scheduler.telemetry.topics import OFFLINE, ONLINE, SAMPLES, STATUS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scheduler.core.clock import Clock
+    from scheduler.telemetry.intake import Intake
+    from scheduler.telemetry.mailbox import Mailbox
+    from scheduler.telemetry.sample import Inventory, Sample
+
+_log = logging.getLogger(__name__)
+
+
+class TelemetryHandler(Protocol):
+    """What the daemon does with telemetry. Called from one task, never concurrently; must not block."""
+
+    def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
+        """Take in what a node has; comes again, unchanged, whenever its agent reconnects."""
+        ...
+
+    def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
+        """Take in samples: (node, sample, monotonic instant of receipt), at most one per node.
+
+        If it raises, it is called again with each sample by itself.
+        """
+        ...
+
+    def status(self, node: str, online: bool, now_mono_s: float) -> None:  # noqa: FBT001  # Our own seam.
+        """Take in that an agent came or went; a node that went is unknown at once."""
+        ...
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Count messages that were not used."""
+        ...
+
+
+class Drain:
+    """Takes messages from the mailbox, lets the intake judge them and hands on what is left."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        intake: Intake,
+        handler: TelemetryHandler,
+        clock: Clock,
+        *,
+        turn_s: float = 0.000_5,
+        linger_s: float = 0.02,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            mailbox: Where messages wait.
+            intake: Judges them.
+            handler: Gets what stands.
+            clock: Measures the turns.
+            turn_s: How long decoding and handling may hold the loop at a time (DESIGN 4.3).
+            linger_s: How long messages gather before they are decoded: one array assignment for fifty nodes
+                costs little more than for one.
+        """
+        self._mailbox = mailbox
+        self._intake = intake
+        self._handler = handler
+        self._clock = clock
+        self._turn_s = turn_s
+        self._linger_s = linger_s
+        # Starts at what one costs on a slow machine; then follows the measurement.
+        self._sample_cost_s = 20e-6
+        self.received = 0
+        """Samples that the handler took."""
+
+    async def run(self) -> NoReturn:
+        """Hand over what comes in, for ever."""
+        while True:
+            await self._mailbox.wait()
+            await asyncio.sleep(self._linger_s)
+            while self._mailbox:
+                self.turn()
+                await asyncio.sleep(0)
+            self._tell_drops()
+
+    def turn(self) -> None:
+        """Handle what fits into one turn: at least one message of each kind that waits, so that all go on."""
+        until_mono_s = self._clock.mono_s() + self._turn_s
+        while (taken := self._mailbox.take_state()) is not None:
+            self._take_state(*taken)
+            if self._clock.mono_s() >= until_mono_s:
+                break
+        if self._mailbox.has_state:
+            # A sample refers to an inventory that may still wait in line.
+            return
+        began_mono_s = self._clock.mono_s()
+        most = max(1, int((until_mono_s - began_mono_s) / self._sample_cost_s))
+        taken_samples = self._mailbox.take_samples(most)
+        if not taken_samples:
+            return
+        batch: list[tuple[str, Sample, float]] = []
+        unix_offset_s = self._clock.unix_s() - began_mono_s
+        for node, payload, at_mono_s in taken_samples:
+            try:
+                sample = self._intake.sample(node, payload, at_mono_s, at_mono_s + unix_offset_s)
+                batch.append((node, sample, at_mono_s))
+            except BadMessage as error:
+                self._refuse(node, SAMPLES, error)
+        self._hand_over(batch)
+        cost_s = (self._clock.mono_s() - began_mono_s) / len(taken_samples)
+        # Quick to grow, slow to shrink: one dear message must not be followed by a long turn.
+        self._sample_cost_s = max(cost_s, 0.9 * self._sample_cost_s, 1e-6)
+
+    def _take_state(self, node: str, kind: str, payload: bytes, at_mono_s: float) -> None:
+        try:
+            if kind == STATUS:
+                self._handler.status(node, _is_online(payload), at_mono_s)
+            elif not payload:
+                # Somebody cleared a retained inventory: the node is gone for good.
+                self._intake.forget(node)
+                self._handler.status(node, False, at_mono_s)
+            else:
+                payload_hash, inventory = self._intake.inventory(node, payload)
+                self._handler.inventory(node, payload_hash, inventory, at_mono_s)
+        except BadMessage as error:
+            self._refuse(node, kind, error)
+        except Exception:  # noqa: BLE001  # Nothing that comes in may stop the daemon (DESIGN 5.7).
+            _log.exception("handling %s of %s failed", kind, node)
+            self._handler.dropped("handler_failed")
+
+    def _hand_over(self, batch: list[tuple[str, Sample, float]]) -> None:
+        if not batch:
+            return
+        try:
+            self._handler.samples(batch)
+        except Exception:  # noqa: BLE001  # As above.
+            _log.exception("handling %d samples failed", len(batch))
+            if len(batch) == 1:
+                self._handler.dropped("handler_failed")
+                return
+            # One bad sample must not cost its neighbours.
+            for item in batch:
+                self._hand_over([item])
+        else:
+            self.received += len(batch)
+
+    def _refuse(self, node: str, kind: str, error: BadMessage) -> None:
+        # Debug: a node that sends garbage each second must not fill the log; the counter is what to watch.
+        _log.debug("dropped %s of %s: %s", kind, node, error)
+        self._handler.dropped(error.reason)
+
+    def _tell_drops(self) -> None:
+        for reason, count in self._mailbox.take_counts():
+            self._handler.dropped(reason, count)
+
+
+def _is_online(payload: bytes) -> bool:
+    # Empty: somebody cleared the retained message.
+    if payload not in {ONLINE, OFFLINE, b""}:
+        raise BadMessage("garbage", repr(payload[:20]))
+    return payload == ONLINE
