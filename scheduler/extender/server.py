@@ -14,7 +14,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
 
 from aiohttp import web
 
@@ -42,6 +41,8 @@ LOOPBACK = web.AppKey("loopback", bool)
 """Set on an application whose listener is bound to a loopback address; without it, it counts as reachable."""
 
 BODY_LIMIT_BYTES = 64 * 2**20  # 5,000 full nodes are 48 MiB (docs: DESIGN 4.1)
+FIRST_SWEEP = 64
+"""Connections remembered before closed ones are swept out; kube-scheduler keeps a handful."""
 BODY_TIMEOUT_S = 10.0  # twice kube-scheduler's default httpTimeout: who is slower has given up
 
 BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -155,9 +156,11 @@ class ExtenderServer:
         self._clock = clock
         self._body_limit_bytes = body_limit_bytes
         self._body_timeout_s = body_timeout_s
-        self._connections: WeakSet[RequestHandler] = WeakSet()
+        # aiohttp's handler takes no weak reference: closed ones are swept out when the set has doubled.
+        self._connections: set[RequestHandler] = set()
+        self._sweep_at = FIRST_SWEEP
         # Connections that were told to close while they had a question; their answer says so.
-        self._closing: WeakSet[RequestHandler] = WeakSet()
+        self._closing: set[RequestHandler] = set()
         self._warned_of_full_nodes = False
 
     def routes(self, prefix: str = "/scheduler") -> list[web.RouteDef]:
@@ -183,6 +186,13 @@ class ExtenderServer:
             self._closing.add(connection)
             connection.close()
         return len(connections)
+
+    def _remember(self, connection: RequestHandler) -> None:
+        self._connections.add(connection)
+        if len(self._connections) >= self._sweep_at:
+            self._connections = {each for each in self._connections if each.transport is not None}
+            self._closing = {each for each in self._closing if each.transport is not None}
+            self._sweep_at = max(FIRST_SWEEP, 2 * len(self._connections))
 
     async def _filter(self, body: bytes) -> bytes | bytearray:
         return self._verbs.filter(self._seen(read_filter(body)))
@@ -218,7 +228,7 @@ class ExtenderServer:
         async def handle(request: web.Request) -> web.Response:
             start_mono_s = self._clock.mono_s()
             connection = request.protocol
-            self._connections.add(connection)
+            self._remember(connection)
             try:
                 body = await self._body(request)
                 # Asked after the body has come: leadership may have gone while it was on its way.
@@ -230,6 +240,7 @@ class ExtenderServer:
             except Exception as error:  # noqa: BLE001 - the boundary: nothing that comes in may stop us
                 response, result = self._refusal(verb, error)
             if connection in self._closing:
+                self._closing.discard(connection)
                 response.force_close()
             self._counters.count(verb, self._clock.mono_s() - start_mono_s, result)
             return response
