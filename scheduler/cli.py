@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -20,14 +21,14 @@ FILE = click.Path(dir_okay=False)
 DIRECTORY = click.Path(file_okay=False)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """`30s`, `4h30m`, or a bare number of seconds; longer than zero. Seconds inside."""
 
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text."""
-        from scheduler.core.units import QuantityError, parse_duration  # noqa: PLC0415 - see the module
+        from scheduler.core.units import QuantityError, parse_duration
 
         try:
             text = str(value)
@@ -42,7 +43,7 @@ class Duration(click.ParamType):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
-    """Place GPU pods by measured load, on several pools.
+    r"""Place GPU pods by measured load, on several pools.
 
     \b
     Examples:
@@ -56,7 +57,7 @@ def cli() -> None:
 
 @cli.command()
 def version() -> None:
-    """Print the version.
+    r"""Print the version.
 
     \b
     Example:
@@ -68,7 +69,7 @@ def version() -> None:
 @cli.command(short_help="Run the daemon.")
 @click.option("--config", "path", type=FILE, required=True, metavar="FILE", help="Configuration file.")
 def serve(path: str) -> int:
-    """Run the daemon: the extender, telemetry and the cluster's state.
+    r"""Run the daemon: the extender, telemetry and the cluster's state.
 
     Stops at SIGTERM or Ctrl-C within its grace; exits 2 if the configuration is wrong.
 
@@ -76,21 +77,32 @@ def serve(path: str) -> int:
     Example:
       wattbalance serve --config /etc/wattbalance/config.yaml
     """
-    from scheduler import app, config  # noqa: PLC0415 - see the module
+    from scheduler import app, config
 
     return app.serve(config.load_file(path), path)
 
 
 @cli.command()
-@click.option("--node", envvar="NODE_NAME", metavar="NAME", help="Node; default: NODE_NAME, else the host name.")
+@click.option(
+    "--node", envvar="NODE_NAME", metavar="NAME", help="Node; default: NODE_NAME, else the host name."
+)
 @click.option("--cluster", default="default", show_default=True, help="Cluster, as the daemon's file says.")
-@click.option("--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="URL", help="MQTT broker.")
+@click.option(
+    "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="URL", help="MQTT broker."
+)
 @click.option("--ca-file", type=FILE, metavar="FILE", help="CA of the broker; default: the system's.")
 @click.option("--cert-file", type=FILE, metavar="FILE", help="Client certificate.")
 @click.option("--key-file", type=FILE, metavar="FILE", help="Its key; default: it is in --cert-file.")
 @click.option("--username-file", type=FILE, metavar="FILE", help="File that holds the user name.")
 @click.option("--password-file", type=FILE, metavar="FILE", help="File that holds the password.")
-@click.option("--interval", type=Duration(), default="1s", show_default=True, help="Time between messages.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=Duration(),
+    default="1s",
+    show_default=True,
+    help="Time between messages.",
+)
 @click.option(
     "--sample-hz",
     type=click.FloatRange(0.1, 50),
@@ -101,8 +113,8 @@ def serve(path: str) -> int:
 @click.option("--listen", metavar="HOST:PORT", help="Address of /metrics and /healthz.")
 @click.option("--once", is_flag=True, help="Print one reading and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: as JSON.")
-def agent(*, once: bool, as_json: bool, **flags: str | float | None) -> int:
-    """Read this node's GPUs and publish what they do.
+def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - the options above, by name
+    r"""Read this node's GPUs and publish what they do.
 
     \b
     Examples:
@@ -112,13 +124,40 @@ def agent(*, once: bool, as_json: bool, **flags: str | float | None) -> int:
     """
     if as_json and not once:
         raise click.UsageError("--json goes with --once")
-    from scheduler import cli_agent  # noqa: PLC0415 - see the module
+    import asyncio
+    import signal
+    import socket
 
-    return cli_agent.once(flags, as_json=as_json) if once else cli_agent.run(flags)
+    from scheduler.core.clock import SystemClock
+    from scheduler.device.nvml import NvmlDevices
+    from scheduler.telemetry import agent as room
+
+    flags["node"] = flags["node"] or socket.gethostname()
+    clock = SystemClock()
+    # A look must change nothing, not even to learn whether it could.
+    devices = NvmlDevices(clock, probe_write=not once)
+    if once:
+        click.echo(asyncio.run(room.read_once(devices, clock, as_json=as_json)))
+        return 0
+
+    async def until_told() -> int:
+        """Run until SIGTERM, as Kubernetes ends a pod."""
+        running = asyncio.current_task()
+        assert running is not None  # noqa: S101 - asyncio.run made it
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+        try:
+            await room.run_agent(room.AgentOptions(**flags), devices, clock)
+        except asyncio.CancelledError:
+            return 0
+        return 1
+
+    return asyncio.run(until_told())
 
 
 @cli.command(short_help="Run a whole cluster on this machine, with simulated GPUs.")
-@click.option("--nodes", type=click.IntRange(1, 100_000), default=200, show_default=True, help="How many nodes.")
+@click.option(
+    "--nodes", type=click.IntRange(1, 100_000), default=200, show_default=True, help="How many nodes."
+)
 @click.option(
     "--speed",
     type=click.FloatRange(0.1, 10_000),
@@ -133,25 +172,24 @@ def agent(*, once: bool, as_json: bool, **flags: str | float | None) -> int:
     show_default=True,
     help="Share of all GPUs that the arriving pods ask for.",
 )
-@click.option("--duration", type=Duration(), help="End after this time, such as 90s; default: at Ctrl-C.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: any free one.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Same seed, same arrivals.")
-@click.option("--trace-dir", type=DIRECTORY, metavar="DIR", help="Whole openb lists instead of the built-in slice.")
+@click.option(
+    "--duration", "duration_s", type=Duration(), help="End after this time, such as 90s; default: at Ctrl-C."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Same seed, same arrivals."
+)
+@click.option(
+    "--trace-dir", type=DIRECTORY, metavar="DIR", help="Whole openb lists instead of the built-in slice."
+)
 @click.option("--trace", type=FILE, metavar="FILE", help="Which pod list of --trace-dir, or a file.")
-@click.option("--mosquitto", type=FILE, metavar="PATH", help="The broker's program; default: found, else PyPI's.")
-def demo(
-    *,
-    nodes: int,
-    speed: float,
-    load: float,
-    duration: float | None,
-    port: int,
-    seed: int,
-    trace_dir: str | None,
-    trace: str | None,
-    mosquitto: str | None,
-) -> int:
-    """Run a whole cluster on this machine: real daemon, real broker, simulated GPUs, a public trace.
+@click.option(
+    "--mosquitto", type=FILE, metavar="PATH", help="The broker's program; default: found, else PyPI's."
+)
+def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, become DemoOptions
+    r"""Run a whole cluster on this machine: real daemon, real broker, simulated GPUs, a public trace.
 
     \b
     Examples:
@@ -159,26 +197,15 @@ def demo(
       wattbalance demo --nodes 50 --duration 60s
       wattbalance demo --load 0.7 --seed 7 --speed 120
     """
-    from scheduler.simulate import demo as room  # noqa: PLC0415 - see the module
+    from scheduler.simulate import demo as room
 
-    options = room.DemoOptions(
-        nodes=nodes,
-        speed=speed,
-        load=load,
-        duration_s=duration,
-        port=port,
-        seed=seed,
-        trace_dir=trace_dir,
-        trace=trace,
-        mosquitto=mosquitto,
-    )
-    return room.run(options)
+    return room.run(room.DemoOptions(**flags))
 
 
 @cli.command("check-config")
 @click.argument("path", type=FILE, metavar="FILE")
 def check_config(path: str) -> None:
-    """Check a configuration file; print every problem in it.
+    r"""Check a configuration file; print every problem in it.
 
     Exits 0 if it can be used, else 2.
 
@@ -187,7 +214,7 @@ def check_config(path: str) -> None:
       wattbalance check-config wattbalance.yaml
       wattbalance config example | wattbalance check-config /dev/stdin
     """
-    from scheduler import config  # noqa: PLC0415 - see the module
+    from scheduler import config
 
     settings = config.load_file(path)
     pools = ", ".join(pool.name for pool in settings.pools) or "none but default"
@@ -196,7 +223,7 @@ def check_config(path: str) -> None:
 
 @cli.group("config")
 def config_group() -> None:
-    """Print an example configuration, or its schema.
+    r"""Print an example configuration, or its schema.
 
     \b
     Examples:
@@ -207,28 +234,28 @@ def config_group() -> None:
 
 @config_group.command("example")
 def config_example() -> None:
-    """Print a commented configuration.
+    r"""Print a commented configuration.
 
     \b
     Example:
       wattbalance config example > wattbalance.yaml
     """
-    from scheduler.config_example import TEXT  # noqa: PLC0415 - see the module
+    from scheduler.config_example import TEXT
 
     click.echo(TEXT, nl=False)
 
 
 @config_group.command("schema")
 def config_schema() -> None:
-    """Print the JSON schema of the configuration, for editors.
+    r"""Print the JSON schema of the configuration, for editors.
 
     \b
     Example:
       wattbalance config schema > wattbalance.schema.json
     """
-    import json  # noqa: PLC0415 - see the module
+    import json
 
-    from scheduler import config  # noqa: PLC0415 - see the module
+    from scheduler import config
 
     click.echo(json.dumps(config.schema(), indent=2))
 
@@ -256,18 +283,29 @@ def _run(name: str, arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except Exception as error:
-        from scheduler.core.errors import ConfigError, SchedulerError  # noqa: PLC0415 - not for --help
-
-        if isinstance(error, ConfigError):
-            for problem in error.problems:
-                click.echo(str(problem), err=True)
-            return MISUSED
-        if isinstance(error, SchedulerError):
-            click.echo(f"{name}: {error}", err=True)
-            return 1
-        raise
+    except Exception as error:  # noqa: BLE001 - raised again unless it was raised on purpose
+        return _end(name, error)
     return result if isinstance(result, int) else 0
+
+
+def _end(name: str, error: Exception) -> int:
+    """Say in lines what ended the command; a mistake of ours goes on as it is, with its traceback."""
+    from scheduler.core.errors import ConfigError, SchedulerError
+
+    leaves = _leaves(error)
+    if not all(isinstance(leaf, SchedulerError) for leaf in leaves):
+        raise error
+    for leaf in leaves:
+        # A problem of the configuration starts with its place; the program's name would only hide it.
+        click.echo(str(leaf) if isinstance(leaf, ConfigError) else f"{name}: {leaf}", err=True)
+    return MISUSED if any(isinstance(leaf, ConfigError) for leaf in leaves) else 1
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    """Give the errors of a task group one by one, however deep."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    return [leaf for part in error.exceptions for leaf in _leaves(part)]
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ Special = Callable[["Checker", Path], type[msgspec.Struct] | None]
 
 
 def decode(kind: TypeForm, value: object) -> object:
-    """msgspec's dec_hook for our leaf types."""
+    """Read a value of one of our leaf types; for msgspec's `dec_hook`."""
     return kind.parse(value)
 
 
@@ -77,10 +77,10 @@ class Checker:
         if isinstance(base, type) and issubclass(base, msgspec.Struct):
             if isinstance(value, dict):
                 self._check_struct(value, base, path)
-        elif get_origin(base) in (list, tuple) and isinstance(value, list):
+        elif _origin(base) in (list, tuple) and isinstance(value, list):
             for index, part in enumerate(value):
                 self.check(part, get_args(base)[0], (*path, index))
-        elif get_origin(base) is dict and isinstance(value, dict):
+        elif _origin(base) is dict and isinstance(value, dict):
             key_kind, part_kind = get_args(base)
             for key, part in value.items():
                 if _fails(key, key_kind):
@@ -124,7 +124,7 @@ def unknown(key: str, known: Iterable[str]) -> str:
     """Say that a key is unknown, what it may have meant, and what there is."""
     names = sorted(known)
     # difflib is quadratic in the length; no key of ours is longer.
-    near = difflib.get_close_matches(key, names, n=1) if len(key) <= 60 else []  # noqa: PLR2004 - explained above
+    near = difflib.get_close_matches(key, names, n=1) if len(key) <= 60 else []
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"expected one of {', '.join(names)}, got an unknown name{meant}"
 
@@ -142,36 +142,36 @@ def shown(value: object) -> str:
         name = "mapping" if isinstance(value, dict) else "list"
         return f"a {name}" if value else f"an empty {name}"
     text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"  # noqa: PLR2004 - long enough for any name
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
-def _words(info: inspect.Type) -> str:  # noqa: PLR0911 - one line a type reads best
-    match info:
-        case inspect.Metadata():
-            return str((info.extra or {}).get("expected") or _words(info.type))
-        case inspect.UnionType():
-            return " or ".join(_words(part) for part in info.types)
-        case inspect.NoneType():
-            return "null"
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.IntType():
-            return "a whole number" + _bounds(info)
-        case inspect.FloatType():
-            return "a number" + _bounds(info)
-        case inspect.StrType():
-            return "text"
-        case inspect.EnumType():
-            return "one of " + ", ".join(str(member.value) for member in info.cls)
-        case inspect.CustomType():
-            return str(info.cls.EXPECTED)
-        case inspect.ListType() | inspect.VarTupleType():
-            return "a list" + (" with at least one entry" if info.min_length else "")
-        case inspect.DictType():
-            return "a mapping" + (" with at least one entry" if info.min_length else "")
-        case inspect.StructType():
-            return "a mapping with " + ", ".join(field.encode_name for field in info.fields)
-    return "a value"
+def _words(info: inspect.Type) -> str:
+    if isinstance(info, inspect.Metadata):
+        return str((info.extra or {}).get("expected") or _words(info.type))
+    if isinstance(info, inspect.UnionType):
+        return " or ".join(_words(part) for part in info.types)
+    if isinstance(info, inspect.EnumType):
+        return "one of " + ", ".join(str(member.value) for member in info.cls)
+    if isinstance(info, inspect.CustomType):
+        return str(getattr(info.cls, "EXPECTED", info.cls.__name__))
+    if isinstance(info, inspect.StructType):
+        return "a mapping with " + ", ".join(field.encode_name for field in info.fields)
+    if isinstance(info, (inspect.IntType, inspect.FloatType)):
+        return _PLAIN_WORDS[type(info)] + _bounds(info)
+    least = " with at least one entry" if getattr(info, "min_length", None) else ""
+    return _PLAIN_WORDS.get(type(info), "a value") + least
+
+
+_PLAIN_WORDS: dict[type[inspect.Type], str] = {
+    inspect.NoneType: "null",
+    inspect.BoolType: "true or false",
+    inspect.IntType: "a whole number",
+    inspect.FloatType: "a number",
+    inspect.StrType: "text",
+    inspect.ListType: "a list",
+    inspect.VarTupleType: "a list",
+    inspect.DictType: "a mapping",
+}
 
 
 def _bounds(info: inspect.IntType | inspect.FloatType) -> str:
@@ -190,12 +190,17 @@ def _fails(value: object, kind: TypeForm) -> str | None:
     return None
 
 
+def _origin(kind: TypeForm) -> TypeForm:
+    """Give typing's origin, whose declared type is too narrow: it knows neither `Annotated` nor unions."""
+    return get_origin(kind)
+
+
 def _bare(kind: TypeForm) -> TypeForm:
     """Take off `Annotated` and `| None`."""
     while True:
-        if get_origin(kind) is Annotated:
+        if _origin(kind) is Annotated:
             kind = get_args(kind)[0]
-        elif get_origin(kind) in (Union, types.UnionType):
+        elif _origin(kind) in (Union, types.UnionType):
             kinds = [part for part in get_args(kind) if part is not type(None)]
             if len(kinds) != 1:
                 return kind

@@ -7,7 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from scheduler.config_settings import Settings
-from scheduler.config_types import PolicyUse, Seconds
+from scheduler.config_types import PolicyUse
 
 # A JSON schema is JSON: its values have no narrower type than this.
 Json = dict[str, Any]

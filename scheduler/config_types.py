@@ -41,12 +41,12 @@ class Seconds(float):
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read the file's text. Raises ValueError."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            raise ValueError(
-                f"expected {cls.EXPECTED}, got {value:g} without a unit; did you mean {value:g}s?"
-            )  # noqa: TRY004 - msgspec reports a ValueError's text
         if not isinstance(value, str):
-            raise ValueError(f"expected {cls.EXPECTED}, got no text")  # noqa: TRY004 - as above
+            bare = isinstance(value, (int, float)) and not isinstance(value, bool)
+            got = f"{value:g} without a unit; did you mean {value:g}s?" if bare else "no text"
+            # Not a TypeError: msgspec gives a person only the text of a ValueError.
+            message = f"expected {cls.EXPECTED}, got {got}"
+            raise ValueError(message)  # noqa: TRY004 - explained above
         return cls(parse_duration(value))
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Address(str):
         match = re.fullmatch(
             r"(\[[0-9A-Fa-f:.%]{2,60}\]|[A-Za-z0-9][-A-Za-z0-9.]{0,252}):([0-9]{1,5})", str(value)
         )
-        if not isinstance(value, str) or match is None or int(match[2]) > 65_535:  # noqa: PLR2004 - the largest port
+        if not isinstance(value, str) or match is None or int(match[2]) > 65_535:
             raise ValueError(f"expected {cls.EXPECTED}, got {str(value)[:60]!r}")
         return cls(value)
 
@@ -122,7 +122,7 @@ class BrokerUrl(str):
             )
         pattern = r"mqtts?://(\[[0-9A-Fa-f:.%]{2,60}\]|[A-Za-z0-9][-A-Za-z0-9_.]{0,252})(:[0-9]{1,5})?/?"
         match = re.fullmatch(pattern, str(value))
-        if not isinstance(value, str) or match is None or not 0 < int((match[2] or ":1")[1:]) <= 65_535:  # noqa: PLR2004 - the largest port
+        if not isinstance(value, str) or match is None or not 0 < int((match[2] or ":1")[1:]) <= 65_535:
             raise ValueError(f"expected {cls.EXPECTED}, got {str(value)[:60]!r}")
         return cls(value.rstrip("/"))
 

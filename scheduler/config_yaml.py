@@ -69,7 +69,7 @@ def show_path(path: Path) -> str:
             text += f"[{part}]"
             continue
         # 60 characters name any setting; a hostile key must not fill the screen.
-        key = part if len(part) <= 60 else part[:60] + "…"  # noqa: PLR2004 - explained above
+        key = part if len(part) <= 60 else part[:60] + "…"
         plain = re.fullmatch(r"[A-Za-z0-9_-]+", key)
         text += (f".{key}" if text else key) if plain else f"[{key!r}]"
     return text
@@ -117,6 +117,11 @@ def scalar(text: str) -> object:
     return float(text) if _FLOAT.fullmatch(text) and not leading_zero else text
 
 
+def _line(event: yaml.Event) -> int:
+    # A parser's events have marks; only those that a program makes up may lack them.
+    return event.start_mark.line + 1 if event.start_mark is not None else 1
+
+
 class _TooDeepError(Exception):
     """Ends the reading of a file that nests deeper than any settings."""
 
@@ -152,7 +157,7 @@ class _Builder:
         """Handle one event."""
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
-            if self._documents == 2:  # noqa: PLR2004 - said once, however many follow
+            if self._documents == 2:
                 self._refuse((), "expected one YAML document, got another after ---", event)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             self._begin(event)
@@ -207,7 +212,7 @@ class _Builder:
 
     def _put(self, value: object, event: yaml.Event) -> bool:
         """Put a value where the document stands; False if it was dropped."""
-        line = event.start_mark.line + 1
+        line = _line(event)
         if not self._stack:
             if self._documents == 1:
                 self._document.data = value
@@ -234,7 +239,7 @@ class _Builder:
         return True
 
     def _put_key(self, top: _Open, key: object, event: yaml.Event) -> None:
-        top.key, top.key_line = BROKEN, event.start_mark.line + 1
+        top.key, top.key_line = BROKEN, _line(event)
         if isinstance(key, Broken):
             return
         if not isinstance(key, str):
@@ -253,9 +258,9 @@ class _Builder:
             top.key = key
 
     def _note(self, path: Path, value: object, event: yaml.Event) -> None:
-        self._document.lines[path] = event.start_mark.line + 1
+        self._document.lines[path] = _line(event)
         if isinstance(value, (bool, int, float)):
             self._document.written[path] = getattr(event, "value", "")
 
     def _refuse(self, path: Path, message: str, event: yaml.Event) -> None:
-        self._document.refuse(path, message, event.start_mark.line + 1)
+        self._document.refuse(path, message, _line(event))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,16 +18,26 @@ import click
 import pytest
 
 from scheduler import __version__, cli, config
-from scheduler.core.errors import ApiForbidden, ConfigError, Problem
+from scheduler.core.errors import ApiForbidden, ConfigError, DriverUnavailable, Problem
 
-COSTLY = {"numpy", "aiohttp", "msgspec", "asyncio", "yaml", "rich", "kubernetes", "aiomqtt", "prometheus_client"}
+COSTLY = {
+    "numpy",
+    "aiohttp",
+    "msgspec",
+    "asyncio",
+    "yaml",
+    "rich",
+    "kubernetes",
+    "aiomqtt",
+    "prometheus_client",
+}
 
 
 def call(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the real program."""
     command = [sys.executable, "-m", "scheduler.cli", *arguments]
     environment = {**os.environ, **(environment or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)  # noqa: S603 - our own program
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> None:
@@ -55,7 +67,7 @@ def test_help_imports_no_room(arguments: list[str]) -> None:
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - our own interpreter
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     loaded = {name.partition(".")[0] for name in done.stdout.rpartition("MODULES")[2].split()}
     assert "click" in loaded
@@ -131,7 +143,10 @@ def test_check_config_prints_every_problem_on_a_line_and_exits_2(tmp_path: Path)
     done = call("check-config", str(path))
     assert done.returncode == 2
     lines = done.stderr.splitlines()
-    assert [line.split(": expected")[0] for line in lines] == ["line 1: cluster.stale", "line 2: telemetry.broker"]
+    assert [line.split(": expected")[0] for line in lines] == [
+        "line 1: cluster.stale",
+        "line 2: telemetry.broker",
+    ]
 
 
 def test_a_file_that_is_not_there_is_a_configuration_problem() -> None:
@@ -176,8 +191,17 @@ def test_serve_gets_the_settings_and_its_code_is_the_exit_code(
 @pytest.mark.parametrize(
     ("error", "want_code", "want_text"),
     [
-        (ConfigError([Problem(path="a", message="m"), Problem(path="b", message="n", line=3)]), 2, "a: m\nline 3: b: n\n"),
+        (
+            ConfigError([Problem(path="a", message="m"), Problem(path="b", message="n", line=3)]),
+            2,
+            "a: m\nline 3: b: n\n",
+        ),
         (ApiForbidden("may not list nodes"), 1, "wattbalance: may not list nodes\n"),
+        (
+            ExceptionGroup("x", [ExceptionGroup("y", [DriverUnavailable("no driver")])]),
+            1,
+            "wattbalance: no driver\n",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -195,9 +219,14 @@ def test_an_error_ends_in_lines_and_a_code_and_never_in_a_traceback(
     assert capsys.readouterr().err.strip("\n") == want_text.strip("\n")
 
 
-def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch, config_path: str) -> None:
-    stand_in(monkeypatch, "scheduler.app", serve=raiser(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), ExceptionGroup("x", [ZeroDivisionError(), ApiForbidden("no")])]
+)
+def test_a_mistake_of_ours_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, config_path: str, error: Exception
+) -> None:
+    stand_in(monkeypatch, "scheduler.app", serve=raiser(error))
+    with pytest.raises(type(error)):
         cli.main(["serve", "--config", config_path])
 
 
@@ -226,3 +255,35 @@ def test_a_duration_that_is_none_is_refused(text: str, capsys: pytest.CaptureFix
 def test_json_without_once_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert end_of("agent", "--json") == 2
     assert "--json goes with --once" in capsys.readouterr().err
+
+
+def test_agent_hands_its_flags_on_and_ends_well_at_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[SimpleNamespace] = []
+
+    async def run_agent(options: SimpleNamespace, _devices: object, _clock: object) -> None:
+        taken.append(options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    stand_in(monkeypatch, "scheduler.telemetry.agent", AgentOptions=SimpleNamespace, run_agent=run_agent)
+    monkeypatch.setenv("NODE_NAME", "node-7")
+    assert end_of("agent", "--cluster", "prod", "--interval", "500ms") == 0
+    (options,) = taken
+    assert (options.node, options.cluster, options.interval_s, options.sample_hz) == (
+        "node-7",
+        "prod",
+        0.5,
+        5.0,
+    )
+
+
+def test_an_agent_without_a_driver_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run_agent(*_arguments: object) -> None:
+        raise DriverUnavailable("libnvidia-ml.so.1 is not there")
+
+    monkeypatch.setattr(sys, "argv", ["wattbalance"])
+    stand_in(monkeypatch, "scheduler.telemetry.agent", AgentOptions=SimpleNamespace, run_agent=run_agent)
+    assert end_of("agent") == 1
+    assert capsys.readouterr().err == "wattbalance: libnvidia-ml.so.1 is not there\n"

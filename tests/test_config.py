@@ -59,10 +59,12 @@ def test_the_least_file_gets_the_documented_defaults() -> None:
         ("127.0.0.1:9441", (Face.API,)),
     ]
     assert [(listener.address, listener.serves) for listener in settings.listeners] == want_listeners
-    assert (settings.cluster.stale_s, settings.telemetry.stale_s, settings.telemetry.half_life_s) == (60, 10, 5)
-    assert (settings.lease.duration_s, settings.lease.renew_deadline_s, settings.lease.retry_s) == (15, 10, 2)
+    durations = (settings.cluster.stale_s, settings.telemetry.stale_s, settings.telemetry.half_life_s)
+    assert list(map(float, durations)) == [60, 10, 5]
+    durations = (settings.lease.duration_s, settings.lease.renew_deadline_s, settings.lease.retry_s)
+    assert list(map(float, durations)) == [15, 10, 2]
     assert settings.managed_resources == ("nvidia.com/gpu",)
-    assert settings.extender.reservation_s == 30
+    assert float(settings.extender.reservation_s) == 30
 
 
 @pytest.mark.parametrize(
@@ -169,19 +171,39 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
     [
         # pools
         ("pools: [{name: default, selector: {a: b}}]", "pools[0].name", "default is the pool"),
-        ("pools: [{name: a, selector: {a: b}}, {name: a, selector: {a: c}}]", "pools[1].name", "each name once"),
+        (
+            "pools: [{name: a, selector: {a: b}}, {name: a, selector: {a: c}}]",
+            "pools[1].name",
+            "each name once",
+        ),
         ("pools: [{name: a, selector: {}}]", "pools[0].selector", "at least one entry"),
-        ("pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: b, c: d}}]", "pools[1].selector", "share no node"),
+        (
+            "pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: b, c: d}}]",
+            "pools[1].selector",
+            "share no node",
+        ),
         ("pools: [{name: a, selector: {a: 7}}]", "pools[0].selector.a", 'write "7"'),
-        ("pools: [{name: a, selector: {a: b}, spill: {after: 5 minutes}}]", "pools[0].spill.after", "did you mean 5m?"),
+        (
+            "pools: [{name: a, selector: {a: b}, spill: {after: 5 minutes}}]",
+            "pools[0].spill.after",
+            "did you mean 5m?",
+        ),
         ('pools: [{name: "a\\n", selector: {a: b}}]', "pools[0].name", "a name"),
         # profiles and filters
         ("profiles: {games: {}}", "profiles.games", "one of batch, inference, training"),
         ("profiles: {batch: {policies: {}}}", "profiles.batch.policies", "at least one entry"),
-        ("profiles: {batch: {policies: {pack: {weight: .inf}}}}", "profiles.batch.policies.pack.weight", "at most 1000"),
+        (
+            "profiles: {batch: {policies: {pack: {weight: .inf}}}}",
+            "profiles.batch.policies.pack.weight",
+            "at most 1000",
+        ),
         ("profiles: {batch: {policies: {pack: {}}}}", "profiles.batch.policies.pack.weight", "missing"),
         ("profiles: {batch: {policies: {pack: }}}", "profiles.batch.policies.pack", "a mapping with weight"),
-        ("profiles: {batch: {policies: {quarantine: {weight: 1}}}}", "profiles.batch.policies.quarantine", "pack"),
+        (
+            "profiles: {batch: {policies: {quarantine: {weight: 1}}}}",
+            "profiles.batch.policies.quarantine",
+            "pack",
+        ),
         ("profiles: {batch: {expected_load: 1.5}}", "profiles.batch.expected_load", "at most 1"),
         ("filters: {quarantin: off}", "filters.quarantin", "did you mean quarantine?"),
         ("filters: {pack: off}", "filters.pack", "unknown name"),
@@ -194,8 +216,10 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "client_ca_file",
         ),
         (
-            "listeners: [{address: '0.0.0.0:1', serves: [api],"
-            " tls: {cert_file: a, key_file: b, client_ca_file: c}}]",
+            (
+                "listeners: [{address: '0.0.0.0:1', serves: [api],"
+                " tls: {cert_file: a, key_file: b, client_ca_file: c}}]"
+            ),
             "listeners[0].address",
             "loopback",
         ),
@@ -227,7 +251,11 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
         ("models: {x: {capability: true}}", "models.x.capability", "a number"),
         ("lease: {enabled: 'true'}", "lease.enabled", "true or false, got 'true'"),
         ("lease:", "lease", "got nothing (null)"),
-        ("workload: {priority_classes: {a: fast}}", "workload.priority_classes.a", "training, inference, batch"),
+        (
+            "workload: {priority_classes: {a: fast}}",
+            "workload.priority_classes.a",
+            "training, inference, batch",
+        ),
         ("scheduler_names: []", "scheduler_names", "at least one entry"),
     ],
 )
@@ -267,8 +295,10 @@ def test_a_password_is_never_repeated() -> None:
         'extender: {bind: true, ignorable: false, kubernetes_version: "v1.29.3+k3s1"}',
         "extender: {bind: true, ignorable: true}",
         "listeners: [{address: '[::1]:0', serves: [extender, api]}, {address: '[::1]:0', serves: [probes]}]",
-        "listeners: [{address: '0.0.0.0:1', serves: [extender],"
-        " tls: {cert_file: a, key_file: b, client_ca_file: c}}]",
+        (
+            "listeners: [{address: '0.0.0.0:1', serves: [extender],"
+            " tls: {cert_file: a, key_file: b, client_ca_file: c}}]"
+        ),
         "pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: c}}]",
     ],
 )
@@ -277,12 +307,16 @@ def test_what_only_looks_wrong_is_taken(text: str) -> None:
 
 
 def test_json_is_taken_too() -> None:
-    text = json.dumps({"cluster": {"name": "c"}, "telemetry": {"broker": "mqtt://h"}, "log": {"level": "debug"}})
+    text = json.dumps(
+        {"cluster": {"name": "c"}, "telemetry": {"broker": "mqtt://h"}, "log": {"level": "debug"}}
+    )
     assert config.load(text).log.level == "debug"
 
 
 def test_one_fault_does_not_hide_another_rule() -> None:
-    text = "pools: [{name: a, selector: {a: b}}, {name: 3}, {name: a, selector: {a: c}}]\nlease: {retry: 30s}\n"
+    text = (
+        "pools: [{name: a, selector: {a: b}}, {name: 3}, {name: a, selector: {a: c}}]\nlease: {retry: 30s}\n"
+    )
     want_paths = {"pools[1].name", "pools[1].selector", "pools[2].name", "lease.retry"}
     assert set(problems_of(LEAST + text)) == want_paths
 
@@ -297,7 +331,13 @@ def test_a_thousand_problems_are_cut_and_counted() -> None:
 
 def test_addresses_know_their_parts() -> None:
     assert (Address("[::1]:9443").host, Address("[::1]:9443").port) == ("::1", 9443)
-    want_loopback = {"127.0.0.1:1": True, "[::1]:1": True, "localhost:1": True, "0.0.0.0:1": False, "h:1": False}
+    want_loopback = {
+        "127.0.0.1:1": True,
+        "[::1]:1": True,
+        "localhost:1": True,
+        "0.0.0.0:1": False,
+        "h:1": False,
+    }
     assert {address: Address(address).loopback for address in want_loopback} == want_loopback
 
 
@@ -316,7 +356,8 @@ def test_brokers_know_their_parts(url: str, want_host: str, want_port: int, want
 
 
 @pytest.mark.parametrize(
-    ("content", "want_words"), [(None, "a readable file"), (b"mode: \xff", "UTF-8"), (b"#" * (1 << 21), "at most")]
+    ("content", "want_words"),
+    [(None, "a readable file"), (b"mode: \xff", "UTF-8"), (b"#" * (1 << 21), "at most")],
 )
 def test_a_file_that_cannot_be_read_is_a_configuration_error(
     tmp_path: Path, content: bytes | None, want_words: str

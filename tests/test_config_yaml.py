@@ -12,8 +12,31 @@ from scheduler import config, config_yaml
 from scheduler.config import ConfigError
 from scheduler.config_yaml import BROKEN, read
 
-KEYS = ["cluster", "name", "telemetry", "broker", "pools", "selector", "profiles", "training", "policies", "pack"]
-KEYS += ["weight", "listeners", "address", "serves", "tls", "lease", "retry", "filters", "extender", "prefix", "x"]
+KEYS = [
+    "cluster",
+    "name",
+    "telemetry",
+    "broker",
+    "pools",
+    "selector",
+    "profiles",
+    "training",
+    "policies",
+    "pack",
+]
+KEYS += [
+    "weight",
+    "listeners",
+    "address",
+    "serves",
+    "tls",
+    "lease",
+    "retry",
+    "filters",
+    "extender",
+    "prefix",
+    "x",
+]
 LEAVES: st.SearchStrategy[object] = (
     st.none()
     | st.booleans()
@@ -24,7 +47,9 @@ LEAVES: st.SearchStrategy[object] = (
 )
 DATA = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner)
+    ),
     max_leaves=30,
 )
 
@@ -119,7 +144,9 @@ def test_an_alias_is_refused_beside_its_anchor() -> None:
 
 
 def test_nested_aliases_cost_nothing() -> None:
-    text = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True))
+    text = "a: &a [x]\n" + "".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
+    )
     assert len(problems(text)) == 7 + 6 * 9
 
 
@@ -135,7 +162,9 @@ def test_more_than_a_mebibyte_is_refused_unread() -> None:
     assert read("ü" * (config_yaml.MOST_CHARACTERS - 1)).data is BROKEN
 
 
-@pytest.mark.parametrize("text", ["\x00", "\ud800", "a: [", "a: b: c", "\t- a", "%YAML 3.0\n---\na: 1", "*x", "a: 'b"])
+@pytest.mark.parametrize(
+    "text", ["\x00", "\ud800", "a: [", "a: b: c", "\t- a", "%YAML 3.0\n---\na: 1", "*x", "a: 'b"]
+)
 def test_broken_text_is_one_problem(text: str) -> None:
     document = read(text)
     assert len(document.problems) == 1
@@ -148,9 +177,9 @@ def only_configuration_errors(text: str) -> None:
     except ConfigError as error:
         assert error.problems  # noqa: PT017 - loading well is the other good outcome
         for problem in error.problems:
-            assert "expected" in problem.message  # noqa: PT017 - as above
-            assert "got" in problem.message or "again" in problem.message  # noqa: PT017 - as above
-            assert len(str(problem)) < 2000  # noqa: PT017 - as above
+            assert "expected" in problem.message
+            assert "got" in problem.message or "again" in problem.message
+            assert len(str(problem)) < 2000
 
 
 @given(st.text(max_size=300))
@@ -168,7 +197,7 @@ def test_any_data_loads_or_is_a_configuration_error(data: object) -> None:
     only_configuration_errors(as_flow(data))
 
 
-@given(st.sampled_from(sorted(config.schema()["$defs"]["Settings"]["properties"])), DATA)  # type: ignore[index, call-overload]  # JSON
+@given(st.sampled_from(sorted(config.schema()["$defs"]["Settings"]["properties"])), DATA)  # type: ignore[index]  # JSON
 def test_any_section_loads_or_its_problems_name_it(section: str, data: object) -> None:
     least = {"cluster": {"name": "c"}, "telemetry": {"broker": "mqtt://h"}}
     try:

@@ -87,7 +87,7 @@ def parse_watts(text: str) -> float:
 def format_watts(power_w: float) -> str:
     """Write watts so that `parse_watts` gives them back, to the microwatt."""
     value = Decimal(repr(round(power_w, 6)))
-    unit = "MW" if value >= 1_000_000 else "kW" if value >= 1000 else "W"  # noqa: PLR2004 - the units themselves
+    unit = "MW" if value >= 1_000_000 else "kW" if value >= 1000 else "W"
     return _plain(value / _WATT_UNITS[unit]) + unit
 
 
@@ -136,7 +136,7 @@ def _plain(value: Decimal) -> str:
 
 def _cut(text: str) -> str:
     # 40 characters show any slip; a megabyte in a log line helps nobody.
-    return repr(text if len(text) <= 40 else text[:40] + "…")  # noqa: PLR2004 - explained above
+    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 def _refuse(
@@ -148,7 +148,7 @@ def _refuse(
 ) -> QuantityError:
     """Build the error; offer what the text would be with our units, if that can be read."""
     message = f"expected {expected}, got {_cut(text)}"
-    if len(text) > 40:  # noqa: PLR2004 - as _cut
+    if len(text) > 40:
         return QuantityError(message)
     guess = re.sub(r"[\s_]", "", text).replace(",", ".").lower()
     for pattern, unit in words:

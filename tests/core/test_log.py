@@ -153,7 +153,7 @@ print("ended")
     read_end, write_end = os.pipe()
     try:
         command = [sys.executable, "-c", script]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write_end, timeout=60, check=True)  # noqa: S603 - our own interpreter
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write_end, timeout=60, check=True)
         first = os.read(read_end, 65_536).splitlines()[0]
     finally:
         os.close(read_end)

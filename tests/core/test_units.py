@@ -22,7 +22,15 @@ PARSERS: list[Callable[[str], float]] = [
 
 @pytest.mark.parametrize(
     ("text", "want_s"),
-    [("5s", 5), ("4h30m", 16_200), ("250ms", 0.25), ("1d", 86_400), ("0s", 0), ("1.5h", 5400), ("5m5ms", 300.005)],
+    [
+        ("5s", 5),
+        ("4h30m", 16_200),
+        ("250ms", 0.25),
+        ("1d", 86_400),
+        ("0s", 0),
+        ("1.5h", 5400),
+        ("5m5ms", 300.005),
+    ],
 )
 def test_durations_are_read_in_seconds(text: str, want_s: float) -> None:
     assert units.parse_duration(text) == want_s
@@ -34,7 +42,8 @@ def test_powers_are_read_in_watts(text: str, want_w: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "want_bytes"), [("40Gi", 40 * 2**30), ("512M", 512_000_000), ("1024", 1024), ("1.5Ki", 1536), ("2k", 2000)]
+    ("text", "want_bytes"),
+    [("40Gi", 40 * 2**30), ("512M", 512_000_000), ("1024", 1024), ("1.5Ki", 1536), ("2k", 2000)],
 )
 def test_memory_is_read_in_bytes(text: str, want_bytes: int) -> None:
     assert units.parse_bytes(text) == want_bytes
@@ -66,7 +75,8 @@ def test_a_written_share_reads_back(frac: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("want_text", "seconds"), [("0s", 0), ("250ms", 0.25), ("1m30s", 90), ("4h30m", 16_200), ("1h0.1s", 3600.1)]
+    ("want_text", "seconds"),
+    [("0s", 0), ("250ms", 0.25), ("1m30s", 90), ("4h30m", 16_200), ("1h0.1s", 3600.1)],
 )
 def test_durations_are_written_as_people_do(want_text: str, seconds: float) -> None:
     assert units.format_duration(seconds) == want_text
@@ -99,7 +109,9 @@ def test_round_numbers_get_the_largest_fitting_unit() -> None:
         (units.parse_percent, "5 percent", "5%"),
     ],
 )
-def test_a_slip_gets_a_hint_that_can_be_read(parse: Callable[[str], float], text: str, want_hint: str) -> None:
+def test_a_slip_gets_a_hint_that_can_be_read(
+    parse: Callable[[str], float], text: str, want_hint: str
+) -> None:
     with pytest.raises(QuantityError) as caught:
         parse(text)
     assert str(caught.value).endswith(f"; did you mean {want_hint}?")
@@ -107,7 +119,9 @@ def test_a_slip_gets_a_hint_that_can_be_read(parse: Callable[[str], float], text
 
 
 @pytest.mark.parametrize("parse", PARSERS)
-@pytest.mark.parametrize("text", ["", "-5s", "-5W", "+5s", "nan", "inf", "1e3s", "٣s", "5s\n", " ", "s", "4:30", "5%%"])
+@pytest.mark.parametrize(
+    "text", ["", "-5s", "-5W", "+5s", "nan", "inf", "1e3s", "٣s", "5s\n", " ", "s", "4:30", "5%%"]
+)
 def test_what_is_no_quantity_is_refused(parse: Callable[[str], float], text: str) -> None:
     with pytest.raises(QuantityError, match="expected"):
         parse(text)
