@@ -162,6 +162,13 @@ class Room:
             fits &= np.isin(self._models, task.models)
         return np.flatnonzero(fits)
 
+    def fits(self, row: int, job: Job) -> bool:
+        """Whether the job fits on one node now."""
+        task = job.task
+        enough = self.gpus[row] >= job.gpus and self.pods[row] > 0 and self.cpu_milli[row] >= task.cpu_milli
+        named = not task.models or self._models[row] in task.models
+        return bool(enough and self.memory_mib[row] >= task.memory_mib and named)
+
     def take(self, row: int, job: Job) -> None:
         """Place the job."""
         self._change(row, job, 1)

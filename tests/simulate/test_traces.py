@@ -1,0 +1,118 @@
+"""Trace files: the built-in slice as shipped, and what is said of broken ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from scheduler.core.errors import TraceError
+from scheduler.simulate.traces import NODE_FILE, TASK_FILE, load_nodes, load_tasks, load_trace, pick_evenly
+
+NODES = "sn,cpu_milli,memory_mib,gpu,model\n"
+TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos,pod_phase,creation_time,deletion_time,"
+TASKS += "scheduled_time\n"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_built_in_slice_keeps_the_mix_of_the_whole_list() -> None:
+    trace = load_trace()
+    counts = Counter(node.model for node in trace.nodes)
+    # Of 1,213: G2 549, T4 404, P100 134, V100M16 55, G3 39, V100M32 30; each to within one node.
+    want_counts = {"G2": 549, "T4": 404, "P100": 134, "V100M16": 55, "G3": 39, "V100M32": 30}
+    for model, count in want_counts.items():
+        assert abs(counts[model] - 300 * count / 1213) <= 1
+    assert len(trace.nodes) == 300
+    assert sum(task.gpus > 0 for task in trace.tasks) == 1499
+    assert sum(task.gpus == 0 for task in trace.tasks) == 231
+
+
+def test_the_built_in_slice_is_small_and_says_where_it_comes_from() -> None:
+    folder = Path(str(files("scheduler.simulate") / "data"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 150_000
+    source = (folder / "SOURCE.md").read_text(encoding="utf-8")
+    assert "8f3d6417" in source
+    assert "Apache-2.0" in source
+
+
+def test_fewer_nodes_are_the_same_ones_each_time_and_keep_the_mix() -> None:
+    one, two = load_trace(nodes=100), load_trace(nodes=100)
+    assert one.nodes == two.nodes
+    assert len({node.name for node in one.nodes}) == 100
+    assert abs(Counter(node.model for node in one.nodes)["G2"] - 136 / 3) <= 1
+
+
+def test_more_nodes_than_there_are_is_an_error_that_says_how_many() -> None:
+    with pytest.raises(TraceError, match="301 nodes asked, the list has 300"):
+        load_trace(nodes=301)
+
+
+def test_whole_lists_are_read_from_a_directory_or_beside_a_named_file(tmp_path: Path) -> None:
+    write(tmp_path, NODE_FILE, NODES + "a,1000,1024,2,T4\nb,1000,1024,0,\n")
+    write(tmp_path, TASK_FILE, TASKS + "t,1,1,1,500,T4|G2|T4,LS,Running,0,90,30\n")
+    other = write(tmp_path, "other.csv", TASKS + "u,1,1,1,1000,,BE,Pending,10,90,\n")
+    whole = load_trace(trace_dir=tmp_path)
+    # A node without a GPU takes no part.
+    assert [(node.name, node.gpus, node.model) for node in whole.nodes] == [("a", 2, "T4")]
+    assert [(task.models, task.run_s, task.shares_gpu) for task in whole.tasks] == [
+        (("G2", "T4"), 60.0, True)
+    ]
+    named = load_trace(trace_file=other)
+    assert [node.name for node in named.nodes] == ["a"]
+    # Never scheduled: from creation on.
+    assert [(task.run_s, task.shares_gpu) for task in named.tasks] == [(80.0, False)]
+
+
+@pytest.mark.parametrize(
+    ("row", "want_line", "want_words"),
+    [
+        ("t,x,1,1,1000,,LS,Running,0,90,30", 2, "cpu_milli: expected a whole number, got 'x'"),
+        ("t,1,1,1,2000,,LS,Running,0,90,30", 2, "gpu_milli: expected 1 to 1000"),
+        ("t,1,1,1,0,,LS,Running,0,90,30", 2, "gpu_milli: expected 1 to 1000"),
+        (",1,1,1,1000,,LS,Running,0,90,30", 2, "name is empty"),
+        ("t,1,1", 2, "3 cells where the header has 11"),
+        ("t,1,1,1,1000,,LS,Running,0,,30", 2, "deletion_time is empty"),
+        ("t,1,1,0,0,,LS,Running,0,9,3\nt,1,1,0,0,,LS,Running,0,9,3", 3, "name 't' stands there twice"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(
+    tmp_path: Path, row: str, want_line: int, want_words: str
+) -> None:
+    path = write(tmp_path, "tasks.csv", TASKS + row + "\n")
+    with pytest.raises(TraceError) as caught:
+        load_tasks(path)
+    assert (caught.value.file, caught.value.line) == (str(path), want_line)
+    assert want_words in str(caught.value)
+
+
+def test_a_list_without_times_is_refused_by_its_missing_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "multigpu.csv", "name,cpu_milli,memory_mib,num_gpu,gpu_milli\nt,1,1,1,1000\n")
+    with pytest.raises(TraceError, match="missing columns: qos, creation_time, deletion_time"):
+        load_tasks(path)
+
+
+@pytest.mark.parametrize("content", [b"", NODES.encode(), b"\xff\xfe\x00", b'sn,cpu_milli\n"a'])
+def test_what_is_no_list_is_a_trace_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "nodes.csv"
+    path.write_bytes(content)
+    with pytest.raises(TraceError):
+        load_nodes(path)
+
+
+def test_a_missing_file_is_a_trace_error(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="No such file"):
+        load_trace(trace_dir=tmp_path / "nowhere")
+
+
+def test_even_picking_keeps_the_order_of_the_list_and_takes_no_item_twice() -> None:
+    items = [7, 3, 9, 1, 5, 8, 2, 6, 4, 0]
+    picked = pick_evenly(items, 5, key=lambda item: (item,))
+    # Sorted they are 0 to 9; the middles of five equal parts are 1, 3, 5, 7, 9.
+    assert picked == [7, 3, 9, 1, 5]
