@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from scheduler.core.clock import Clock
 
+# What the loader raises where a kubeconfig holds a list for a map, a number for a name, or a key that is no base64.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
 LOGIN_TIMEOUT_S = 30.0
 # A projected service account token is replaced at 80 % of its life; the in-cluster loader looks once a minute too.
@@ -71,6 +73,7 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
 
     async def source() -> Access:
         # Deferred: the client takes 0.4-0.8 s of CPU to import, which `--help` and the demo need not pay.
+        import yaml  # noqa: PLC0415 - likewise
         from kubernetes.aio.client import Configuration  # noqa: PLC0415 - see above
         from kubernetes.aio.config import ConfigException, load_kube_config  # noqa: PLC0415 - see above
 
@@ -90,7 +93,7 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
                 raise _bad(
                     f"the login plugin of kubeconfig {path} took over {LOGIN_TIMEOUT_S:g} s"
                 ) from error
-            except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ConfigException, yaml.YAMLError, *_BROKEN) as error:
                 raise _bad(f"kubeconfig {path} cannot be used: {error}") from error
             _check_logged_in(configuration, loader, path)
             expiry = getattr(loader, "exec_plugin_expiry", None)
