@@ -1,0 +1,377 @@
+"""Composition: settings -> objects -> one TaskGroup. The only file that knows every room.
+
+Order of start is the data's: cluster and telemetry in, state, then the doors, which say 503 until enough is known.
+Order of stop is the reverse, each step with its share of the grace: hand the Lease back, answer what is asked, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import uuid
+from pathlib import Path
+
+from scheduler.cluster.credentials import find
+from scheduler.cluster.intent import Intents
+from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.lease import Elector, LeaseTimes
+from scheduler.cluster.objects import Pod
+from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
+from scheduler.cluster.store import Store, StoreSettings
+from scheduler.cluster.api_request import Limits
+from scheduler.config_settings import Face, ListenerSettings, Mode, Profile, Settings
+from scheduler.core.aio import guard
+from scheduler.core.clock import Clock, SystemClock
+from scheduler.core.errors import ClusterError, ConfigError, Problem
+from scheduler.core.log import kv, setup
+from scheduler.core.nouns import Workload
+from scheduler.decision.decider import Decider
+from scheduler.extender.server import ExtenderCounters, ExtenderServer
+from scheduler.extender.verbs import Fence, Verbs
+from scheduler.cluster.readings import StoreHandler
+from scheduler.listeners import ListenerSpec, Listeners, TlsFiles
+from scheduler.policy import profiles, registry
+from scheduler.policy.base import Filter, Score
+
+from scheduler.telemetry.broker import BrokerSettings
+from scheduler.telemetry.bus import TelemetrySubscriber
+
+log = logging.getLogger(__name__)
+
+ROLE_LABEL = "wattbalance.io/role"
+LEADER = "leader"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# Ages and stale readings are also brought up to date by each decision; this is for quiet times.
+TICK_S = 0.25
+# Without these nothing can be placed; owners and namespaces may be refused by the role.
+REQUIRED = (Kind.NODE, Kind.POD)
+RELABEL_S = 5.0
+
+
+class Daemon:
+    """One replica of `wattbalance serve`."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.pod_name = os.environ.get("POD_NAME", "")
+        self.namespace = settings.lease.namespace or own_namespace()
+        self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.stopping = asyncio.Event()
+        self.bypassed = 0
+        """Pods with a managed resource that were bound without a decision of ours, while we led."""
+        self.leader_pods: set[str] = set()
+        self.broker_waited = False
+        # 1. State and opinion.
+        self.store = make_store(settings)
+        self.decider = make_decider(settings, self.store)
+        # 2. What comes in.
+        kubeconfig = Path(settings.cluster.kubeconfig) if settings.cluster.kubeconfig else None
+        self.cluster = KubernetesCluster(
+            find(clock=clock, kubeconfig=kubeconfig),
+            clock,
+            instance=self.pod_name or socket.gethostname(),
+            limits=Limits(call_timeout_s=float(settings.cluster.api_timeout_s)),
+        )
+        self.handler = StoreHandler(self.store)
+        self.subscriber = TelemetrySubscriber(
+            broker_settings(settings), cluster=settings.cluster.name, handler=self.handler, clock=clock
+        )
+        # 3. Who acts.
+        self.elector: Elector | None = None
+        if settings.lease.enabled:
+            lease = settings.lease
+            self.elector = self.cluster.elector(
+                namespace=self.namespace,
+                identity=self.identity,
+                name=lease.name,
+                times=LeaseTimes(
+                    lease_s=float(lease.duration_s),
+                    deadline_s=float(lease.renew_deadline_s),
+                    retry_s=float(lease.retry_s),
+                ),
+            )
+        # 4. What goes out.
+        self.fence = Fence()
+        self.fence.not_ready = self.not_ready
+        self.fence.leads = self.leads
+        self.fence.term = lambda: self.elector.term if self.elector else 0
+        self.verbs = Verbs(
+            self.decider,
+            self.cluster if settings.extender.bind else None,
+            clock,
+            self.fence,
+            observe=settings.mode is Mode.OBSERVE,
+        )
+        self.counters = ExtenderCounters()
+        self.server = ExtenderServer(self.verbs, self.counters, clock)
+        self.listeners = Listeners(
+            [listener_spec(each) for each in settings.listeners],
+            {"extender": self.server.routes(settings.extender.prefix)},
+            grace_s=float(settings.shutdown.grace_s) / 2,
+        )
+
+    # --- what this replica knows and may do ----------------------------------------------------------------------
+
+    def leads(self) -> bool:
+        """Whether it may act now."""
+        if self.stopping.is_set():
+            return False
+        return self.elector is None or self.elector.is_leading(self.clock.mono_s())
+
+    @property
+    def role(self) -> str:
+        """`leader` or `standby`."""
+        return LEADER if self.leads() else "standby"
+
+    def not_ready(self) -> str | None:
+        """Why it does not know enough to answer; None if it does."""
+        heard_mono_s = self.cluster.last_contact_mono_s
+        if heard_mono_s is None:
+            return "the API server has not answered yet"
+        silent_s = self.clock.mono_s() - heard_mono_s
+        if silent_s > self.settings.cluster.stale_s:
+            return "the API server is silent"
+        refused = self.cluster.refused
+        for kind in REQUIRED:
+            if kind in refused:
+                return refused[kind]
+        missing = [kind.value for kind in Kind if kind not in self.store.synced and kind not in refused]
+        if missing:
+            return f"not synced yet: {', '.join(missing)}"
+        if not self.broker_waited:
+            return "waiting for the broker"
+        return None
+
+    def degraded(self) -> list[str]:
+        """What is missing though we answer: a closed set of words for metrics and `/readyz`."""
+        found = []
+        if not self.subscriber.connected:
+            found.append("broker_away")
+        else:
+            last = self.subscriber.last_message_mono_s
+            if self.store.nodes and (last is None or self.clock.mono_s() - last > self.settings.telemetry.stale_s):
+                found.append("broker_silent")
+        found += [f"cannot_list_{kind.value}" for kind in self.cluster.refused]
+        if self.settings.mode is Mode.OBSERVE:
+            found.append("observing")
+        return found
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until `stopping` is set, then stop in order. Any failing task ends all."""
+        async with self.cluster, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(guard("listeners.run", self.listeners.run()), name="listeners.run"),
+                group.create_task(guard("cluster.run", self.cluster.run()), name="cluster.run"),
+                *(
+                    group.create_task(guard(f"cluster.watch[{kind}]", self._watch(kind)), name=f"cluster.watch[{kind}]")
+                    for kind in Kind
+                ),
+                group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
+                group.create_task(guard("store.tick", self._tick()), name="store.tick"),
+                group.create_task(self._wait_for_broker(), name="telemetry.wait"),
+            ]
+            election = None
+            if self.elector is not None:
+                election = group.create_task(
+                    guard("lease.run", self.elector.run(self._lead)), name="lease.run"
+                )
+            await self.stopping.wait()
+            log.info("stopping", extra=kv(grace_s=float(self.settings.shutdown.grace_s)))
+            # 1. Hand the Lease back, so that the standby leads while we still answer what is in flight.
+            await _cancelled(election, float(self.settings.shutdown.grace_s) / 4)
+            # 2. Close the doors: in-flight requests are answered, idle connections closed.
+            await _cancelled(tasks[0], float(self.settings.shutdown.grace_s) * 0.6)
+            # 3. The rest holds nothing that matters.
+            for task in tasks[1:]:
+                task.cancel()
+
+    async def _watch(self, kind: Kind) -> None:
+        first = True
+        async for event in self.cluster.watch(kind):
+            self.store.apply(event, self.clock.mono_s())
+            if kind is Kind.POD:
+                self._see_role(event)
+            if first and kind in self.store.synced:
+                first = False
+                log.info("synced", extra=kv(kind=kind.value))
+                if len(self.store.synced) == len(Kind):
+                    # What was just listed stays: full collections need not walk it again (120 ms otherwise).
+                    gc.collect()
+                    gc.freeze()
+
+    def _see_role(self, event: ClusterEvent) -> None:
+        if not isinstance(event, Changed | Gone) or not isinstance(event.object, Pod):
+            return
+        meta = event.object.metadata
+        if meta.namespace != self.namespace:
+            return
+        if isinstance(event, Changed) and (meta.labels or {}).get(ROLE_LABEL) == LEADER:
+            self.leader_pods.add(meta.name)
+        else:
+            self.leader_pods.discard(meta.name)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_mono_s = self.clock.mono_s()
+            self.store.tick(now_mono_s)
+            self.store.reservations.forget_old_choices(now_mono_s)
+
+    async def _wait_for_broker(self) -> None:
+        """Wait for the broker at start, a while: readings are worth it, but placing goes on without them."""
+        try:
+            async with asyncio.timeout(float(self.settings.telemetry.wait_at_start_s)):
+                await self.subscriber.wait_connected()
+        except TimeoutError:
+            log.warning("serving without telemetry", extra=kv(reason=self.subscriber.last_error))
+        self.broker_waited = True
+
+    async def _lead(self, term: int) -> None:
+        """While we lead: carry the leader's label. When it ends: close connections that would stay with us."""
+        try:
+            while True:
+                await self._take_label(term)
+                await asyncio.sleep(RELABEL_S)
+        finally:
+            # Go's client keeps its connection to a demoted, living replica for ever.
+            self.server.close_connections()
+
+    async def _take_label(self, term: int) -> None:
+        if not self.pod_name:
+            return
+        try:
+            if self.pod_name not in self.leader_pods:
+                await self.cluster.label_pod(self.namespace, self.pod_name, {ROLE_LABEL: LEADER})
+                log.info("took the leader's label", extra=kv(pod=self.pod_name, term=term))
+            for other in sorted(self.leader_pods - {self.pod_name}):
+                await self.cluster.label_pod(self.namespace, other, {ROLE_LABEL: None})
+        except ClusterError as error:
+            log.warning("could not move the leader's label: %s", error)
+
+
+async def _cancelled(task: asyncio.Task[None] | None, grace_s: float) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task], timeout=grace_s)
+
+
+def own_namespace() -> str:
+    """The namespace this process runs in: POD_NAMESPACE, else its service account's, else `default`."""
+    named = os.environ.get("POD_NAMESPACE")
+    if named:
+        return named
+    try:
+        return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
+    except OSError:
+        return "default"
+
+
+def make_store(settings: Settings) -> Store:
+    """A store for these settings."""
+    intents = Intents(settings.workload.default, dict(settings.workload.priority_classes))
+    return Store(
+        StoreSettings(
+            pools=tuple(pool.spec() for pool in settings.pools),
+            half_life_s=float(settings.telemetry.half_life_s),
+            stale_s=float(settings.telemetry.stale_s),
+            neutral_load=settings.telemetry.neutral_load,
+            reservation_s=float(settings.extender.reservation_s),
+            capabilities={glob: model.capability for glob, model in settings.models.items()},
+            expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
+        ),
+        intents,
+    )
+
+
+def make_decider(settings: Settings, store: Store) -> Decider:
+    """A decider with the settings' profiles; every filter is on unless switched off."""
+    filters = []
+    for name in registry.known():
+        args: dict[str, object] = {}
+        if name == "pools":
+            args["spill_after_s"] = [float(pool.spill.after_s) for pool in settings.pools]
+        policy = registry.build(name, args)
+        if isinstance(policy, Filter) and settings.filters.get(name, True):
+            filters.append(profiles.NamedFilter(name, policy))
+    built = {w: _profile(w, settings.profiles.of(w)) for w in Workload}
+    return Decider(store, built, tuple(filters))
+
+
+def _profile(workload: Workload, given: Profile) -> profiles.Profile:
+    scores = []
+    for name, use in given.policies.items():
+        policy = registry.build(name, dict(use.options))
+        if not isinstance(policy, Score):
+            message = f"{name} is a filter, not a score"
+            raise ConfigError([Problem(path=f"profiles.{workload}.policies", message=message)])
+        scores.append(profiles.Weighted(name, use.weight, policy))
+    return profiles.Profile(
+        name=workload.value,
+        workload=workload,
+        placement=given.placement,
+        expected_load=given.expected_load,
+        scores=tuple(scores),
+    )
+
+
+def broker_settings(settings: Settings) -> BrokerSettings:
+    """The bus's view of the telemetry settings."""
+    telemetry = settings.telemetry
+    return BrokerSettings(
+        url=str(telemetry.broker),
+        ca_file=telemetry.ca_file,
+        cert_file=telemetry.cert_file,
+        key_file=telemetry.key_file,
+        username_file=telemetry.username_file,
+        password_file=telemetry.password_file,
+    )
+
+
+def listener_spec(given: ListenerSettings) -> ListenerSpec:
+    """A listener as listeners.py wants it."""
+    tls = None
+    if given.tls is not None:
+        ca = Path(given.tls.client_ca_file) if given.tls.client_ca_file else None
+        tls = TlsFiles(cert_file=Path(given.tls.cert_file), key_file=Path(given.tls.key_file), client_ca_file=ca)
+    return ListenerSpec(
+        address=str(given.address), serves=frozenset(Face(face).value for face in given.serves), tls=tls
+    )
+
+
+def serve(settings: Settings, config_path: str) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Returns the exit code."""
+    writer = setup(settings.log.level.value, settings.log.format.value)
+    log.info("configuration", extra=kv(file=config_path))
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    daemon = Daemon(settings, SystemClock())
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, daemon.stopping.set)
+    log.info(
+        "starting",
+        extra=kv(
+            cluster=settings.cluster.name,
+            mode=settings.mode.value,
+            identity=daemon.identity,
+            listeners=[str(each.address) for each in settings.listeners],
+        ),
+    )
+    code = 0
+    try:
+        await daemon.run()
+    except* (OSError, ConfigError) as group:
+        for error in group.exceptions:
+            log.critical("cannot run: %s", error)  # noqa: TRY400 - a person's mistake, no traceback
+        code = 1
+    log.info("stopped")
+    return code

@@ -1,0 +1,35 @@
+"""Hands telemetry to the store, and counts what was dropped on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from scheduler.cluster.store import Store
+from scheduler.telemetry.sample import Inventory, Sample
+
+
+class StoreHandler:
+    """TelemetryHandler over the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.drops: Counter[str] = Counter()
+        self.online: dict[str, bool] = {}
+
+    def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:  # noqa: ARG002 - the intake has checked the hash; the store keeps no instants of inventories
+        """What a node has."""
+        self._store.see_inventory(node, inventory)
+
+    def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
+        """Readings of some nodes."""
+        self._store.see_samples(batch)
+
+    def status(self, node: str, online: bool, now_mono_s: float) -> None:  # noqa: FBT001, ARG002 - the drain's protocol
+        """An agent came or went."""
+        self.online[node] = online
+        self._store.see_status(node, online=online)
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        """Messages that were not used."""
+        self.drops[reason] += count
