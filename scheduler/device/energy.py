@@ -22,10 +22,15 @@ class EnergyMeter:
     def __init__(self, limit_max_w: float | None = None) -> None:
         self.epoch = 0
         self.energy_j: float | None = None
-        self._most_w = OVERSHOOT * limit_max_w if limit_max_w else MOST_POWER_W
+        self._most_w = MOST_POWER_W
+        self.bound(limit_max_w)
         self._mono_s = 0.0
         self._power_w: float | None = None
         self._counts = False
+
+    def bound(self, limit_max_w: float | None) -> None:
+        """Say what the device may draw at most; None: it does not tell."""
+        self._most_w = OVERSHOOT * limit_max_w if limit_max_w else MOST_POWER_W
 
     def counted(self, counter_j: float, mono_s: float) -> float:
         """Take a counter's value and return the joules of the present epoch."""
@@ -51,8 +56,6 @@ class EnergyMeter:
             self.epoch += 1
             self.energy_j = 0.0
         else:
-            self.energy_j += (
-                0.5 * (self._power_w + power_w) * max(0.0, mono_s - self._mono_s)
-            )
+            self.energy_j += 0.5 * (self._power_w + power_w) * max(0.0, mono_s - self._mono_s)
         self._power_w, self._mono_s = power_w, mono_s
         return self.energy_j

@@ -139,9 +139,7 @@ class SimulatedDevices:
         if not self._can_set_limit:
             raise NoPermission(f"{uuid} is read-only")
         if not self._model.limit_min_w <= limit_w <= self._model.limit_max_w:
-            raise DeviceUnknown(
-                INVALID_ARGUMENT, f"{limit_w} W is outside the constraints of {uuid}"
-            )
+            raise DeviceUnknown(INVALID_ARGUMENT, f"{limit_w} W is outside the constraints of {uuid}")
         self.counters.sets += 1
         self._settle(gpu, self._clock.mono_s())
         gpu.limit_w = limit_w
@@ -176,14 +174,10 @@ class SimulatedDevices:
         device.state, device.xid = DeviceState.OK, None
         device.missing.clear()
 
-    def unsupport(
-        self, gpu: int, name: str, fault: FieldFault = FieldFault.NOT_SUPPORTED
-    ) -> None:
+    def unsupport(self, gpu: int, name: str, fault: FieldFault = FieldFault.NOT_SUPPORTED) -> None:
         """Make one field of a GPU's readings unknown."""
         if name not in MEASURED_FIELDS:
-            raise ValueError(
-                f"{name} is no field of a reading: {', '.join(MEASURED_FIELDS)}"
-            )
+            raise ValueError(f"{name} is no field of a reading: {', '.join(MEASURED_FIELDS)}")
         self._gpus[gpu].missing[name] = fault
 
     def reset_energy(self, gpu: int) -> None:
@@ -200,10 +194,7 @@ class SimulatedDevices:
 
     def _watts(self, gpu: _Gpu) -> float:
         # A limit below idle cannot be kept: a GPU that does nothing still draws its idle power.
-        return (
-            self._model.idle_w
-            + max(0.0, gpu.limit_w - self._model.idle_w) * gpu.util_frac
-        )
+        return self._model.idle_w + max(0.0, gpu.limit_w - self._model.idle_w) * gpu.util_frac
 
     def _settle(self, gpu: _Gpu, now: float) -> None:
         """Add the energy used since the last look, as a trapezoid, and take the present utilisation."""
@@ -219,9 +210,7 @@ class SimulatedDevices:
         uuid, model = gpu.info.uuid, self._model
         self._settle(gpu, now)
         if gpu.state is not DeviceState.OK:
-            fault = (
-                FieldFault.LOST if gpu.state is DeviceState.LOST else FieldFault.TIMEOUT
-            )
+            fault = FieldFault.LOST if gpu.state is DeviceState.LOST else FieldFault.TIMEOUT
             return unread(uuid, now, gpu.state, fault, epoch=gpu.epoch, xid=gpu.xid)
         util_frac, missing = gpu.util_frac, gpu.missing
         used_bytes = gpu.mem_used_bytes
@@ -239,30 +228,20 @@ class SimulatedDevices:
             util_frac=None if "util_frac" in missing else util_frac,
             mem_util_frac=None if "mem_util_frac" in missing else 0.5 * util_frac,
             mem_used_bytes=None if "mem_used_bytes" in missing else used_bytes,
-            temp_c=None
-            if "temp_c" in missing
-            else COOLEST_C + WARMING_C * gpu.power_w / model.limit_max_w,
+            temp_c=None if "temp_c" in missing else COOLEST_C + WARMING_C * gpu.power_w / model.limit_max_w,
             sm_clock_mhz=None if "sm_clock_mhz" in missing else self._sm_clock_mhz(gpu),
             mem_clock_mhz=None if "mem_clock_mhz" in missing else model.mem_clock_mhz,
             throttle=None if "throttle" in missing else self._throttle(gpu),
             ecc_corrected=None if "ecc_corrected" in missing else 0,
-            ecc_uncorrected=None
-            if "ecc_uncorrected" in missing
-            else gpu.ecc_uncorrected,
+            ecc_uncorrected=None if "ecc_uncorrected" in missing else gpu.ecc_uncorrected,
             remapped_rows=None if "remapped_rows" in missing else gpu.remapped_rows,
             xid=gpu.xid,
-            faults=tuple([(name, str(fault)) for name, fault in missing.items()])
-            if missing
-            else (),
+            faults=tuple([(name, str(fault)) for name, fault in missing.items()]) if missing else (),
         )
 
     def _sm_clock_mhz(self, gpu: _Gpu) -> float:
         # Clocks scale roughly with the power they are allowed; a guess, good enough to be looked at.
-        return (
-            self._model.sm_clock_max_mhz * gpu.limit_w / self._model.limit_max_w
-            if gpu.util_frac
-            else 0.0
-        )
+        return self._model.sm_clock_max_mhz * gpu.limit_w / self._model.limit_max_w if gpu.util_frac else 0.0
 
     def _throttle(self, gpu: _Gpu) -> tuple[str, ...]:
         if not gpu.util_frac:
