@@ -67,8 +67,9 @@ class Toleration(Slim, frozen=True):
 class NodeAffinity(Slim, frozen=True):
     """Node affinity; the terms stay raw, since kube-scheduler has already judged the required ones."""
 
-    required: msgspec.Raw | None = msgspec.field(
-        name="requiredDuringSchedulingIgnoredDuringExecution", default=None
+    # Not `Raw | None`: msgspec then takes nothing but null, and each DaemonSet's pods have required terms.
+    required: msgspec.Raw = msgspec.field(
+        name="requiredDuringSchedulingIgnoredDuringExecution", default=msgspec.Raw(b"null")
     )
     preferred: list[msgspec.Raw] | None = msgspec.field(
         name="preferredDuringSchedulingIgnoredDuringExecution", default=None

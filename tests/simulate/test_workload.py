@@ -158,7 +158,6 @@ def test_a_pod_asks_for_whole_gpus_and_requires_the_models_it_names() -> None:
     }
     assert read.spec.affinity is not None
     assert read.spec.affinity.node_affinity is not None
-    assert read.spec.affinity.node_affinity.required is not None
     want_expression = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["G2", "T4"]}
     terms = msgspec.json.decode(read.spec.affinity.node_affinity.required)["nodeSelectorTerms"]
     assert terms == [{"matchExpressions": [want_expression]}]
