@@ -41,6 +41,24 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class HostPort(click.ParamType[tuple[str, int]]):
+    """`127.0.0.1:9401` or `[::]:9401`."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Take it apart."""
+        from scheduler.config_types import Address
+
+        try:
+            address = Address.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return address.host, address.port
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
     r"""Place GPU pods by measured load, on several pools.
@@ -110,7 +128,14 @@ def serve(path: str) -> int:
     show_default=True,
     help="Readings per second; fewer where a read is slow.",
 )
-@click.option("--listen", metavar="HOST:PORT", help="Address of /metrics and /healthz.")
+@click.option(
+    "--listen",
+    type=HostPort(),
+    default="127.0.0.1:9401",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Address of /metrics and /healthz; port 0: any free one.",
+)
 @click.option("--once", is_flag=True, help="Print one reading and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: as JSON.")
 def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - the options above, by name
@@ -125,20 +150,31 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     if as_json and not once:
         raise click.UsageError("--json goes with --once")
     import asyncio
+    import json
     import signal
     import socket
 
     from scheduler.core.clock import SystemClock
+    from scheduler.core.log import setup
     from scheduler.device.nvml import NvmlDevices
     from scheduler.telemetry import agent as room
+    from scheduler.telemetry.broker import BrokerSettings
 
-    flags["node"] = flags["node"] or socket.gethostname()
     clock = SystemClock()
     # A look must change nothing, not even to learn whether it could.
     devices = NvmlDevices(clock, probe_write=not once)
     if once:
-        click.echo(asyncio.run(room.read_once(devices, clock, as_json=as_json)))
+        from scheduler.telemetry.once import read_once, render_once
+
+        found = asyncio.run(read_once(devices))
+        click.echo(json.dumps(found, indent=2) if as_json else render_once(found).rstrip("\n"))
         return 0
+    files = {key: flags.pop(key) for key in list(flags) if key.endswith("_file")}
+    flags["node"] = flags["node"] or socket.gethostname()
+    flags["broker"] = BrokerSettings(url=flags["broker"], **files)
+    flags["metrics_host"], flags["metrics_port"] = flags.pop("listen")
+    options = room.AgentOptions(**flags)
+    writer = setup("info", "json")
 
     async def until_told() -> int:
         """Run until SIGTERM, as Kubernetes ends a pod."""
@@ -146,12 +182,15 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
         assert running is not None  # noqa: S101 - asyncio.run made it
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
         try:
-            await room.run_agent(room.AgentOptions(**flags), devices, clock)
+            await room.run_agent(options, devices, clock)
         except asyncio.CancelledError:
             return 0
         return 1
 
-    return asyncio.run(until_told())
+    try:
+        return asyncio.run(until_told())
+    finally:
+        writer.stop()
 
 
 @cli.command(short_help="Run a whole cluster on this machine, with simulated GPUs.")
@@ -293,7 +332,8 @@ def _end(name: str, error: Exception) -> int:
     from scheduler.core.errors import ConfigError, SchedulerError
 
     leaves = _leaves(error)
-    if not all(isinstance(leaf, SchedulerError) for leaf in leaves):
+    # An OSError is a port that is taken or a file that cannot be read: its text says all that a person needs.
+    if not all(isinstance(leaf, (SchedulerError, OSError)) for leaf in leaves):
         raise error
     for leaf in leaves:
         # A problem of the configuration starts with its place; the program's name would only hide it.

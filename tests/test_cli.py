@@ -18,6 +18,7 @@ import click
 import pytest
 
 from scheduler import __version__, cli, config
+from scheduler.core import log
 from scheduler.core.errors import ApiForbidden, ConfigError, DriverUnavailable, Problem
 
 COSTLY = {
@@ -257,6 +258,13 @@ def test_json_without_once_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--json goes with --once" in capsys.readouterr().err
 
 
+@pytest.fixture
+def logging_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the agent from taking this process's root logger over."""
+    monkeypatch.setattr(log, "setup", lambda *_: SimpleNamespace(stop=lambda: None))
+
+
+@pytest.mark.usefixtures("logging_untouched")
 def test_agent_hands_its_flags_on_and_ends_well_at_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[SimpleNamespace] = []
 
@@ -267,8 +275,11 @@ def test_agent_hands_its_flags_on_and_ends_well_at_sigterm(monkeypatch: pytest.M
 
     stand_in(monkeypatch, "scheduler.telemetry.agent", AgentOptions=SimpleNamespace, run_agent=run_agent)
     monkeypatch.setenv("NODE_NAME", "node-7")
-    assert end_of("agent", "--cluster", "prod", "--interval", "500ms") == 0
+    flags = ["--cluster", "prod", "--interval", "500ms", "--listen", "[::1]:0", "--broker", "mqtts://b"]
+    assert end_of("agent", *flags, "--ca-file", "ca.crt") == 0
     (options,) = taken
+    assert (options.metrics_host, options.metrics_port) == ("::1", 0)
+    assert (options.broker.url, options.broker.ca_file) == ("mqtts://b", "ca.crt")
     assert (options.node, options.cluster, options.interval_s, options.sample_hz) == (
         "node-7",
         "prod",
@@ -277,6 +288,7 @@ def test_agent_hands_its_flags_on_and_ends_well_at_sigterm(monkeypatch: pytest.M
     )
 
 
+@pytest.mark.usefixtures("logging_untouched")
 def test_an_agent_without_a_driver_says_so_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
