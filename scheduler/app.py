@@ -15,11 +15,13 @@ import socket
 import uuid
 from pathlib import Path
 
+from scheduler import __version__
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Intents
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.lease import Elector, LeaseTimes
 from scheduler.cluster.objects import Pod
+from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.cluster.api_request import Limits
@@ -33,10 +35,14 @@ from scheduler.decision.decider import Decider
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.cluster.readings import StoreHandler
+from scheduler.facts import Facts, sources
 from scheduler.listeners import ListenerSpec, Listeners, TlsFiles
 from scheduler.policy import profiles, registry
 from scheduler.policy.base import Filter, Score
 
+from scheduler.report.api import Api
+from scheduler.report.metrics import MetricsPage
+from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.broker import BrokerSettings
 from scheduler.telemetry.bus import TelemetrySubscriber
 
@@ -69,6 +75,7 @@ class Daemon:
         # 1. State and opinion.
         self.store = make_store(settings)
         self.decider = make_decider(settings, self.store)
+        self.store.on_bound = self._note_bound
         # 2. What comes in.
         kubeconfig = Path(settings.cluster.kubeconfig) if settings.cluster.kubeconfig else None
         self.cluster = KubernetesCluster(
@@ -109,9 +116,15 @@ class Daemon:
         )
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
+        facts = Facts(self)
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
-            {"extender": self.server.routes(settings.extender.prefix)},
+            {
+                "extender": self.server.routes(settings.extender.prefix),
+                "api": Api(facts, facts, facts, __version__).routes(),
+                "metrics": metrics_routes(MetricsPage(sources(self), facts)),
+                "probes": probe_routes(facts),
+            },
             grace_s=float(settings.shutdown.grace_s) / 2,
         )
 
@@ -128,6 +141,16 @@ class Daemon:
         """`leader` or `standby`."""
         return LEADER if self.leads() else "standby"
 
+    @property
+    def leader_name(self) -> str:
+        """Who leads, as far as we know."""
+        return self.elector.leader if self.elector else self.identity
+
+    @property
+    def observing(self) -> bool:
+        """Whether everything is decided and nothing done."""
+        return self.settings.mode is Mode.OBSERVE
+
     def not_ready(self) -> str | None:
         """Why it does not know enough to answer; None if it does."""
         heard_mono_s = self.cluster.last_contact_mono_s
@@ -140,6 +163,8 @@ class Daemon:
         for kind in REQUIRED:
             if kind in refused:
                 return refused[kind]
+        if self.stopping.is_set():
+            return "stopping"
         missing = [kind.value for kind in Kind if kind not in self.store.synced and kind not in refused]
         if missing:
             return f"not synced yet: {', '.join(missing)}"
@@ -216,6 +241,12 @@ class Daemon:
             self.leader_pods.add(meta.name)
         else:
             self.leader_pods.discard(meta.name)
+
+    def _note_bound(self, pod: PodFacts) -> None:
+        """A pod was bound: by a decision of ours, or past us?"""
+        if self.leads() and self.decider.log.of_pod(pod.uid) is None:
+            self.bypassed += 1
+            log.info("bound past us", extra=kv(pod=f"{pod.namespace}/{pod.name}", node=pod.node))
 
     async def _tick(self) -> None:
         while True:

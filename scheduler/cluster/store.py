@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -81,6 +81,8 @@ class Store:
         self.counters: Counter[str] = Counter()
         self.waiting: dict[str, PodFacts] = {}
         """GPU pods without a node."""
+        self.on_bound: Callable[[PodFacts], None] | None = None
+        """Told of each binding that is seen after the first listing."""
         self._nominated: dict[str, PodFacts] = {}
         self._orphans: dict[str, dict[str, PodFacts]] = {}
         self._early_inventories: dict[str, Inventory] = {}
@@ -104,6 +106,19 @@ class Store:
         """Measured watts of all GPUs of a node; None where any of them is unknown."""
         power_w = float(self._columns.node_power_w[row])
         return None if np.isnan(power_w) else power_w
+
+    def gpu_readings(self, name: str) -> list[tuple[str, float | None, float | None]]:
+        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown."""
+        record = self.nodes[name]
+        columns, row = self._columns, record.row
+        readings: list[tuple[str, float | None, float | None]] = []
+        for index in range(len(record.inventory.gpus) if record.inventory else 0):
+            known = bool(columns.known[row, index] and columns.fresh[row])
+            power_w = float(columns.power_w[row, index])
+            state = "broken" if columns.state[row, index] == STATE_BROKEN else "ok" if known else "unknown"
+            util_frac = float(columns.util[row, index]) if known and state == "ok" else None
+            readings.append((state, util_frac, None if np.isnan(power_w) or not columns.fresh[row] else power_w))
+        return readings
 
     def received_mono_s(self, row: int) -> float:
         """Instant of the node's last sample; -inf if none."""
@@ -248,6 +263,8 @@ class Store:
             return
         self.waiting.pop(facts.uid, None)
         self._bound(facts, now_mono_s, was_waiting=before is not None)
+        if self.on_bound is not None and Kind.POD in self.synced:
+            self.on_bound(facts)
 
     def _replace_facts(self, before: PodFacts, facts: PodFacts) -> None:
         record = self.nodes.get(facts.node)

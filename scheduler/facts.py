@@ -1,0 +1,187 @@
+"""Composition: what report may ask, answered from the running daemon's own objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from scheduler import __version__
+from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.readings import StoreHandler
+from scheduler.cluster.store import QUARANTINE_LABEL, Store
+from scheduler.decision.decider import Decider
+from scheduler.decision.record import DecisionRecord
+from scheduler.extender.server import ExtenderCounters
+from scheduler.report.sources import Sources
+from scheduler.report.views import GpuView, NodeView, PodView, Readiness
+from scheduler.telemetry.bus import TelemetrySubscriber
+
+# Every reason there can be; a list that cannot be read is named by its kind.
+DEGRADED = ("broker_away", "broker_silent", "observing")
+
+
+class Replica(Protocol):
+    """What the daemon knows of itself."""
+
+    store: Store
+    decider: Decider
+    cluster: KubernetesCluster
+    subscriber: TelemetrySubscriber
+    handler: StoreHandler
+    counters: ExtenderCounters
+    bypassed: int
+
+    @property
+    def role(self) -> str: ...  # noqa: D102 - see app.Daemon
+    @property
+    def leader_name(self) -> str: ...  # noqa: D102 - likewise
+    @property
+    def observing(self) -> bool: ...  # noqa: D102 - likewise
+    def leads(self) -> bool: ...  # noqa: D102 - likewise
+    def not_ready(self) -> str | None: ...  # noqa: D102 - likewise
+    def degraded(self) -> list[str]: ...  # noqa: D102 - likewise
+
+
+class Facts:
+    """NodeViews, PodViews, Decisions and Health of report.views."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def node_names(self) -> Sequence[str]:
+        """Names of all nodes now."""
+        return list(self._replica.store.nodes)
+
+    def node(self, name: str) -> NodeView | None:
+        """One node."""
+        store = self._replica.store
+        record = store.nodes.get(name)
+        if record is None:
+            return None
+        snapshot, row = store.snapshot, record.row
+        gpus = float(snapshot.gpu_count[row])
+        readings = store.gpu_readings(name)
+        fresh = bool(snapshot.fresh[row])
+        age_s = float(snapshot.reading_age_s[row])
+        listed = record.inventory.gpus if record.inventory else []
+        return NodeView(
+            name=name,
+            pool=record.pool,
+            gpus=int(gpus),
+            free_gpus=float(snapshot.free_gpus[row]),
+            bound_gpus=float(snapshot.bound_gpus[row]),
+            reserved_gpus=float(snapshot.reserved_gpus[row]),
+            broken_gpus=float(sum(state == "broken" for state, _, _ in readings)),
+            # A mean with unknown GPUs in it is the policies' cautious figure, not a measurement.
+            load_frac=float(snapshot.load_sum[row]) / gpus if fresh and gpus else None,
+            power_w=store.node_power_w(row),
+            reading_age_s=age_s if age_s < float("inf") else None,
+            fresh=fresh,
+            cordoned=bool(snapshot.cordoned[row]),
+            quarantine=record.labels.get(QUARANTINE_LABEL, ""),
+            devices=[
+                GpuView(uuid=gpu.uuid, model=gpu.model, state=state, util_frac=util_frac, power_w=power_w)
+                for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
+            ],
+        )
+
+    def pod_keys(self) -> Sequence[tuple[str, str, str]]:
+        """(namespace, name, uid) of all GPU pods now."""
+        return [(p.namespace, p.name, p.uid) for p in self._replica.store.pods.values()]
+
+    def pod(self, uid: str) -> PodView | None:
+        """One pod."""
+        store, decider = self._replica.store, self._replica.decider
+        facts = store.pods.get(uid)
+        if facts is None:
+            return None
+        workload = store.intents.workload(facts.meta, facts.priority_class)
+        held = store.reservations.get(uid)
+        return PodView(
+            name=facts.name,
+            namespace=facts.namespace,
+            uid=uid,
+            gpus=facts.gpus,
+            profile=decider.profiles[workload].name,
+            workload=workload.value,
+            node=facts.node,
+            reserved_node=held.node if held else "",
+            created_unix_s=_unix_s(facts.meta.creation_timestamp),
+        )
+
+    def decisions(self) -> Iterable[DecisionRecord]:
+        """Newest first."""
+        return iter(self._replica.decider.log)
+
+    def live(self) -> str:
+        """An event loop that answers is alive; a task that fails ends the process by itself."""
+        return ""
+
+    def readiness(self) -> Readiness:
+        """Whether this replica knows enough to answer."""
+        why_not = self._replica.not_ready()
+        return Readiness(
+            ready=why_not is None,
+            role=self._replica.role,
+            leader=self._replica.leader_name,
+            mode="observe" if self._replica.observing else "act",
+            degraded=self._replica.degraded(),
+            reasons=[why_not] if why_not else [],
+        )
+
+
+def sources(replica: Replica) -> Sources:
+    """Tie metrics to the counters of the rooms."""
+    store, decider, counters = replica.store, replica.decider, replica.counters
+    cluster, subscriber, handler = replica.cluster, replica.subscriber, replica.handler
+
+    def degraded() -> Mapping[str, bool]:
+        now = set(replica.degraded())
+        return {reason: reason in now for reason in (*DEGRADED, *sorted(now - set(DEGRADED)))}
+
+    def dropped() -> Mapping[str, int]:
+        ours = {k.removeprefix("samples_"): v for k, v in store.counters.items() if k.startswith("samples_")}
+        return {**handler.drops, **ours}
+
+    def lost() -> Mapping[str, int]:
+        return {reason: store.counters[f"reservations_{reason}"] for reason in ("expired", "evicted")}
+
+    return Sources(
+        version=__version__,
+        decisions=lambda: decider.results,
+        policy_failures=lambda: decider.failures.counts,
+        disagreements=lambda: decider.disagreements,
+        waiting_pods=lambda: len(store.waiting),
+        reservations=lambda: len(store.reservations),
+        reservations_lost=lost,
+        bypassed_pods=lambda: replica.bypassed,
+        annotation_errors=lambda: store.intents.errors,
+        extender_requests=lambda: counters.requests,
+        extender_refused=lambda: counters.refused,
+        extender_full_nodes=lambda: counters.full_nodes,
+        request_seconds=lambda: counters.latency,
+        samples=lambda: subscriber.received,
+        samples_dropped=dropped,
+        clocks_skewed=lambda: len(subscriber.intake.skewed_s),
+        broker_connected=lambda: subscriber.connected,
+        api_requests=lambda: cluster.counters.requests,
+        api_errors=lambda: cluster.counters.errors,
+        watch_restarts=lambda: cluster.counters.watch_restarts,
+        relists=lambda: cluster.counters.relists,
+        api_throttled=lambda: cluster.counters.throttled,
+        watch_events=lambda: cluster.counters.watch_events,
+        undecodable=lambda: cluster.counters.undecodable,
+        events_written=lambda: cluster.counters.events_written,
+        events_dropped=lambda: cluster.counters.events_dropped,
+        leader=replica.leads,
+        observing=lambda: replica.observing,
+        degraded=degraded,
+    )
+
+
+def _unix_s(stamp: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(stamp).timestamp() if stamp else None
+    except ValueError:
+        return None
