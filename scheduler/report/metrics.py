@@ -1,0 +1,206 @@
+"""The page that Prometheus scrapes: counters through prometheus-client, nodes and pools written here.
+
+Why two ways: prometheus-client takes 0.3 s for the series of 5,000 nodes, all in one turn of the loop, during which
+no extender call would be answered. Here the nodes go by in turns of `NODES_A_TURN`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from scheduler.report.families import (
+    AGE_QUANTILES,
+    FAMILIES,
+    NODE_FAMILIES,
+    NODES_SILENT,
+    POOL_GPUS,
+    POOL_LOAD,
+    POOL_NODES,
+    POOL_POWER,
+    REQUEST_SECONDS,
+    Described,
+    Family,
+    Kind,
+)
+from scheduler.report.sources import Sources
+from scheduler.report.views import NodeView, NodeViews
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# About 15 µs a node: half a millisecond a turn.
+NODES_A_TURN = 32
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+class CounterCollector(Collector):
+    """Reads the counters of the other rooms when scraped."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, those without series too."""
+        for family in FAMILIES:
+            yield _metric(family, self._sources)
+        histogram = HistogramMetricFamily(
+            REQUEST_SECONDS.name, REQUEST_SECONDS.text, labels=REQUEST_SECONDS.labels
+        )
+        bounds = [*(repr(bound_s) for bound_s in self._sources.request_bounds_s), "+Inf"]
+        for verb, latency in sorted(self._sources.request_seconds().items()):
+            # Prometheus wants them cumulated; the extender does not, since one addition a request is enough.
+            total = 0
+            buckets: list[tuple[str, float]] = []
+            for bound, count in zip(bounds, latency.counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            histogram.add_metric([verb], buckets, latency.sum_s)
+        yield histogram
+
+
+def _metric(family: Family, sources: Sources) -> Metric:
+    build = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    metric = build(family.name, family.text, labels=family.labels)
+    for labels, value in family.read(sources):
+        metric.add_metric(labels, value)
+    return metric
+
+
+@dataclass(slots=True)
+class _Pool:
+    nodes: int = 0
+    bound: float = 0.0
+    broken: float = 0.0
+    free: float = 0.0
+    reserved: float = 0.0
+    power_w: float = 0.0
+    load_sum: float = 0.0
+    load_gpus: float = 0.0
+
+    def add(self, node: NodeView) -> None:
+        self.nodes += 1
+        self.bound += node.bound_gpus
+        self.broken += node.broken_gpus
+        self.free += node.free_gpus
+        self.reserved += node.reserved_gpus
+        if node.fresh and node.power_w is not None:
+            self.power_w += node.power_w
+        if node.fresh and node.load_frac is not None:
+            self.load_sum += node.load_frac * node.gpus
+            self.load_gpus += node.gpus
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """One pass over the nodes."""
+
+    lines: list[list[str]] = field(default_factory=lambda: [[] for _ in NODE_FAMILIES])
+    pools: dict[str, _Pool] = field(default_factory=lambda: defaultdict(_Pool))
+    ages_s: list[float] = field(default_factory=list)
+    silent: int = 0
+
+    def add(self, node: NodeView) -> None:
+        self.pools[node.pool].add(node)
+        if node.reading_age_s is None:
+            self.silent += 1
+        else:
+            self.ages_s.append(node.reading_age_s)
+        prefix = f'{{node="{escape(node.name)}",pool="{escape(node.pool)}"'
+        for family, lines in zip(NODE_FAMILIES, self.lines, strict=True):
+            for values, value in family.read(node):
+                if value is None:
+                    continue
+                more = "".join(
+                    f',{label}="{escape(text)}"'
+                    for label, text in zip(family.labels[2:], values, strict=True)
+                )
+                lines.append(f"{family.name}{prefix}{more}}} {float(value)!r}\n")
+
+
+class MetricsPage:
+    """Renders /metrics. What a node's removal removes are its series: nothing is kept between scrapes."""
+
+    def __init__(self, sources: Sources, nodes: NodeViews) -> None:
+        self._nodes = nodes
+        # Not the library's global registry: it would bring families that are not ours into every test.
+        self._registry = CollectorRegistry()
+        self._registry.register(CounterCollector(sources))
+        ProcessCollector(registry=self._registry)
+
+    async def render(self) -> bytes:
+        """Build the whole page, giving way to the loop every few nodes."""
+        gathered = _Gathered()
+        for index, name in enumerate(sorted(self._nodes.node_names())):
+            if index % NODES_A_TURN == NODES_A_TURN - 1:
+                await asyncio.sleep(0)
+            node = self._nodes.node(name)
+            if node is not None:
+                gathered.add(node)
+        parts = [generate_latest(self._registry)]
+        parts.extend(_block(described, lines) for described, lines in _summaries(gathered))
+        for family, lines in zip(NODE_FAMILIES, gathered.lines, strict=True):
+            await asyncio.sleep(0)
+            parts.append(_block(family, lines))
+        return b"".join(parts)
+
+
+def escape(text: str) -> str:
+    """Escape a label's value as the text format wants it."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
+    # 1. Ages over all nodes: the nearest rank, so that every figure is one that was seen.
+    ages_s = sorted(gathered.ages_s)
+    last = len(ages_s) - 1
+    yield (
+        AGE_QUANTILES,
+        [_line(AGE_QUANTILES, (str(q),), ages_s[round(q * last)]) for q in QUANTILES if ages_s],
+    )
+    yield NODES_SILENT, [_line(NODES_SILENT, (), gathered.silent)]
+    # 2. Sums by pool.
+    pools = sorted(gathered.pools.items())
+    yield POOL_NODES, [_line(POOL_NODES, (name,), pool.nodes) for name, pool in pools]
+    yield (
+        POOL_GPUS,
+        [_line(POOL_GPUS, (name, state), value) for name, pool in pools for state, value in _gpus_of(pool)],
+    )
+    yield (
+        POOL_LOAD,
+        [_line(POOL_LOAD, (name,), pool.load_sum / pool.load_gpus) for name, pool in pools if pool.load_gpus],
+    )
+    yield POOL_POWER, [_line(POOL_POWER, (name,), pool.power_w) for name, pool in pools]
+
+
+def _gpus_of(pool: _Pool) -> Iterable[tuple[str, float]]:
+    return (
+        ("bound", pool.bound),
+        ("broken", pool.broken),
+        ("free", pool.free),
+        ("reserved", pool.reserved),
+    )
+
+
+def _line(described: Described, values: tuple[str, ...], value: float) -> str:
+    labels = ",".join(f'{k}="{escape(v)}"' for k, v in zip(described.labels, values, strict=True))
+    return (
+        f"{described.name}{{{labels}}} {float(value)!r}\n"
+        if labels
+        else f"{described.name} {float(value)!r}\n"
+    )
+
+
+def _block(described: Described, lines: list[str]) -> bytes:
+    # The library escapes help in the same way; ours holds neither backslash nor line end (a test says so).
+    head = f"# HELP {described.name} {described.text}\n# TYPE {described.name} {described.kind}\n"
+    return (head + "".join(lines)).encode()

@@ -1,0 +1,131 @@
+"""What report shows of the other rooms: wire records of the JSON API, and the seams that app.py fills.
+
+The seams hand out keys first and one view at a time, so that a page of 5,000 nodes or 50,000 pods is built in small
+turns of the loop and never holds up an extender call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from scheduler.decision.record import DecisionRecord
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base: immutable, every field named."""
+
+
+class GpuView(View, frozen=True):
+    """One GPU as its agent last told. Null means unknown, never zero."""
+
+    uuid: str
+    model: str = ""
+    state: str = "unknown"
+    """ok | unknown | lost | hung"""
+    util_frac: float | None = None
+    power_w: float | None = None
+
+
+class NodeView(View, frozen=True):
+    """One node. Null means unknown, never zero."""
+
+    name: str
+    pool: str
+    gpus: int
+    """Allocatable GPUs."""
+    free_gpus: float
+    """Neither bound, nor reserved, nor broken."""
+    bound_gpus: float = 0.0
+    reserved_gpus: float = 0.0
+    broken_gpus: float = 0.0
+    load_frac: float | None = None
+    """Mean utilisation of all GPUs."""
+    power_w: float | None = None
+    """Sum over all GPUs."""
+    reading_age_s: float | None = None
+    """Since the last sample was received; null if there never was one."""
+    fresh: bool = False
+    """Whether the reading is young enough to be believed."""
+    cordoned: bool = False
+    quarantine: str = ""
+    """The quarantine label's value; empty if there is none."""
+    devices: list[GpuView] = []
+
+
+class PodView(View, frozen=True):
+    """One pod that asks for GPUs."""
+
+    name: str
+    namespace: str
+    uid: str
+    gpus: float
+    profile: str = ""
+    workload: str = ""
+    node: str = ""
+    """Where it is bound; empty while it waits."""
+    reserved_node: str = ""
+    """Where GPUs are promised to it; empty if nowhere."""
+    created_unix_s: float | None = None
+
+
+class Readiness(View, frozen=True):
+    """Whether this replica knows enough to answer, and what it lacks."""
+
+    ready: bool
+    role: str
+    """leader | standby"""
+    leader: str = ""
+    """Who leads, as far as this replica knows."""
+    mode: str = "act"
+    """act | observe"""
+    degraded: list[str] = []
+    """What is missing although it answers, each from a closed set."""
+    reasons: list[str] = []
+    """Why it is not ready; sentences for a person."""
+
+
+class NodeViews(Protocol):
+    """The nodes of the store."""
+
+    def node_names(self) -> Sequence[str]:
+        """Names of all nodes now, in any order; a list of their own that later changes do not touch."""
+        ...
+
+    def node(self, name: str) -> NodeView | None:
+        """One node; None if it has gone meanwhile."""
+        ...
+
+
+class PodViews(Protocol):
+    """The pods of the store."""
+
+    def pod_keys(self) -> Sequence[tuple[str, str, str]]:
+        """(namespace, name, uid) of all GPU pods now, in any order; a list of their own."""
+        ...
+
+    def pod(self, uid: str) -> PodView | None:
+        """One pod; None if it has gone meanwhile."""
+        ...
+
+
+class Decisions(Protocol):
+    """The decision log."""
+
+    def decisions(self) -> Iterable[DecisionRecord]:
+        """Newest first."""
+        ...
+
+
+class Health(Protocol):
+    """What the probes ask."""
+
+    def live(self) -> str:
+        """Say why this process should be restarted; empty if it should not."""
+        ...
+
+    def readiness(self) -> Readiness:
+        """Whether it knows enough to answer."""
+        ...

@@ -1,0 +1,294 @@
+"""The JSON API and the probes over a real socket on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from scheduler.decision.record import DecisionLog, DecisionRecord
+from scheduler.report.api import Api
+from scheduler.report.metrics import CONTENT_TYPE, MetricsPage
+from scheduler.report.paging import Key, page_of
+from scheduler.report.probes import metrics_routes, probe_routes
+from scheduler.report.sources import Sources
+from scheduler.report.views import NodeView, PodView, Readiness
+
+Client = TestClient[web.Request, web.Application]
+Json = dict[str, object]
+
+
+class World:
+    """What app.py would offer, in dicts."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeView] = {}
+        self.pods: dict[str, PodView] = {}
+        self.log = DecisionLog(kept=100)
+        self.why_dead = ""
+        self.ready = Readiness(ready=True, role="leader", leader="me")
+
+    def node_names(self) -> Sequence[str]:
+        return list(self.nodes)
+
+    def node(self, name: str) -> NodeView | None:
+        return self.nodes.get(name)
+
+    def pod_keys(self) -> Sequence[tuple[str, str, str]]:
+        return [(pod.namespace, pod.name, pod.uid) for pod in self.pods.values()]
+
+    def pod(self, uid: str) -> PodView | None:
+        return self.pods.get(uid)
+
+    def decisions(self) -> Iterable[DecisionRecord]:
+        return iter(self.log)
+
+    def live(self) -> str:
+        return self.why_dead
+
+    def readiness(self) -> Readiness:
+        return self.ready
+
+    def add_node(self, name: str, pool: str = "dc") -> None:
+        self.nodes[name] = NodeView(name=name, pool=pool, gpus=8, free_gpus=8)
+
+    def add_pod(self, namespace: str, name: str, node: str = "") -> None:
+        uid = f"{namespace}-{name}-uid"
+        self.pods[uid] = PodView(name=name, namespace=namespace, uid=uid, gpus=1, node=node)
+
+    def add_decision(self, number: int, namespace: str = "ml") -> None:
+        self.log.add(
+            DecisionRecord(
+                cycle=f"c{number}",
+                unix_s=float(number),
+                verb="filter",
+                namespace=namespace,
+                pod=f"pod-{number}",
+                uid=f"u{number}",
+                profile="training",
+                placement="decisive",
+                gpus=1,
+                asked=5,
+                fitting=2,
+                chosen="n1",
+                result="placed",
+                reserved=True,
+                reasons={"node in quarantine": 3},
+                best=[],
+            )
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[Client]:
+    app = web.Application()
+    app.add_routes(Api(world, world, world, "1.2.3").routes())
+    app.add_routes(probe_routes(world))
+    app.add_routes(metrics_routes(MetricsPage(Sources(), world)))
+    async with TestClient(TestServer(app)) as opened:
+        yield opened
+
+
+async def get(client: Client, path: str, want_status: int = 200) -> Json:
+    async with client.get(path) as response:
+        assert response.status == want_status, await response.text()
+        assert response.content_type == "application/json"
+        answer = await response.json()
+        assert isinstance(answer, dict)
+        return answer
+
+
+def names(answer: Json) -> list[str]:
+    items = answer["items"]
+    assert isinstance(items, list)
+    return [item["name"] for item in items]
+
+
+async def all_pages(client: Client, path: str) -> list[list[str]]:
+    pages: list[list[str]] = []
+    answer = await get(client, path)
+    pages.append(names(answer))
+    while "continue" in answer:
+        answer = await get(client, f"{path}&continue={answer['continue']}")
+        pages.append(names(answer))
+    return pages
+
+
+async def test_nodes_come_by_name_with_unknown_as_null(client: Client, world: World) -> None:
+    for name in ("n2", "n1", "n3"):
+        world.add_node(name)
+    answer = await get(client, "/api/v1/nodes")
+    assert names(answer) == ["n1", "n2", "n3"]
+    assert "continue" not in answer
+    first = answer["items"][0]  # type: ignore[index]  # JSON
+    assert first["power_w"] is None
+    assert first["load_frac"] is None
+
+
+async def test_pages_hold_every_node_once(client: Client, world: World) -> None:
+    for number in range(7):
+        world.add_node(f"n{number}")
+    pages = await all_pages(client, "/api/v1/nodes?limit=3")
+    assert pages == [["n0", "n1", "n2"], ["n3", "n4", "n5"], ["n6"]]
+
+
+async def test_a_filter_counts_what_it_keeps(client: Client, world: World) -> None:
+    for number in range(8):
+        world.add_node(f"n{number}", pool="aws" if number % 2 else "dc")
+    pages = await all_pages(client, "/api/v1/nodes?pool=aws&limit=2")
+    assert [name for page in pages for name in page] == ["n1", "n3", "n5", "n7"]
+
+
+async def test_what_goes_between_two_pages_moves_nothing(client: Client, world: World) -> None:
+    for number in range(6):
+        world.add_node(f"n{number}")
+    answer = await get(client, "/api/v1/nodes?limit=3")
+    del world.nodes["n0"], world.nodes["n2"]
+    rest = await get(client, f"/api/v1/nodes?limit=3&continue={answer['continue']}")
+    assert names(rest) == ["n3", "n4", "n5"]
+
+
+async def test_pods_by_namespace_and_node(client: Client, world: World) -> None:
+    world.add_pod("b", "one", node="n1")
+    world.add_pod("a", "two", node="n1")
+    world.add_pod("a", "one")
+    assert names(await get(client, "/api/v1/pods")) == ["one", "two", "one"]
+    assert names(await get(client, "/api/v1/pods?namespace=a")) == ["one", "two"]
+    assert names(await get(client, "/api/v1/pods?node=n1")) == ["two", "one"]
+    assert await all_pages(client, "/api/v1/pods?limit=1") == [["one"], ["two"], ["one"]]
+
+
+async def test_decisions_come_newest_first_and_page_on_while_new_ones_arrive(
+    client: Client, world: World
+) -> None:
+    for number in range(5):
+        world.add_decision(number)
+    answer = await get(client, "/api/v1/decisions?limit=2")
+    assert names(answer) == ["pod-4", "pod-3"]
+    world.add_decision(5)
+    rest = await get(client, f"/api/v1/decisions?limit=9&continue={answer['continue']}")
+    assert names(rest) == ["pod-2", "pod-1", "pod-0"]
+    assert rest["items"][0]["reasons"] == {"node in quarantine": 3}  # type: ignore[index]  # JSON
+
+
+async def test_decisions_are_filtered(client: Client, world: World) -> None:
+    for number in range(4):
+        world.add_decision(number, namespace="web" if number % 2 else "ml")
+    assert names(await get(client, "/api/v1/decisions?namespace=web")) == ["pod-3", "pod-1"]
+    assert names(await get(client, "/api/v1/decisions?uid=u2")) == ["pod-2"]
+    assert names(await get(client, "/api/v1/decisions?result=no_fit")) == []
+
+
+async def test_a_page_that_fell_out_of_the_log_is_gone(client: Client, world: World) -> None:
+    for number in range(3):
+        world.add_decision(number)
+    answer = await get(client, "/api/v1/decisions?limit=1")
+    for number in range(10, 200):
+        world.add_decision(number)
+    error = await get(client, f"/api/v1/decisions?continue={answer['continue']}", want_status=410)
+    assert "without `continue`" in str(error["error"])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(
+            "limit=0",
+            "limit=-1",
+            "limit=x",
+            "limit=",
+            "limit=1e3",
+            "limit=%D9%A3",
+            "limit=99999999999999999999",
+        ),
+        *("continue=x", "continue=%00", "continue=bnVsbA", "continue=WyJhIiwiYiIsImMiLCJkIl0", "pol=dc"),
+    ],
+)
+@pytest.mark.parametrize("name", ["nodes", "pods", "decisions"])
+async def test_a_bad_query_is_told_and_the_next_one_served(client: Client, name: str, query: str) -> None:
+    error = await get(client, f"/api/v1/{name}?{query}", want_status=400)
+    assert error["error"]
+    assert (await get(client, f"/api/v1/{name}"))["items"] == []
+
+
+async def test_the_description_names_every_list_every_parameter_and_every_field(
+    client: Client, world: World
+) -> None:
+    world.add_node("n1")
+    world.add_pod("a", "one")
+    world.add_decision(1)
+    described = await get(client, "/api/v1/openapi.json")
+    schemas = described["components"]["schemas"]  # type: ignore[index]  # JSON
+    for path, schema in (("nodes", "NodeView"), ("pods", "PodView"), ("decisions", "DecisionRecord")):
+        answer = await get(client, f"/api/v1/{path}")
+        item = answer["items"][0]  # type: ignore[index]  # JSON
+        assert set(item) - {"name"} == set(schemas[schema]["properties"]) - {"name"}
+        operation = described["paths"][f"/api/v1/{path}"]["get"]  # type: ignore[index]  # JSON
+        for parameter in operation["parameters"]:
+            value = "1" if parameter["schema"]["type"] == "integer" else ""
+            await get(client, f"/api/v1/{path}?{parameter['name']}={value}")
+
+
+async def test_the_first_page_links_to_what_there_is(client: Client) -> None:
+    async with client.get("/") as response:
+        text = await response.text()
+        assert response.content_type == "text/html"
+    for path in ("/api/v1/nodes", "/api/v1/pods", "/api/v1/decisions", "/api/v1/openapi.json"):
+        assert f'href="{path}"' in text
+        await get(client, path)
+    assert "//" not in text.replace("<!doctype html>", ""), "it loads nothing from elsewhere"
+
+
+async def test_a_standby_that_knows_enough_is_ready(client: Client, world: World) -> None:
+    world.ready = Readiness(ready=True, role="standby", leader="other", degraded=["broker"])
+    answer = await get(client, "/readyz")
+    assert answer == {
+        "ready": True,
+        "role": "standby",
+        "leader": "other",
+        "mode": "act",
+        "degraded": ["broker"],
+        "reasons": [],
+    }
+
+
+async def test_not_ready_says_why(client: Client, world: World) -> None:
+    world.ready = Readiness(ready=False, role="standby", reasons=["API server silent for 61 s"])
+    answer = await get(client, "/readyz", want_status=503)
+    assert answer["reasons"] == ["API server silent for 61 s"]
+
+
+async def test_alive_until_it_says_otherwise(client: Client, world: World) -> None:
+    assert (await get(client, "/livez"))["live"] is True
+    world.why_dead = "the store's loop has ended"
+    answer = await get(client, "/livez", want_status=503)
+    assert answer == {"live": False, "reasons": ["the store's loop has ended"]}
+
+
+async def test_metrics_are_served_as_the_text_format(client: Client, world: World) -> None:
+    world.add_node("n1")
+    async with client.get(
+        "/metrics", headers={aiohttp.hdrs.ACCEPT: "application/openmetrics-text"}
+    ) as response:
+        assert response.headers["Content-Type"] == CONTENT_TYPE
+        assert 'wattbalance_pool_nodes{pool="dc"} 1.0' in await response.text()
+
+
+async def test_only_get_is_answered(client: Client) -> None:
+    async with client.post("/api/v1/nodes", data=b"{}") as response:
+        assert response.status == 405
+
+
+async def test_a_long_list_is_merged_in_order_across_turns() -> None:
+    keys: list[Key] = [(f"k{(number * 7919) % 5000:05}",) for number in range(5000)]
+    items, last = await page_of(keys, ("k00999",), 2500, lambda key: key[0])
+    assert items == [f"k{number:05}" for number in range(1000, 3500)]
+    assert last == ("k03499",)
