@@ -164,6 +164,9 @@ def _built() -> bytes:
 class NvmlStub:
     """One folder with a libnvidia-ml.so.1 and the state file that it reads."""
 
+    was_loaded = False
+    """Whether this process ever loaded a stub: from then on it cannot find a real library any more."""
+
     def __init__(self, folder: Path, gpus: int = 8) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -194,6 +197,7 @@ class NvmlStub:
         """Make pynvml in this process use this stub, whatever it used before."""
         os.environ[STATE_VARIABLE] = str(self.state)
         pynvml.nvmlLib = ctypes.CDLL(str(self.library))
+        NvmlStub.was_loaded = True
         pynvml._nvmlGetFunctionPointer_cache.clear()
 
     def unload(self) -> None:
