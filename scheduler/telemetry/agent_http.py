@@ -72,7 +72,6 @@ class TextServer:
         self._clients += 1
         try:
             if self._clients > MOST_CLIENTS:
-                await self._send(writer, Page(body="too many clients\n", status=503), head_only=False)
                 return
             try:
                 async with asyncio.timeout(self._patience_s):

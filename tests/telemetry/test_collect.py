@@ -51,8 +51,8 @@ def test_of_a_lost_gpu_nothing_is_told_and_its_neighbour_goes_on(collector: Coll
 
 
 def test_rare_fields_come_at_first_then_every_ten_seconds_or_when_they_change(collector: Collector) -> None:
-    def close(mono_s: float, **fields: object) -> tuple[bool, bool]:
-        collector.add((make_reading(**fields),))
+    def close(mono_s: float, xid: int | None = None) -> tuple[bool, bool]:
+        collector.add((make_reading(xid=xid),))
         sample = collector.close(mono_s, UNIX_S)
         return sample.xid is not UNSET, sample.ecc_uncorrected is not UNSET
 
