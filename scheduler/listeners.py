@@ -23,12 +23,15 @@ from scheduler.extender.server import LOOPBACK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from aiohttp.web_protocol import RequestHandler
+
 _log = logging.getLogger(__name__)
 
 ROLES = frozenset({"extender", "api", "metrics", "probes"})
 
 KEEPALIVE_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
+LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
 
 
@@ -177,12 +180,13 @@ class Listeners:
         self._grace_s = grace_s
         self._runners: list[web.AppRunner] = []
         self._certificates: list[tuple[Certificates, web.AppRunner]] = []
+        self._outdated: set[RequestHandler] = set()
         self.reloads = ReloadCounters()
         self.ready = asyncio.Event()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """The bound host and port of each listener, in the order given, where a port 0 has become a real one."""
+        """The bound host and port of each listener, in the order given; a port 0 has become a real one."""
         return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
 
     async def run(self) -> None:
@@ -238,13 +242,23 @@ class Listeners:
             elif outcome is True:
                 self.reloads.ok += 1
                 _log.info("certificate %s was read again", certificates.files.cert_file)
-                # Older connections end after their answer: a client of a removed CA must not keep one.
+                # A client of a removed CA must not keep its connection: older ones end after their next answer.
                 if runner.server is not None:
-                    runner.server.pre_shutdown()
+                    self._outdated = {each for each in self._outdated if each.transport is not None}
+                    self._outdated.update(runner.server.connections)
+
+    async def _end_outdated(self, request: web.Request, response: web.StreamResponse) -> None:
+        if request.protocol in self._outdated:
+            self._outdated.discard(request.protocol)
+            response.force_close()
+            # The headers stand already when this is called.
+            response.headers["Connection"] = "close"
 
     async def _listen(self, spec: ListenerSpec) -> None:
         app = web.Application()
         app[LOOPBACK] = spec.is_loopback()
+        if spec.tls is not None:
+            app.on_response_prepare.append(self._end_outdated)
         for role in sorted(spec.serves):
             app.add_routes(self._routes.get(role, ()))
         async with AsyncExitStack() as undo:
@@ -254,6 +268,7 @@ class Listeners:
                 handle_signals=False,
                 access_log=None,
                 keepalive_timeout=KEEPALIVE_S,
+                lingering_time=LINGER_S,
                 shutdown_timeout=self._grace_s,
             )
             undo.push_async_callback(runner.cleanup)

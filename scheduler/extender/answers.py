@@ -96,7 +96,7 @@ def scaled(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(np.nan_to_num(np.clip(scores, 0.0, 1.0)) * MAX_SCORE).astype(np.uint8)
 
 
-def filter_answer(  # noqa: PLR0913 - each part of the answer has its name
+def filter_answer(
     fragments: Fragments,
     *,
     kept_rows: Rows,
@@ -123,9 +123,8 @@ def filter_answer(  # noqa: PLR0913 - each part of the answer has its name
     reason = b":" + msgspec.json.encode(unknown_text) + b","
     unknown = b"".join([msgspec.json.encode(name) + reason for name in unknown_names])
     failed = fragments.failures(failed_rows, failed_codes)
-    if unresolvable.all():
-        never = failed
-    else:
+    never = failed
+    if not unresolvable.all():
         never = fragments.failures(failed_rows[unresolvable], failed_codes[unresolvable])
     kept = fragments.names(kept_rows) + b"".join([msgspec.json.encode(name) + b"," for name in kept_names])
     return b"".join(

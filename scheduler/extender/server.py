@@ -159,6 +159,7 @@ class ExtenderServer:
         # aiohttp's handler takes no weak reference: closed ones are swept out when the set has doubled.
         self._connections: set[RequestHandler] = set()
         self._sweep_at = FIRST_SWEEP
+        self._answering: set[RequestHandler] = set()
         # Connections that were told to close while they had a question; their answer says so.
         self._closing: set[RequestHandler] = set()
         self._warned_of_full_nodes = False
@@ -183,8 +184,11 @@ class ExtenderServer:
         connections = list(self._connections)
         self._connections.clear()
         for connection in connections:
-            self._closing.add(connection)
-            connection.close()
+            if connection in self._answering:
+                self._closing.add(connection)
+            else:
+                # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
+                connection.force_close()
         return len(connections)
 
     def _remember(self, connection: RequestHandler) -> None:
@@ -229,6 +233,7 @@ class ExtenderServer:
             start_mono_s = self._clock.mono_s()
             connection = request.protocol
             self._remember(connection)
+            self._answering.add(connection)
             try:
                 body = await self._body(request)
                 # Asked after the body has come: leadership may have gone while it was on its way.
@@ -239,6 +244,8 @@ class ExtenderServer:
                     response, result = self._refusal(verb, _unavailable(why_not))
             except Exception as error:  # noqa: BLE001 - the boundary: nothing that comes in may stop us
                 response, result = self._refusal(verb, error)
+            finally:
+                self._answering.discard(connection)
             if connection in self._closing:
                 self._closing.discard(connection)
                 response.force_close()

@@ -199,7 +199,7 @@ def _read_filter(body: bytes | bytearray) -> FilterArgs:
         question = _filter_body.decode(body)
     except msgspec.ValidationError:
         question = None  # perhaps only a null in a place where Go may write one
-    if question is None or question.pod is None or (question.names is None and question.nodes is None):
+    if question is None or question.pod is None or _has_no_list(question):
         question = _read_loosely(body, _fold_filter, _FilterBody)
     pod = _pod(question.pod)
     # Names win where both came: they are what a scheduler with a node cache sends.
@@ -209,6 +209,10 @@ def _read_filter(body: bytes | bytearray) -> FilterArgs:
         names = [node.metadata.name for node in nodes]
         return FilterArgs(pod=pod, names=names, nodes=OfferedNodes(raw=raw, nodes=nodes))
     return FilterArgs(pod=pod, names=question.names or [])
+
+
+def _has_no_list(question: _FilterBody) -> bool:
+    return question.names is None and (question.nodes is None or question.nodes.items is None)
 
 
 def _read_preempt(body: bytes | bytearray) -> PreemptArgs:
