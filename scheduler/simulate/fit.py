@@ -266,6 +266,17 @@ class NodeTable:
                 left = left & ~rows
         return left, reasons
 
+    def fits_on(self, name: str, needs: PodNeeds) -> bool:
+        """Whether a pod fits on one node."""
+        row = self.rows.get(name)
+        if row is None:
+            return False
+        # Most waiting pods wait for resources: they are answered without a look at the other nodes.
+        for resource, asked in needs.amounts.items():
+            if asked > 0 and asked > self._free_of(resource)[row] + _ROUNDING:
+                return False
+        return bool(self.fits(needs)[0][row])
+
     def scores(self, needs: PodNeeds, rows: npt.NDArray[np.intp]) -> Floats:
         """LeastAllocated plus BalancedAllocation, 0 to 200. Source: kube-scheduler's noderesources, defaults."""
         cpu_asked = needs.amounts.get(CPU, 0.0) or _DEFAULT_CPU

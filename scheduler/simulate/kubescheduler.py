@@ -258,9 +258,7 @@ class KubeScheduler:
         self._nodes.set_node(node)
 
         def fits(needs: PodNeeds) -> bool:
-            # After the table has the node's new state; other nodes are not asked.
-            row = self._nodes.rows.get(name)
-            return row is not None and bool(self._nodes.fits(needs)[0][row])
+            return self._nodes.fits_on(name, needs)
 
         self._happened(Happening(cause=cause, fits=fits))
 

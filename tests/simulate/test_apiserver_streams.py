@@ -286,6 +286,22 @@ async def test_throttled_requests_name_a_delay() -> None:
         assert (await get(session, "/api/v1/nodes"))[0] == 200
 
 
+async def test_failing_and_unauthorized_answers_are_statuses() -> None:
+    async with serving() as (server, session):
+        server.faults.fail_next = 1
+        assert (await get(session, "/api/v1/nodes"))[0] == 500
+        server.faults.unauthorized = True
+        assert (await get(session, "/api/v1/nodes"))[1]["reason"] == "Unauthorized"
+
+
+async def test_a_slow_server_answers_late() -> None:
+    async with serving() as (server, session):
+        server.faults.slow_s = 2 * SILENCE_S
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(SILENCE_S):
+                await get(session, "/api/v1/nodes")
+
+
 async def test_a_forbidden_verb_is_named_with_its_resource() -> None:
     async with serving() as (server, session):
         server.faults.forbidden.add(("list", "nodes"))
