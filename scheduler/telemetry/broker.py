@@ -63,9 +63,9 @@ class BrokerSettings:
             return [("url", f"{self.url!r}: {error}")]
         if parts.scheme not in _PORTS or not parts.hostname or not port_fits:
             problems.append(("url", f"expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT], got {self.url!r}"))
-        if parts.username is not None or parts.password is not None:
+        elif parts.username is not None or parts.password is not None:
             problems.append(("url", "holds a user; name username_file and password_file instead"))
-        if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        elif parts.path not in {"", "/"} or parts.query or parts.fragment:
             problems.append(("url", f"expected nothing after the port, got {self.url!r}"))
         if parts.scheme == "mqtt" and (self.ca_file or self.cert_file or self.key_file):
             problems.append(("url", "mqtt:// does not use the certificates that are named; say mqtts://"))
