@@ -211,7 +211,7 @@ class Status(Slim, frozen=True):
     code: int = 0
 
 
-def quantity(value: str | int | float | None) -> float:
+def quantity(value: str | float | None) -> float:
     """Read a Kubernetes quantity ("2", "500m", "16Gi") as a float; what cannot be read counts as 0.
 
     Source: apimachinery's resource.Quantity, decimal and binary suffixes.
@@ -220,14 +220,13 @@ def quantity(value: str | int | float | None) -> float:
         return 0.0
     if isinstance(value, int | float):
         return float(value)
-    for suffix, factor in _SUFFIXES:
+    digits, factor = value, 1.0
+    for suffix, means in _SUFFIXES:
         if value.endswith(suffix):
-            value = value[: -len(suffix)]
+            digits, factor = value[: -len(suffix)], means
             break
-    else:
-        factor = 1.0
     try:
-        number = float(value) * factor
+        number = float(digits) * factor
     except ValueError:
         return 0.0
     return number if number == number and abs(number) < 1e18 else 0.0  # noqa: PLR0124 - NaN differs from itself

@@ -171,12 +171,15 @@ def test_a_module_that_has_grown_too_large_says_why(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_noqa_and_type_ignore_name_their_rule_and_a_reason(path: Path) -> None:
-    bare = [
-        f"line {number}"
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"#\s*(noqa(?!: [A-Z])|type: ignore(?!\[))", line)
-        or re.search(r"#\s*(noqa: [A-Z0-9, ]+|type: ignore\[[\w, -]+\])\s*$", line)
-    ]
+    bare: list[str] = []
+    rule_before = ""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        directive = re.search(r"#\s*(noqa|type: ignore)(: [A-Z0-9, ]+|\[[\w, -]+\])?(.*)$", line)
+        rule = directive[2] or "" if directive else ""
+        # A reason given once holds for the lines right below it with the same rule.
+        if directive and (not rule or (not directive[3].strip() and rule.strip() != rule_before)):
+            bare.append(f"line {number}")
+        rule_before = rule.strip()
     assert bare == []
 
 
