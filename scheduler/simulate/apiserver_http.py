@@ -345,10 +345,20 @@ def _complete(obj: JsonObject, target: _Target, name: str) -> None:
 def _check_patch(content_type: str, patch: JsonObject) -> None:
     if content_type == _MERGE:
         return
-    # Without lists the two mean the same; kubectl label, annotate and cordon send such patches.
-    if content_type == _STRATEGIC and b"[" not in msgspec.json.encode(patch):
+    # The two mean the same where no list is merged by key; kubectl label, cordon and taint send such patches.
+    if content_type == _STRATEGIC and _replaces_lists(patch):
         return
     raise ApiRejected("415: Unsupported Media Type", status=415)
+
+
+def _replaces_lists(patch: JsonObject) -> bool:
+    """Whether every list in a strategic patch is one that Kubernetes replaces as a whole, as it does taints."""
+    for key, value in patch.items():
+        if key.startswith("$") or (isinstance(value, list) and key != "taints"):
+            return False
+        if isinstance(value, dict) and not _replaces_lists(value):
+            return False
+    return True
 
 
 def _json(body: bytes, *, status: int = 200, encoding: str = "") -> web.Response:

@@ -335,6 +335,18 @@ async def test_an_unknown_resource_method_or_patch_type_is_refused() -> None:
         assert (await call("PATCH", PODS + "/a", {}, Content_Type="application/json-patch+json"))[0] == 415
 
 
+async def test_a_strategic_patch_is_taken_where_it_means_the_same_as_a_merge() -> None:
+    kind = "application/strategic-merge-patch+json"
+    async with serving() as (server, call):
+        server.create("nodes", {"metadata": {"name": "n"}})
+        taints = [{"key": "k", "effect": "NoSchedule"}]
+        patch: dict[str, Any] = {"spec": {"unschedulable": True, "taints": taints}}
+        assert (await call("PATCH", "/api/v1/nodes/n", patch, Content_Type=kind))[0] == 200
+        assert server.get("nodes", "n")["spec"] == patch["spec"]
+        patch = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        assert (await call("PATCH", "/api/v1/nodes/n/status", patch, Content_Type=kind))[0] == 415
+
+
 async def test_a_token_is_demanded_where_one_is_set() -> None:
     async with serving(token="secret") as (_, call):
         assert (await call("GET", PODS))[0] == 401
