@@ -50,7 +50,9 @@ unit: venv
 	$(BIN)/python -m pytest -q -m 'not e2e and not gpu and not slow' $(ARGS)
 
 bench: venv
-	$(BIN)/python -m benchmarks $(ARGS)
+	@for file in benchmarks/[a-z]*.py; do \
+		name=$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" $(ARGS) || exit 1; \
+	done
 
 test-gpu: venv
 	$(BIN)/python -m pytest -m gpu $(ARGS)

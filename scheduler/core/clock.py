@@ -23,7 +23,9 @@ class SystemClock:
 
     def mono_s(self) -> float:
         """CLOCK_BOOTTIME where there is one: it goes on while a VM is suspended, so leases do expire."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        return (
+            time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        )
 
     def unix_s(self) -> float:
         """Wall time."""
