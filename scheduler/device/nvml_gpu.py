@@ -106,7 +106,7 @@ class NvmlGpu:
 
     # The seam: each call goes through one of these three.
 
-    def _call(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+    def _call(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (see Handle)
         try:
             answer = via.call(self.position, name, self._answer_of, name, function, self.handle, *args)
         except DeviceUnknown as error:
@@ -121,7 +121,7 @@ class NvmlGpu:
         self._answered += 1
         return answer
 
-    def _ask(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+    def _ask(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (see Handle)
         """Like _call, but remember for an hour that this GPU has no such thing."""
         again_mono_s = self._absent.get(name)
         if again_mono_s is not None and self._mono_s < again_mono_s:
@@ -136,7 +136,7 @@ class NvmlGpu:
 
     def _try(
         self, via: CallThread, fields: str, name: str, function: Callable[..., Any], *args: object
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (see Handle)
         """Like _ask, but None on failure, its reason noted for each of the fields; what ends a reading is raised."""
         try:
             return self._ask(via, name, function, *args)

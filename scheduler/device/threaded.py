@@ -148,6 +148,9 @@ class ThreadedDevices:
         reader = self._reader
         try:
             self._gpus = await reader.run(lambda: self._driver.open(reader), self._open_deadline_s)
+            infos = await self._each(
+                lambda via, gpu: gpu.describe(via), self._open_deadline_s, len(self._gpus)
+            )
         except HungError as hung:
             self._give_up(hung)
             self._reader = None
@@ -156,7 +159,6 @@ class ThreadedDevices:
         except DeviceError:
             await self.close()
             raise
-        infos = await self._each(lambda via, gpu: gpu.describe(via), self._open_deadline_s, len(self._gpus))
         self._start_events()
         return tuple(infos.get(gpu.position) or _bare(gpu) for gpu in self._gpus)
 

@@ -205,6 +205,17 @@ async def test_no_driver_is_unavailable_and_may_come_later(
     assert len(await nvml.open()) == 8
 
 
+async def test_a_driver_that_goes_away_while_it_is_opened_is_unavailable(
+    nvml: NvmlDevices, stub: NvmlStub
+) -> None:
+    stub.fault(5, "name", NOT_LOADED)
+    with pytest.raises(DriverUnavailable):
+        await nvml.open()
+    assert await nvml.read() == ()
+    stub.clear_faults()
+    assert len(await nvml.open()) == 8
+
+
 async def test_a_version_mismatch_says_so_at_start_and_later(nvml: NvmlDevices, stub: NvmlStub) -> None:
     stub.fault(None, "init", MISMATCH)
     with pytest.raises(DriverMismatch):
