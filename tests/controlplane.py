@@ -296,13 +296,13 @@ class ControlPlane:
         if self._context is None:
             self._context = ssl.create_default_context(cafile=self.ca_file)
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        request = urllib.request.Request(  # noqa: S310 - our own https URL
+        request = urllib.request.Request(
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self._tokens[user]}", "Content-Type": kind},
         )
-        with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:  # noqa: S310 - see above
+        with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:
             data = answer.read()
         return data if raw else json.loads(data)
 
