@@ -163,7 +163,7 @@ async def test_stopping_answers_what_is_in_flight_and_refuses_the_rest() -> None
         await asyncio.wait_for(asked.wait(), 10)
         await listeners.stop()
         assert (await answer).startswith(b"HTTP/1.1 200")
-        with pytest.raises(OSError, match=""):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
 
 

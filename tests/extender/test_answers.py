@@ -161,14 +161,15 @@ def test_gathered_answers_equal_plainly_written_ones(names: list[str | None], da
     )
     want_unknown = dict.fromkeys(unknown, "?")
     assert answer["NodeNames"] == [names[row] for row in kept]
-    assert answer["FailedNodes"] == {
-        **{names[row]: REASONS[code] for row, code in zip(failed, why, strict=True)},
-        **want_unknown,
-    }
-    assert answer["FailedAndUnresolvableNodes"] == {
-        **{names[row]: REASONS[code] for row, code, out in zip(failed, why, never, strict=True) if out},
-        **want_unknown,
-    }
+    assert (
+        answer["FailedNodes"]
+        == {names[row]: REASONS[code] for row, code in zip(failed, why, strict=True)} | want_unknown
+    )
+    assert (
+        answer["FailedAndUnresolvableNodes"]
+        == {names[row]: REASONS[code] for row, code, out in zip(failed, why, never, strict=True) if out}
+        | want_unknown
+    )
 
     scores = data.draw(st.lists(st.integers(0, 10), min_size=len(kept), max_size=len(kept)))
     want_scores = [{"Host": names[row], "Score": score} for row, score in zip(kept, scores, strict=True)]
