@@ -1,0 +1,99 @@
+"""Every link, path and reference to a page leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "scheduler/simulate/data/SOURCE.md",
+]
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+# A path of this repository in backticks; `*`, `<` and `{` make it a pattern, and the test's name after `::` is checked too.
+CODE_PATH = re.compile(
+    r"`((?:scheduler|tests|deploy|docs|scripts|benchmarks|requirements)/[\w./-]*)(?:::(\w+))?`"
+)
+IN_CODE = re.compile(r"docs/(?:adr/\d{4}|[\w/-]+\.md)")
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def anchor(heading: str) -> str:
+    """The anchor that forges make of a heading."""
+    plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    path, _, fragment = target.partition("#")
+    found = (page.parent / path) if path else page
+    if not found.exists():
+        return False
+    if not fragment:
+        return True
+    return found.suffix == ".md" and fragment in {anchor(each) for each in HEADING.findall(prose(found))}
+
+
+@cache
+def tracked_lines() -> list[tuple[str, str]]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout: nothing is tracked")
+    names = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+    return [(name, line) for name in names for line in (ROOT / name).read_text(errors="replace").splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_resolve(page: Path) -> None:
+    targets = [target for target in LINK.findall(prose(page)) if "://" not in target]
+    broken = [target for target in targets if not leads_somewhere(page, target)]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_paths_and_tests_exist(page: Path) -> None:
+    missing = []
+    for path, test in CODE_PATH.findall(prose(page)):
+        file = ROOT / path
+        if not file.exists() or (test and not re.search(rf"def {test}\b", file.read_text())):
+            missing.append(f"{path}::{test}" if test else path)
+    assert missing == []
+
+
+def test_code_refers_only_to_pages_that_exist() -> None:
+    broken = []
+    for name, line in tracked_lines():
+        for reference in IN_CODE.findall(line):
+            exact = (ROOT / reference).is_file()
+            numbered = not reference.endswith(".md") and len(list(ROOT.glob(reference + "-*.md"))) == 1
+            if not exact and not numbered:
+                broken.append(f"{name}: {reference}")
+    assert broken == []
+
+
+def test_a_broken_link_and_a_wrong_anchor_would_be_found() -> None:
+    page = ROOT / "README.md"
+    assert not leads_somewhere(page, "docs/absent.md")
+    assert not leads_somewhere(page, "docs/architecture.md#absent")
+    assert leads_somewhere(page, "docs/architecture.md#43-mqtt")
+
+
+def test_every_decision_page_has_its_five_parts_and_is_short() -> None:
+    want_parts = ["Goal", "Non-goals", "Choice", "Drawbacks", "Alternatives"]
+    pages = sorted((ROOT / "docs/adr").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        assert re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE) == want_parts, page.name
+        assert len(page.read_text().splitlines()) < 60, page.name
