@@ -19,7 +19,7 @@ PAGES = [
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
-# A path of this repository in backticks; `*`, `<` and `{` make it a pattern, and the test's name after `::` is checked too.
+# A path of this repository in backticks, and the name of a test after `::`. Patterns (`*`, `<`) are left alone.
 CODE_PATH = re.compile(
     r"`((?:scheduler|tests|deploy|docs|scripts|benchmarks|requirements)/[\w./-]*)(?:::(\w+))?`"
 )
