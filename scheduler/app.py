@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 from scheduler import __version__
+from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Intents
 from scheduler.cluster.kubernetes import KubernetesCluster
@@ -23,8 +24,8 @@ from scheduler.cluster.lease import Elector, LeaseTimes
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
+from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import Store, StoreSettings
-from scheduler.cluster.api_request import Limits
 from scheduler.config_settings import Face, ListenerSettings, Mode, Profile, Settings
 from scheduler.core.aio import guard
 from scheduler.core.clock import Clock, SystemClock
@@ -34,12 +35,10 @@ from scheduler.core.nouns import Workload
 from scheduler.decision.decider import Decider
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
-from scheduler.cluster.readings import StoreHandler
 from scheduler.facts import Facts, sources
-from scheduler.listeners import ListenerSpec, Listeners, TlsFiles
+from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
 from scheduler.policy import profiles, registry
 from scheduler.policy.base import Filter, Score
-
 from scheduler.report.api import Api
 from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes, probe_routes
@@ -66,7 +65,9 @@ class Daemon:
         self.clock = clock
         self.pod_name = os.environ.get("POD_NAME", "")
         self.namespace = settings.lease.namespace or own_namespace()
-        self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self.identity = (
+            f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        )
         self.stopping = asyncio.Event()
         self.bypassed = 0
         """Pods with a managed resource that were bound without a decision of ours, while we led."""
@@ -179,7 +180,9 @@ class Daemon:
             found.append("broker_away")
         else:
             last = self.subscriber.last_message_mono_s
-            if self.store.nodes and (last is None or self.clock.mono_s() - last > self.settings.telemetry.stale_s):
+            if self.store.nodes and (
+                last is None or self.clock.mono_s() - last > self.settings.telemetry.stale_s
+            ):
                 found.append("broker_silent")
         found += [f"cannot_list_{kind.value}" for kind in self.cluster.refused]
         if self.settings.mode is Mode.OBSERVE:
@@ -195,7 +198,9 @@ class Daemon:
                 group.create_task(guard("listeners.run", self.listeners.run()), name="listeners.run"),
                 group.create_task(guard("cluster.run", self.cluster.run()), name="cluster.run"),
                 *(
-                    group.create_task(guard(f"cluster.watch[{kind}]", self._watch(kind)), name=f"cluster.watch[{kind}]")
+                    group.create_task(
+                        guard(f"cluster.watch[{kind}]", self._watch(kind)), name=f"cluster.watch[{kind}]"
+                    )
                     for kind in Kind
                 ),
                 group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
@@ -370,7 +375,9 @@ def listener_spec(given: ListenerSettings) -> ListenerSpec:
     tls = None
     if given.tls is not None:
         ca = Path(given.tls.client_ca_file) if given.tls.client_ca_file else None
-        tls = TlsFiles(cert_file=Path(given.tls.cert_file), key_file=Path(given.tls.key_file), client_ca_file=ca)
+        tls = TlsFiles(
+            cert_file=Path(given.tls.cert_file), key_file=Path(given.tls.key_file), client_ca_file=ca
+        )
     return ListenerSpec(
         address=str(given.address), serves=frozenset(Face(face).value for face in given.serves), tls=tls
     )
@@ -402,7 +409,7 @@ async def _serve(settings: Settings) -> int:
         await daemon.run()
     except* (OSError, ConfigError) as group:
         for error in group.exceptions:
-            log.critical("cannot run: %s", error)  # noqa: TRY400 - a person's mistake, no traceback
+            log.critical("cannot run: %s", error)
         code = 1
     log.info("stopped")
     return code

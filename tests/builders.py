@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from scheduler.cluster.intent import Intents
-from scheduler.cluster.objects import Container, Meta, Node, NodeSpec, NodeStatus, OwnerRef, Pod, PodSpec, PodStatus
+from scheduler.cluster.objects import (
+    Container,
+    Meta,
+    Node,
+    NodeSpec,
+    NodeStatus,
+    OwnerRef,
+    Pod,
+    PodSpec,
+    PodStatus,
+)
 from scheduler.cluster.objects import Resources as ContainerResources
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store, StoreSettings
@@ -66,13 +76,20 @@ def make_pod(
 
 def make_request(name: str = "p1", gpus: int = 1, **fields: object) -> PodRequest:
     """What policies see of a pod."""
-    values: dict[str, object] = {"uid": f"uid-{name}", "namespace": "team-a", "name": name, "gpus": gpus} | fields
+    values: dict[str, object] = {
+        "uid": f"uid-{name}",
+        "namespace": "team-a",
+        "name": name,
+        "gpus": gpus,
+    } | fields
     return PodRequest(**values)  # type: ignore[arg-type]  # the tests' own keywords
 
 
 def make_inventory(node: str = "n1", gpus: int = 8, model: str = "H100") -> Inventory:
     """An agent's inventory."""
-    return Inventory(v=1, node=node, gpus=[GpuInventory(uuid=f"{node}-{i}", model=model) for i in range(gpus)])
+    return Inventory(
+        v=1, node=node, gpus=[GpuInventory(uuid=f"{node}-{i}", model=model) for i in range(gpus)]
+    )
 
 
 def make_sample(

@@ -134,7 +134,7 @@ class Columns:
         self._allocate(rows)
         for name, values in old.items():
             target = getattr(self, name)
-            if values.ndim == 2:  # noqa: PLR2004 - (rows, gpus)
+            if values.ndim == 2:
                 target[:old_rows, :old_width] = values
             else:
                 target[:old_rows] = values
@@ -155,7 +155,9 @@ class Columns:
         slots = slot.sum(1)
         last = np.where(np.isnan(util), 0, util)
         floor = np.where(unknown, np.maximum(last, self.neutral_load), 0).sum(1)
-        blind = np.where(slots > 0, 0, self.gpu_count[rows])  # no inventory: all that Kubernetes counts is unknown
+        blind = np.where(
+            slots > 0, 0, self.gpu_count[rows]
+        )  # no inventory: all that Kubernetes counts is unknown
         self._known_sum[rows] = np.where(known, last, 0).sum(1)
         self._unknown_count[rows] = unknown.sum(1) + blind
         self._unknown_floor[rows] = floor + blind * self.neutral_load
@@ -178,8 +180,14 @@ class Columns:
         self.free[rows] = np.maximum(usable - self.bound[rows] - self.reserved[rows], 0)
 
     def write_readings(
-        self, rows: Rows, counts: Rows, util: FlatColumn, power_w: FlatColumn, state: NDArray[np.uint8],
-        received_mono_s: NDArray[np.float64], half_life_s: float,
+        self,
+        rows: Rows,
+        counts: Rows,
+        util: FlatColumn,
+        power_w: FlatColumn,
+        state: NDArray[np.uint8],
+        received_mono_s: NDArray[np.float64],
+        half_life_s: float,
     ) -> None:
         """Write one sample per row: utilisation decays towards the new value by the time since the last one.
 

@@ -82,9 +82,7 @@ class ClusterPort(Protocol):
         """Read one pod from the API server itself (never a cache). Raises ApiNotFound."""
         ...
 
-    async def bind(
-        self, namespace: str, name: str, uid: str, node: str, annotations: dict[str, str]
-    ) -> None:
+    async def bind(self, namespace: str, name: str, uid: str, node: str, annotations: dict[str, str]) -> None:
         """Post a Binding with annotations on it.
 
         Raises ApiConflict (bound already, perhaps by us), ApiNotFound, ApiRejected, or ApiUnavailable: the

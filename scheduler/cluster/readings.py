@@ -17,7 +17,7 @@ class StoreHandler:
         self.drops: Counter[str] = Counter()
         self.online: dict[str, bool] = {}
 
-    def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:  # noqa: ARG002 - the intake has checked the hash; the store keeps no instants of inventories
+    def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
         """What a node has."""
         self._store.see_inventory(node, inventory)
 
@@ -25,7 +25,7 @@ class StoreHandler:
         """Readings of some nodes."""
         self._store.see_samples(batch)
 
-    def status(self, node: str, online: bool, now_mono_s: float) -> None:  # noqa: FBT001, ARG002 - the drain's protocol
+    def status(self, node: str, online: bool, now_mono_s: float) -> None:  # noqa: FBT001 - the drain's protocol
         """An agent came or went."""
         self.online[node] = online
         self._store.see_status(node, online=online)

@@ -61,12 +61,24 @@ class Reservations:
         return sorted((r for r in self._by_uid.values() if r.node == node), key=lambda r: r.made_mono_s)
 
     def make(
-        self, uid: str, node: str, gpus: float, load: float, now_mono_s: float, *, waits_for_volume: bool = False
+        self,
+        uid: str,
+        node: str,
+        gpus: float,
+        load: float,
+        now_mono_s: float,
+        *,
+        waits_for_volume: bool = False,
     ) -> Reservation:
         """Promise GPUs. The caller has released the pod's previous reservation and checked what is free."""
         length_s = VOLUME_RESERVATION_S if waits_for_volume else self.reservation_s
         made = Reservation(
-            uid=uid, node=node, gpus=gpus, load=load, made_mono_s=now_mono_s, until_mono_s=now_mono_s + length_s
+            uid=uid,
+            node=node,
+            gpus=gpus,
+            load=load,
+            made_mono_s=now_mono_s,
+            until_mono_s=now_mono_s + length_s,
         )
         self._by_uid[uid] = made
         return made
@@ -103,7 +115,9 @@ class Reservations:
         choices = self._choices.get(uid)
         if choices is None:
             return []
-        return [n for n, until_mono_s in choices.last_choice_until_mono_s.items() if until_mono_s > now_mono_s]
+        return [
+            n for n, until_mono_s in choices.last_choice_until_mono_s.items() if until_mono_s > now_mono_s
+        ]
 
     def forget_pod(self, uid: str) -> None:
         """The pod was bound or is gone: its history is over."""

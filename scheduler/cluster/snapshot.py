@@ -38,7 +38,7 @@ class Snapshot:
     load_sum: FloatColumn
     """Decayed utilisation summed over the node's GPUs, in GPUs."""
     pending_load: FloatColumn
-    """Expected load of what was placed lately and is not in the measurement yet, in GPUs."""
+    """Expected load that is not in the measurement yet, in GPUs: placed lately; negative for what ended lately."""
     known_gpus: FloatColumn
     """GPUs with a fresh reading."""
     fresh: BoolColumn

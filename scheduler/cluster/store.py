@@ -19,8 +19,8 @@ from scheduler.cluster.columns import STATE_BROKEN, STATE_OK, STATE_UNKNOWN, Col
 from scheduler.cluster.intent import Intents
 from scheduler.cluster.objects import Node, Partial, Pod, quantity
 from scheduler.cluster.pods import PodFacts, has_soft_preference, pod_facts, waits_for_volume
-from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
-from scheduler.cluster.reservations import Reservations
+from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
+from scheduler.cluster.reservations import Reservation, Reservations
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PodRequest, PoolSpec, Workload
 from scheduler.telemetry.sample import Inventory, Sample
@@ -117,7 +117,9 @@ class Store:
             power_w = float(columns.power_w[row, index])
             state = "broken" if columns.state[row, index] == STATE_BROKEN else "ok" if known else "unknown"
             util_frac = float(columns.util[row, index]) if known and state == "ok" else None
-            readings.append((state, util_frac, None if np.isnan(power_w) or not columns.fresh[row] else power_w))
+            readings.append(
+                (state, util_frac, None if np.isnan(power_w) or not columns.fresh[row] else power_w)
+            )
         return readings
 
     def received_mono_s(self, row: int) -> float:
@@ -315,6 +317,9 @@ class Store:
         if record is not None and record.pods.pop(uid, None) is not None:
             columns = self._columns
             columns.bound[record.row] -= facts.gpus
+            if columns.fresh[record.row]:
+                # The mirror image of a binding: what ended is still in the measurement for some half-lives.
+                columns.pending[record.row] -= facts.gpus * self._expected_load(facts)
             columns.fold_holdings(record.row)
         elif facts.node in self._orphans:
             self._orphans[facts.node].pop(uid, None)
@@ -375,7 +380,7 @@ class Store:
         if own is not None and own.node in self.rows:
             pending = pending.copy()
             row = self.rows[own.node]
-            pending[row] = max(float(pending[row]) - own.load, 0)
+            pending[row] -= own.load * self._faded(own, self._ticked_mono_s)
         return snapshot.replace(free_gpus=free, pending_load=pending)
 
     def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
@@ -403,7 +408,9 @@ class Store:
             "pool": np.array([self._pool_index(each) for each in labels], np.uint8),
             "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
             "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
-            "capability": np.array([self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32),
+            "capability": np.array(
+                [self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32
+            ),
             "name_hash": np.array([zlib.crc32(n.metadata.name.encode()) for n in nodes], np.uint32),
         }
         columns: dict[str, object] = {
@@ -452,9 +459,13 @@ class Store:
         row, columns = self.rows[held.node], self._columns
         columns.reserved[row] = max(float(columns.reserved[row]) - held.gpus, 0)
         if not keep_load:
-            left = held.load * 2.0 ** (-max(now_mono_s - held.made_mono_s, 0) / self.settings.half_life_s)
-            columns.pending[row] = max(float(columns.pending[row]) - left, 0)
+            left = held.load * self._faded(held, now_mono_s)
+            columns.pending[row] -= left
         columns.fold_holdings(row)
+
+    def _faded(self, held: Reservation, now_mono_s: float) -> float:
+        """Which part of a promise's expected load is still in `pending`."""
+        return float(2.0 ** (-max(now_mono_s - held.made_mono_s, 0) / self.settings.half_life_s))
 
     # --- readings and time ---------------------------------------------------------------------------------------
 
@@ -532,7 +543,7 @@ class Store:
         self._ticked_mono_s = now_mono_s
         if np.isfinite(since_s):
             columns.pending *= np.float32(2.0 ** (-since_s / self.settings.half_life_s))
-            columns.pending[columns.pending < PENDING_FLOOR] = 0
+            columns.pending[np.abs(columns.pending) < PENDING_FLOOR] = 0
         np.subtract(now_mono_s, columns.received_mono_s, out=columns.age_s, casting="unsafe")
         stale = np.flatnonzero(columns.fresh & (columns.age_s > self.settings.stale_s))
         if len(stale):

@@ -111,7 +111,7 @@ def judge(
         try:
             score = weighted.policy.score(request, snapshot)
             if not _sound(score, snapshot.rows):
-                raise ValueError("not finite in [0, 1]")  # noqa: TRY301 - counted right below
+                raise ValueError("not finite in [0, 1]")
         except Exception:  # noqa: BLE001 - likewise
             failures.add(weighted.name)
             continue
@@ -181,5 +181,3 @@ def best_positions(judgement: Judgement, count: int) -> Rows:
 def _sound(score: ScoreArray, rows: int) -> bool:
     # NaN fails both comparisons.
     return score.shape == (rows,) and (rows == 0 or (float(score.min()) >= 0 and float(score.max()) <= 1))
-
-

@@ -82,7 +82,9 @@ class Decider:
         """
         store = self.store
         store.tick(now_mono_s)
-        last = [store.rows[n] for n in store.reservations.last_choices(request.uid, now_mono_s) if n in store.rows]
+        last = [
+            store.rows[n] for n in store.reservations.last_choices(request.uid, now_mono_s) if n in store.rows
+        ]
         own = store.reservations.get(request.uid)
         promised = store.rows.get(own.node, -1) if own is not None and own.renewals < RENEWALS else -1
         snapshot = store.snapshot_for(request)
@@ -144,7 +146,9 @@ class Decider:
             return kept, "full_by_our_count", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)
 
-    def scores(self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float) -> NDArray[np.float64]:
+    def scores(
+        self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float
+    ) -> NDArray[np.float64]:
         """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
         profile = self.profiles[request.workload]
         previous = self.log.of_pod(request.uid)
@@ -173,7 +177,7 @@ class Decider:
             return names[row] or ""
         return self._strangers[row - self.store.snapshot.rows]
 
-    def _record(  # noqa: PLR0913 - the facts of one record
+    def _record(
         self,
         verb: str,
         request: PodRequest,
@@ -224,7 +228,9 @@ class Decider:
             known = row < snapshot.rows
             terms = [
                 Term(name, float(score[position]), weight, float(score[position]) * weight)
-                for name, score, weight in zip(judgement.policies, judgement.scores, judgement.weights, strict=True)
+                for name, score, weight in zip(
+                    judgement.policies, judgement.scores, judgement.weights, strict=True
+                )
             ]
             ranked.append(
                 Ranked(
@@ -246,5 +252,3 @@ def reason_texts(pool_names: list[str]) -> list[str]:
     for index, name in enumerate(pool_names):
         texts[POOL_CODES + index] = f"{Reason.WAITING_FOR_POOL.text} {name}"
     return texts
-
-

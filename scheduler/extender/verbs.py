@@ -62,7 +62,13 @@ class Verbs:
     """ExtenderVerbs over the decider. `observe` means: decide and record, change nothing."""
 
     def __init__(
-        self, decider: Decider, cluster: ClusterPort | None, clock: Clock, fence: Fence, *, observe: bool = False
+        self,
+        decider: Decider,
+        cluster: ClusterPort | None,
+        clock: Clock,
+        fence: Fence,
+        *,
+        observe: bool = False,
     ) -> None:
         self.decider = decider
         self.store: Store = decider.store
@@ -107,7 +113,11 @@ class Verbs:
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
             return self._nodes_answer(args, outcome, failed, unresolvable, stranger_positions)
-        unknown = [] if outcome.kept.size and outcome.placement is Placement.DECISIVE else _missing(args.names, known)
+        unknown = (
+            []
+            if outcome.kept.size and outcome.placement is Placement.DECISIVE
+            else _missing(args.names, known)
+        )
         return filter_answer(
             self._answers(),
             kept_rows=outcome.judgement.rows[outcome.kept],
@@ -202,7 +212,9 @@ class Verbs:
         """Post the Binding. Twice is success; an outcome that is unknown is looked up before the promise goes."""
         result, error = await self._bind(args)
         self.binds[result] += 1
-        _log.info("bind", extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result, error=error))
+        _log.info(
+            "bind", extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result, error=error)
+        )
         return bind_answer(error)
 
     async def _bind(self, args: BindArgs) -> tuple[str, str]:

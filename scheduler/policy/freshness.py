@@ -27,7 +27,7 @@ class Freshness:
 
     args: Args
 
-    def score(self, request: PodRequest, snapshot: Snapshot) -> base.ScoreArray:  # noqa: ARG002 - same for every pod
+    def score(self, request: PodRequest, snapshot: Snapshot) -> base.ScoreArray:
         """1 for a reading of this instant, falling to 0 at the limit."""
         age = snapshot.reading_age_s * np.float32(1 / snapshot.stale_s)
         # fmin: an age that is NaN or infinite is as old as can be.

@@ -27,7 +27,7 @@ class Quarantine:
 
     args: Args
 
-    def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:  # noqa: ARG002 - same for every pod
+    def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`node in quarantine` where the label is."""
         return np.where(snapshot.quarantined, np.uint8(Reason.QUARANTINED), np.uint8(0))
 

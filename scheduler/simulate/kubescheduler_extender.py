@@ -95,6 +95,8 @@ class ExtenderClient:
     """Measures calls; a latency is of the real machine even where the cluster's clock is not."""
     latencies: dict[str, Latencies] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
+    on_call: Callable[[str, float], None] | None = None
+    """Told of each call, answered or not: verb and seconds."""
     _session: aiohttp.ClientSession | None = None
 
     async def filter(self, pod: bytes, names: list[str]) -> Filtered:
@@ -143,4 +145,7 @@ class ExtenderClient:
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             raise self._failed(verb, str(error) or type(error).__name__) from error
         finally:
-            self.latencies.setdefault(verb, Latencies()).add(self.read_mono_s() - began_s)
+            took_s = self.read_mono_s() - began_s
+            self.latencies.setdefault(verb, Latencies()).add(took_s)
+            if self.on_call is not None:
+                self.on_call(verb, took_s)

@@ -7,12 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.cluster.objects import OwnerRef, Partial, Meta
+from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PoolSpec, Workload
-from tests.builders import lose_pod, make_inventory, make_node, make_pod, make_request, make_sample, make_store
-from tests.builders import see_node, see_pod
+from tests.builders import (
+    lose_pod,
+    make_inventory,
+    make_node,
+    make_pod,
+    make_request,
+    make_sample,
+    make_store,
+    see_node,
+    see_pod,
+)
 
 
 def load_of(store: Store, node: str = "n1") -> float:
@@ -253,7 +262,9 @@ def test_a_nominated_pod_holds_its_gpus_against_equal_and_lower_priority_only() 
 
 
 def test_pools_go_by_selector_in_order_and_the_rest_is_default() -> None:
-    store = make_store((PoolSpec(name="dc", selector={"site": "dc"}), PoolSpec(name="aws", selector={"site": "aws"})))
+    store = make_store(
+        (PoolSpec(name="dc", selector={"site": "dc"}), PoolSpec(name="aws", selector={"site": "aws"}))
+    )
     see_node(store, "a", labels={"site": "aws"})
     see_node(store, "b", labels={"site": "elsewhere"})
     assert store.nodes["a"].pool == "aws"
@@ -282,7 +293,8 @@ def test_workload_comes_from_the_pod_then_its_owners_then_its_namespace() -> Non
 def test_a_bad_workload_is_counted_and_inferred_instead() -> None:
     store = make_store()
     pod = make_pod(
-        annotations={"wattbalance.io/workload": "tranning"}, owner=OwnerRef(kind="Job", uid="j", controller=True)
+        annotations={"wattbalance.io/workload": "tranning"},
+        owner=OwnerRef(kind="Job", uid="j", controller=True),
     )
     assert store.intents.workload(pod.metadata, "") is Workload.TRAINING
     assert store.intents.errors["workload"] == 1

@@ -131,7 +131,6 @@ def test_devices_rules_out_only_what_is_known_to_be_broken() -> None:
 
 def test_pools_hold_a_pod_until_its_patience_is_over() -> None:
 
-
     pools = (PoolSpec(name="dc", selector={"site": "dc"}), PoolSpec(name="aws", selector={"site": "aws"}))
     store = make_store(pools)
     see_node(store, "a", labels={"site": "dc"})
