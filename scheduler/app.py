@@ -20,7 +20,8 @@ from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Intents
 from scheduler.cluster.kubernetes import KubernetesCluster
-from scheduler.cluster.lease import Elector, LeaseTimes
+from scheduler.cluster.lease import Elector
+from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
@@ -387,7 +388,10 @@ def serve(settings: Settings, config_path: str) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code."""
     writer = setup(settings.log.level.value, settings.log.format.value)
     log.info("configuration", extra=kv(file=config_path))
-    return asyncio.run(_serve(settings))
+    try:
+        return asyncio.run(_serve(settings))
+    finally:
+        writer.stop()
 
 
 async def _serve(settings: Settings) -> int:

@@ -96,7 +96,7 @@ def make_sample(
     node: str = "n1", util: list[float | None] | None = None, state: list[str] | None = None, seq: int = 1
 ) -> Sample:
     """A sample with 100 W per GPU."""
-    busy = [0.5] * 8 if util is None else util
+    busy: list[float | None] = [0.5] * 8 if util is None else util
     return Sample(
         v=1,
         node=node,

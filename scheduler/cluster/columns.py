@@ -183,6 +183,7 @@ class Columns:
         self,
         rows: Rows,
         counts: Rows,
+        *,
         util: FlatColumn,
         power_w: FlatColumn,
         state: NDArray[np.uint8],

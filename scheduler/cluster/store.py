@@ -416,7 +416,9 @@ class Store:
         columns: dict[str, object] = {
             name: np.concatenate([getattr(snapshot, name), column]) for name, column in added.items()
         }
-        most = max(float(added["capability"].max(initial=np.float32(1))), snapshot.capability_max)  # type: ignore[call-overload]  # float32 by construction
+        most = max(
+            [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
+        )
         return snapshot.replace(**columns, capability_max=most)
 
     def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
@@ -517,11 +519,11 @@ class Store:
             self._columns.write_readings(
                 np.array(rows, np.intp),
                 np.array(counts, np.intp),
-                np.array(util, np.float32),
-                np.array(power_w, np.float32),
-                np.array(state, np.uint8),
-                np.array(received, np.float64),
-                self.settings.half_life_s,
+                util=np.array(util, np.float32),
+                power_w=np.array(power_w, np.float32),
+                state=np.array(state, np.uint8),
+                received_mono_s=np.array(received, np.float64),
+                half_life_s=self.settings.half_life_s,
             )
 
     def see_status(self, node: str, *, online: bool) -> None:

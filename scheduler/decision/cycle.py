@@ -78,6 +78,7 @@ def judge(
     profile: Profile,
     filters: Sequence[NamedFilter],
     failures: PolicyFailures,
+    *,
     last_choices: Rows | None = None,
     promised_row: int = -1,
 ) -> Judgement:
@@ -162,7 +163,8 @@ def near_best(judgement: Judgement) -> Rows:
     if judgement.choice < 0:
         return np.empty(0, np.intp)
     floor = judgement.total[judgement.choice] * (1 - NEAR_BEST_FRAC)
-    return judgement.peers[judgement.total[judgement.peers] >= floor]
+    near: Rows = judgement.peers[judgement.total[judgement.peers] >= floor]
+    return near
 
 
 def best_positions(judgement: Judgement, count: int) -> Rows:

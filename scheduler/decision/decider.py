@@ -95,8 +95,8 @@ class Decider:
             self.profiles[request.workload],
             self.filters,
             self.failures,
-            np.array(last, np.intp) if last else None,
-            promised,
+            last_choices=np.array(last, np.intp) if last else None,
+            promised_row=promised,
         )
 
     def place(
@@ -167,7 +167,7 @@ class Decider:
         """
         judgement = self.judge(request, rows, now_mono_s)
         profile = self.profiles[request.workload]
-        accepted = judgement.codes == 0
+        accepted: NDArray[np.bool_] = judgement.codes == 0
         self.results["preempt", profile.name, "accepted" if accepted.any() else "no_fit"] += 1
         return accepted
 

@@ -221,6 +221,33 @@ class Verbs:
         pod = f"{args.namespace}/{args.name}"
         if self.cluster is None or self.observe:
             return "failed", "bind is off: remove bindVerb from kube-scheduler's extender configuration"
+        refused = self._why_not_bind(args, pod)
+        if refused is not None:
+            return refused
+        record = self.decider.log.of_pod(args.uid)
+        score = next((r.score for r in record.best if r.node == args.node), None) if record else None
+        decision = {
+            "node": args.node,
+            "profile": record.profile if record else "",
+            "score": score,
+            "cycle": record.cycle if record else "",
+            "term": self.fence.term(),
+        }
+        annotations = {PREFIX + "decision": msgspec.json.encode(decision).decode()}
+        try:
+            await self.cluster.bind(args.namespace, args.name, args.uid, args.node, annotations)
+        except ApiNotFound:
+            self.store.release(args.uid, self.clock.mono_s())
+            return "gone", f"pod {pod} is gone"
+        except (ApiConflict, ApiUnavailable):
+            return await self._after_bind(self.cluster, args)
+        except ClusterError as error:
+            self.store.release(args.uid, self.clock.mono_s())
+            return "failed", str(error)
+        return "bound", ""
+
+    def _why_not_bind(self, args: BindArgs, pod: str) -> tuple[str, str] | None:
+        """What memory says against the Binding, or that it is done already; None if nothing."""
         held = self.store.pods.get(args.uid)
         if held is not None and held.node:
             if held.node == args.node:
@@ -234,29 +261,7 @@ class Verbs:
             return "cordoned", f"node {args.node} was cordoned meanwhile"
         if not self.fence.leads():
             return "not_leading", "this replica no longer leads; ask again"
-        record = self.decider.log.of_pod(args.uid)
-        score = next((r.score for r in record.best if r.node == args.node), None) if record else None
-        decision = {
-            "node": args.node,
-            "profile": record.profile if record else "",
-            "score": score,
-            "cycle": record.cycle if record else "",
-            "term": self.fence.term(),
-        }
-        annotations = {PREFIX + "decision": msgspec.json.encode(decision).decode()}
-        try:
-            await self.cluster.bind(args.namespace, args.name, args.uid, args.node, annotations)
-        except ApiConflict:
-            return await self._after_bind(self.cluster, args)
-        except ApiNotFound:
-            self.store.release(args.uid, self.clock.mono_s())
-            return "gone", f"pod {pod} is gone"
-        except ApiUnavailable:
-            return await self._after_bind(self.cluster, args)
-        except ClusterError as error:
-            self.store.release(args.uid, self.clock.mono_s())
-            return "failed", str(error)
-        return "bound", ""
+        return None
 
     async def _after_bind(self, cluster: ClusterPort, args: BindArgs) -> tuple[str, str]:
         """Read what became of a Binding that was refused or never answered."""

@@ -31,9 +31,10 @@ class Freshness:
         """1 for a reading of this instant, falling to 0 at the limit."""
         age = snapshot.reading_age_s * np.float32(1 / snapshot.stale_s)
         # fmin: an age that is NaN or infinite is as old as can be.
-        age = np.fmin(age, np.float32(1))
+        np.fmin(age, np.float32(1), out=age)
         np.maximum(age, 0, out=age)
-        return np.subtract(np.float32(1), age, out=age)
+        np.subtract(np.float32(1), age, out=age)
+        return age
 
 
 def build(args: Args) -> Freshness:

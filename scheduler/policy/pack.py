@@ -32,7 +32,8 @@ class Pack:
         left = snapshot.free_gpus - np.float32(request.gpus)
         left *= np.float32(1 / snapshot.gpu_count_max)
         np.clip(left, 0, 1, out=left)
-        return np.subtract(np.float32(1), left, out=left)
+        np.subtract(np.float32(1), left, out=left)
+        return left
 
 
 def build(args: Args) -> Pack:

@@ -151,7 +151,7 @@ async def _live(  # noqa: PLR0917 - the parts of the demo, each once
         f"broker {broker.kind} at {broker.url}; Ctrl-C ends it with a summary",
     )
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(fleet.run(), name="demo.fleet")]
+        tasks: list[asyncio.Task[None]] = [group.create_task(fleet.run(), name="demo.fleet")]
         async with asyncio.timeout(CONNECTED_S):
             await fleet.wait_connected()
         # Readings of all nodes first, so that the first pods are placed by load too.
@@ -257,7 +257,7 @@ class _Child:
 
     async def watch(self) -> None:
         """Raise once it has ended."""
-        while self.process.poll() is None:
+        while self.process.poll() is None:  # noqa: ASYNC110 - a child of Popen has no event
             await asyncio.sleep(SHOW_EVERY_S)
         raise self.failed()
 
