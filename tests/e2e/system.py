@@ -168,7 +168,9 @@ class System:
 
         def ready() -> object:
             if replica.process.popen.poll() is not None:
-                raise AssertionError(f"serve ended with {replica.process.popen.returncode}:\n{replica.process.log}")
+                raise AssertionError(
+                    f"serve ended with {replica.process.popen.returncode}:\n{replica.process.log}"
+                )
             return replica.ready()
 
         try:
@@ -232,7 +234,9 @@ class System:
     def delete_pod(self, name: str) -> None:
         """Delete a pod at once."""
         self.plane.request(
-            "DELETE", f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0, "kind": "DeleteOptions"}
+            "DELETE",
+            f"/api/v1/namespaces/default/pods/{name}",
+            {"gracePeriodSeconds": 0, "kind": "DeleteOptions"},
         )
 
     def clear(self) -> None:
