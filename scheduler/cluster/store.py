@@ -366,6 +366,7 @@ class Store:
             if facts.uid != request.uid
             and facts.priority >= request.priority
             and facts.nominated_node in self.rows
+            and not self._promised(facts.uid, facts.nominated_node)
         ]
         if own is None and not others:
             return snapshot
@@ -382,6 +383,11 @@ class Store:
             row = self.rows[own.node]
             pending[row] -= own.load * self._faded(own, self._ticked_mono_s)
         return snapshot.replace(free_gpus=free, pending_load=pending)
+
+    def _promised(self, uid: str, node: str) -> bool:
+        """Whether the pod's GPUs on this node are counted by a reservation already."""
+        held = self.reservations.get(uid)
+        return held is not None and held.node == node
 
     def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
         """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.

@@ -99,6 +99,8 @@ def judge(
     for named in filters:
         try:
             answer = named.policy.filter(request, snapshot)
+            if answer.shape != (snapshot.rows,) or answer.dtype != np.uint8:
+                raise ValueError("not one reason code a row")
         except Exception:  # noqa: BLE001 - the boundary around one policy call (docs/style: one policy never stops us)
             failures.add(named.name)
             continue
