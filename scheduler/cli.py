@@ -61,7 +61,7 @@ class HostPort(click.ParamType[tuple[str, int]]):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
-    r"""Place GPU pods by measured load, on several pools.
+    """Place GPU pods by measured load, on several pools.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def cli() -> None:
 
 @cli.command()
 def version() -> None:
-    r"""Print the version.
+    """Print the version.
 
     \b
     Example:
@@ -87,7 +87,7 @@ def version() -> None:
 @cli.command(short_help="Run the daemon.")
 @click.option("--config", "path", type=FILE, required=True, metavar="FILE", help="Configuration file.")
 def serve(path: str) -> int:
-    r"""Run the daemon: the extender, telemetry and the cluster's state.
+    """Run the daemon: the extender, telemetry and the cluster's state.
 
     Stops at SIGTERM or Ctrl-C within its grace; exits 2 if the configuration is wrong.
 
@@ -139,7 +139,7 @@ def serve(path: str) -> int:
 @click.option("--once", is_flag=True, help="Print one reading and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: as JSON.")
 def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - the options above, by name
-    r"""Read this node's GPUs and publish what they do.
+    """Read this node's GPUs and publish what they do.
 
     \b
     Examples:
@@ -228,7 +228,7 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     "--mosquitto", type=FILE, metavar="PATH", help="The broker's program; default: found, else PyPI's."
 )
 def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, become DemoOptions
-    r"""Run a whole cluster on this machine: real daemon, real broker, simulated GPUs, a public trace.
+    """Run a whole cluster on this machine: real daemon, real broker, simulated GPUs, a public trace.
 
     \b
     Examples:
@@ -244,7 +244,7 @@ def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, bec
 @cli.command("check-config")
 @click.argument("path", type=FILE, metavar="FILE")
 def check_config(path: str) -> None:
-    r"""Check a configuration file; print every problem in it.
+    """Check a configuration file; print every problem in it.
 
     Exits 0 if it can be used, else 2.
 
@@ -262,7 +262,7 @@ def check_config(path: str) -> None:
 
 @cli.group("config")
 def config_group() -> None:
-    r"""Print an example configuration, or its schema.
+    """Print an example configuration, or its schema.
 
     \b
     Examples:
@@ -273,7 +273,7 @@ def config_group() -> None:
 
 @config_group.command("example")
 def config_example() -> None:
-    r"""Print a commented configuration.
+    """Print a commented configuration.
 
     \b
     Example:
@@ -286,7 +286,7 @@ def config_example() -> None:
 
 @config_group.command("schema")
 def config_schema() -> None:
-    r"""Print the JSON schema of the configuration, for editors.
+    """Print the JSON schema of the configuration, for editors.
 
     \b
     Example:

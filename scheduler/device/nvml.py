@@ -79,7 +79,12 @@ class _Library:
         known = {gpu.uuid: gpu for gpu in self._gpus}
         self._gpus = []
         self._init(via)
-        for position, (uuid, handle, error) in enumerate(self._find(via)):
+        try:
+            found = self._find(via)
+        except DeviceError:
+            self.shutdown()
+            raise
+        for position, (uuid, handle, error) in enumerate(found):
             # A GPU met before keeps its meter, so that its epochs go on.
             gpu = known.get(uuid) or NvmlGpu(
                 uuid, pynvml, _answer_of, self._counters, probe_write=self._probe_write

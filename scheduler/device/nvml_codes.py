@@ -54,6 +54,12 @@ ERRORS: dict[int, type[DeviceError]] = {
     # Seen from GPUs that are gone, but also from single calls on sound ones: nvml.py judges by its company.
     UNKNOWN: DeviceUnknown,
 }
+# What a person can do, for the codes that end a first try.
+ADVICE: dict[int, str] = {
+    DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: see `nvidia-smi` and `dmesg`",
+    12: "no libnvidia-ml.so.1: install the NVIDIA driver, or in a container set NVIDIA_DRIVER_CAPABILITIES=utility",
+    18: "library and kernel module of the NVIDIA driver differ in version: restart this process",
+}
 # "Nothing to tell at this moment": not found, no data, not ready.
 NO_DATA = frozenset({6, 21, 27})
 
@@ -89,7 +95,9 @@ DOUBLE_BIT_ECC_XID = 48
 def error_of(code: int, text: str) -> DeviceError:
     """Make our error of a return code; a code that nvml.h does not name yet is DeviceUnknown."""
     kind = ERRORS.get(code, DeviceUnknown)
-    return DeviceUnknown(code, text) if kind is DeviceUnknown else kind(f"{text}: driver error {code}")
+    if kind is DeviceUnknown:
+        return DeviceUnknown(code, text)
+    return kind(f"{text}: {ADVICE.get(code, 'the driver says no')} (driver error {code})")
 
 
 def fault_of(error: DeviceError) -> FieldFault:

@@ -56,7 +56,7 @@ class BlockingDriver(Protocol):
     version: str
 
     def open(self, via: CallThread) -> Sequence[BlockingGpu]:
-        """Start the library and find the GPUs. Raises DriverUnavailable or DriverMismatch."""
+        """Start the library and find the GPUs. Raises DriverUnavailable or DriverMismatch, with nothing left open."""
         ...
 
     def reopen(self, via: CallThread) -> None:
@@ -79,6 +79,8 @@ class _Threads:
     driver: BlockingDriver
     lock: threading.Lock
     inside: int = 0
+    opened: bool = False
+    """Whether there is anything to undo: the shutdown of a failed open must not hit the open that came after it."""
 
     def enter(self) -> None:
         with self.lock:
@@ -88,7 +90,7 @@ class _Threads:
         with self.lock:
             self.inside -= 1
             last = self.inside == 0
-        if last:
+        if last and self.opened:
             self.driver.shutdown()
 
 
@@ -143,11 +145,17 @@ class ThreadedDevices:
             # A second try would hang too, and leave one thread more behind each time.
             raise DriverUnavailable("an earlier call into the driver has not returned")
         await self.close()
-        self._threads = _Threads(self._driver, threading.Lock())
+        self._threads = threads = _Threads(self._driver, threading.Lock())
         self._reader, self._writer = self._start("read"), self._start("write")
         reader = self._reader
+
+        def start() -> Sequence[BlockingGpu]:
+            gpus = self._driver.open(reader)
+            threads.opened = True
+            return gpus
+
         try:
-            self._gpus = await reader.run(lambda: self._driver.open(reader), self._open_deadline_s)
+            self._gpus = await reader.run(start, self._open_deadline_s)
             infos = await self._each(
                 lambda via, gpu: gpu.describe(via), self._open_deadline_s, len(self._gpus)
             )

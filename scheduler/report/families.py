@@ -249,15 +249,15 @@ POOL_LOAD = _pool("load_ratio", "Mean utilisation over the GPUs of the pool's no
 POOL_POWER = _pool("power_watts", "Sum over the pool's nodes whose power is known.")
 POOL_FAMILIES = (POOL_NODES, POOL_GPUS, POOL_LOAD, POOL_POWER)
 
-AGE_QUANTILES = Described(
+AGE_PERCENTILES = Described(
     name="wattbalance_sample_age_seconds",
     kind=Kind.GAUGE,
-    text="Time since the last sample of a node: quantiles over all nodes that ever sent one; 1 is the oldest.",
-    labels=("quantile",),
+    text="Time since the last sample of a node: percentiles over all nodes that ever sent one; 100 is the oldest.",
+    labels=("percentile",),
 )
 NODES_SILENT = Described(
     name="wattbalance_nodes_silent", kind=Kind.GAUGE, text="Nodes from which no sample ever came."
 )
-AGE_FAMILIES = (AGE_QUANTILES, NODES_SILENT)
+AGE_FAMILIES = (AGE_PERCENTILES, NODES_SILENT)
 
 ALL: tuple[Described, ...] = (*FAMILIES, REQUEST_SECONDS, *AGE_FAMILIES, *POOL_FAMILIES, *NODE_FAMILIES)

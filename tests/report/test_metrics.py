@@ -173,9 +173,7 @@ async def test_what_is_stale_or_unknown_has_no_series_and_is_never_a_zero() -> N
 async def test_ages_are_quantiles_over_nodes() -> None:
     nodes = Nodes(*(node(f"n{i}", reading_age_s=float(i)) for i in range(101)))
     series = series_of(await MetricsPage(Sources(), nodes).render())
-    seen = [
-        series["wattbalance_sample_age_seconds", (("quantile", q),)] for q in ("0.5", "0.9", "0.99", "1.0")
-    ]
+    seen = [series["wattbalance_sample_age_seconds", (("percentile", p),)] for p in ("50", "90", "99", "100")]
     assert seen == [50, 90, 99, 100]
 
 
@@ -246,7 +244,7 @@ def test_names_carry_base_units_and_labels_come_from_the_allowed_set(family: fam
     assert not any(bad in family.name for bad in ("_ms", "milli", "_kwh", "_wh", "percent", "_mw"))
     assert set(family.labels) <= {
         *("node", "pool", "state", "reason", "verb", "profile", "result", "policy", "key", "kind", "code"),
-        *("resource", "quantile", "version", "python"),
+        *("resource", "percentile", "version", "python"),
     }
     assert not set("\\\n|") & set(family.text)
 
