@@ -1,0 +1,398 @@
+"""The four questions and their answers, as kube-scheduler reads them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from scheduler.cluster.port import Changed, Kind
+from scheduler.core.clock import ManualClock
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable
+from scheduler.core.nouns import GPU_RESOURCE, Placement, Reason
+from scheduler.extender import verbs as verbs_module
+from scheduler.extender.verbs import NO_UID, Fence, Verbs
+from scheduler.extender.wire import BadRequest, BindArgs, read_filter, read_preempt
+from tests.builders import make_decider, make_node, make_pod, make_sample, make_store, see_node, see_pod
+from tests.fakes.cluster import FakeCluster
+
+QUARANTINE = {"wattbalance.io/quarantine": "xid-79"}
+
+
+class World:
+    """Three nodes of eight GPUs, of which `bad` is in quarantine, and the verbs over them."""
+
+    def __init__(self, placement: Placement = Placement.DECISIVE, *, observe: bool = False) -> None:
+        self.clock = ManualClock()
+        self.store = make_store()
+        for name in ("a", "b"):
+            see_node(self.store, name)
+        see_node(self.store, "bad", labels=QUARANTINE)
+        self.decider = make_decider(self.store, placement)
+        self.cluster = FakeCluster()
+        self.fence = Fence()
+        self.verbs = Verbs(self.decider, self.cluster, self.clock, self.fence, observe=observe)
+
+    def filter(self, question: dict[str, object]) -> Any:
+        return json.loads(self.verbs.filter(read_filter(json.dumps(question).encode())))
+
+    def prioritize(self, question: dict[str, object]) -> Any:
+        return json.loads(self.verbs.prioritize(read_filter(json.dumps(question).encode())))
+
+    def preempt(self, question: dict[str, object]) -> Any:
+        return json.loads(self.verbs.preempt(read_preempt(json.dumps(question).encode())))
+
+    async def bind(self, node: str = "a", uid: str = "uid-p1", name: str = "p1") -> str:
+        answer = await self.verbs.bind(BindArgs(namespace="team-a", name=name, uid=uid, node=node))
+        error = json.loads(answer)["Error"]
+        assert isinstance(error, str)
+        return error
+
+    def promise(self, node: str = "a") -> None:
+        self.filter(by_names(node))
+        assert self.store.reservations.get("uid-p1") is not None
+
+    @property
+    def promised(self) -> bool:
+        return self.store.reservations.get("uid-p1") is not None
+
+
+def pod(name: str = "p1", gpus: int = 1, uid: str | None = None, nominated: str = "") -> dict[str, object]:
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "team-a",
+            "uid": f"uid-{name}" if uid is None else uid,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {"containers": [{"name": "c", "resources": {"limits": {GPU_RESOURCE: str(gpus)}}}]},
+        "status": {"nominatedNodeName": nominated},
+    }
+
+
+def by_names(*names: str, **fields: Any) -> dict[str, object]:
+    return {"Pod": pod(**fields), "Nodes": None, "NodeNames": list(names)}
+
+
+def whole(name: str, **labels: str) -> dict[str, object]:
+    return {
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"podCIDR": "10.0.0.0/24"},
+        "status": {"allocatable": {GPU_RESOURCE: "8"}, "nodeInfo": {"kernelVersion": "6"}},
+    }
+
+
+def by_nodes(*nodes: dict[str, object], **fields: Any) -> dict[str, object]:
+    return {"Pod": pod(**fields), "Nodes": {"metadata": {}, "items": list(nodes)}, "NodeNames": None}
+
+
+# --- filter ---------------------------------------------------------------------------------------------------------
+
+
+def test_decisive_filter_names_one_node_and_no_failures() -> None:
+    world = World()
+    answer = world.filter(by_names("a", "b", "bad"))
+    assert len(answer["NodeNames"]) == 1
+    assert answer["NodeNames"][0] in {"a", "b"}
+    assert answer["Nodes"] is None
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == {}
+    assert answer["Error"] == ""
+    assert world.promised
+
+
+def test_advisory_filter_keeps_all_that_fit_and_gives_reasons_for_the_rest() -> None:
+    world = World(Placement.ADVISORY)
+    answer = world.filter(by_names("a", "b", "bad", "who"))
+    assert sorted(answer["NodeNames"]) == ["a", "b"]
+    want_failed = {"bad": Reason.QUARANTINED.text, "who": Reason.UNKNOWN_NODE.text}
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == want_failed
+    assert not world.promised
+
+
+def test_with_no_node_left_each_has_a_reason_in_both_maps() -> None:
+    answer = World().filter(by_names("bad", "who", 'odd"\\\n\u00fc'))
+    assert answer["NodeNames"] == []
+    want_failed = {
+        "bad": Reason.QUARANTINED.text,
+        "who": Reason.UNKNOWN_NODE.text,
+        'odd"\\\n\u00fc': Reason.UNKNOWN_NODE.text,
+    }
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == want_failed
+    assert answer["Error"] == "", "no node fits is an answer, not an error"
+
+
+def test_the_pods_nominated_node_stays_preemptible_so_that_the_pod_waits() -> None:
+    world = World()
+    see_node(world.store, "bad2", labels=QUARANTINE)
+    answer = world.filter(by_names("bad", "bad2", nominated="bad"))
+    assert set(answer["FailedNodes"]) == {"bad", "bad2"}
+    assert set(answer["FailedAndUnresolvableNodes"]) == {"bad2"}
+
+
+def test_filter_by_nodes_gives_back_the_very_objects() -> None:
+    world = World()
+    offered = whole("a", site="x")
+    answer = world.filter(by_nodes(whole("bad"), offered))
+    assert answer["Nodes"]["items"] == [offered]
+    assert world.promised
+    refused = world.filter(by_nodes(whole("bad"), uid="uid-p2"))
+    assert refused["Nodes"]["items"] == []
+    assert refused["FailedNodes"] == refused["FailedAndUnresolvableNodes"] == {"bad": Reason.QUARANTINED.text}
+
+
+def test_an_unknown_node_sent_whole_is_judged_and_never_promised() -> None:
+    world = World()
+    template = whole("template-1")
+    answer = world.filter(by_nodes(template))
+    assert answer["Nodes"]["items"] == [template]
+    assert not world.promised
+    refused = world.filter(by_nodes(whole("template-2", **QUARANTINE)))
+    assert refused["FailedNodes"] == {"template-2": Reason.QUARANTINED.text}
+
+
+def test_twenty_thousand_names_are_answered() -> None:
+    world = World(Placement.ADVISORY)
+    names = [f"gpu-node-{i:05}" for i in range(20_000)]
+    for name in names[::100]:
+        see_node(world.store, name)
+    answer = world.filter(by_names(*names))
+    assert sorted(answer["NodeNames"]) == names[::100]
+    assert len(answer["FailedNodes"]) == 19_800
+    decisive = World()
+    see_node(decisive.store, names[7])
+    assert decisive.filter(by_names(*names))["NodeNames"] == [names[7]]
+
+
+def test_a_pod_without_a_uid_is_refused_only_where_we_decide() -> None:
+    with pytest.raises(BadRequest) as refused:
+        World().filter(by_names("a", uid=""))
+    assert refused.value.reason == NO_UID
+    assert World(Placement.ADVISORY).filter(by_names("a", uid=""))["NodeNames"] == ["a"]
+
+
+def test_no_candidates_are_answered_with_an_empty_list() -> None:
+    assert World().filter(by_names())["NodeNames"] == []
+
+
+@pytest.mark.parametrize(
+    "created",
+    ["", "soon", "2026-01-01", "0001-01-01T00:00:00", "9999-12-31T23:59:59-14:00", "2999-01-01T00:00:00Z"],
+)
+def test_any_creation_time_is_answered(created: str) -> None:
+    question = by_names("a")
+    question["Pod"]["metadata"]["creationTimestamp"] = created  # type: ignore[index]  # built above
+    assert World().filter(question)["NodeNames"] == ["a"]
+
+
+# --- prioritize ------------------------------------------------------------------------------------------------------
+
+
+def test_prioritize_scores_known_nodes_and_zero_for_the_unknown_and_refused() -> None:
+    world = World(Placement.ADVISORY)
+    samples = [("a", make_sample("a", [0.0] * 8), 1000.0), ("b", make_sample("b", [0.9] * 8), 1000.0)]
+    world.store.see_samples(samples)
+    scores = {e["Host"]: e["Score"] for e in world.prioritize(by_names("a", "b", "bad", "who"))}
+    assert set(scores) == {"a", "b", "bad", "who"}
+    assert scores["bad"] == scores["who"] == 0
+    assert 10 >= scores["a"] > scores["b"] >= 0
+    assert all(isinstance(score, int) for score in scores.values())
+
+
+# --- preempt ---------------------------------------------------------------------------------------------------------
+
+
+def test_preempt_keeps_acceptable_candidates_with_their_victims_unchanged() -> None:
+    world = World()
+    see_pod(world.store, make_pod("x", gpus=8, node="a"))
+    victims = {
+        "a": {"Pods": [{"UID": "v1"}, {"UID": "v2"}], "NumPDBViolations": 1},
+        "b": {"Pods": [], "NumPDBViolations": 0},
+        "bad": {"Pods": [{"UID": "v3"}], "NumPDBViolations": 0},
+        "who": {"Pods": [{"UID": "v4"}], "NumPDBViolations": 0},
+    }
+    answer = world.preempt({"Pod": pod(gpus=8), "NodeNameToMetaVictims": victims})
+    kept = answer["NodeNameToMetaVictims"]
+    assert kept == {"a": victims["a"], "b": victims["b"]}
+    assert list(kept) == ["a", "b"], "in the order given"
+    assert not len(world.store.reservations)
+
+
+def test_preempt_by_whole_pods_is_answered_by_uid() -> None:
+    victims = {"b": {"Pods": [pod("v1")], "NumPDBViolations": 2}, "a": None}
+    answer = World().preempt({"Pod": pod(), "NodeNameToVictims": victims})
+    want = {
+        "b": {"Pods": [{"UID": "uid-v1"}], "NumPDBViolations": 2},
+        "a": {"Pods": [], "NumPDBViolations": 0},
+    }
+    assert answer["NodeNameToMetaVictims"] == want
+
+
+# --- observe, and who may answer -------------------------------------------------------------------------------------
+
+
+async def test_observing_gives_everything_back_and_does_nothing() -> None:
+    world = World(observe=True)
+    answer = world.filter(by_names("a", "bad", "who"))
+    assert answer["NodeNames"] == ["a", "bad", "who"]
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == {}
+    offered = [whole("a"), whole("bad"), whole("new")]
+    assert world.filter(by_nodes(*offered))["Nodes"]["items"] == offered
+    assert {e["Score"] for e in world.prioritize(by_names("a", "b", "who"))} == {0}
+    victims = {"bad": {"Pods": [{"UID": "v"}], "NumPDBViolations": 0}}
+    answer = world.preempt({"Pod": pod(), "NodeNameToMetaVictims": victims})
+    assert answer["NodeNameToMetaVictims"] == victims
+    world.cluster.add(make_pod())
+    assert "off" in await world.bind()
+    assert not world.cluster.bindings
+    assert not len(world.store.reservations)
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert record.result == "observed"
+
+
+def test_a_standby_answers_its_own_scheduler_only_and_nobody_answers_unready() -> None:
+    world = World()
+    assert world.verbs.may_answer(loopback=True) is None
+    assert world.verbs.may_answer(loopback=False) is None
+    world.fence.leads = lambda: False
+    assert world.verbs.may_answer(loopback=True) is None
+    assert "standby" in (world.verbs.may_answer(loopback=False) or "")
+    world.fence.leads = lambda: True
+    world.fence.not_ready = lambda: "pods not listed yet"
+    for loopback in (True, False):
+        assert world.verbs.may_answer(loopback=loopback) == "pods not listed yet"
+
+
+# --- bind ------------------------------------------------------------------------------------------------------------
+
+
+async def test_bind_posts_the_binding_with_the_decision_on_it() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    assert await world.bind() == ""
+    ((name, node, annotations),) = world.cluster.bindings
+    assert (name, node) == ("p1", "a")
+    decision = json.loads(annotations["wattbalance.io/decision"])
+    assert decision["node"] == "a"
+    assert decision["cycle"]
+    assert 0 <= decision["score"] <= 1
+    assert world.promised, "until the watch tells of it: the GPUs are not free"
+    assert world.verbs.binds == {"bound": 1}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_binding_twice_is_success(*, watched: bool) -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    assert await world.bind() == ""
+    if watched:
+        see_pod(world.store, make_pod(node="a"))
+    assert await world.bind() == ""
+    assert len(world.cluster.bindings) == 1
+    assert world.verbs.binds == {"bound": 1, "already": 1}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_a_pod_that_is_bound_elsewhere_is_a_conflict(*, watched: bool) -> None:
+    world = World()
+    world.promise()
+    world.cluster.add(make_pod(node="b"))
+    if watched:
+        see_pod(world.store, make_pod(node="b"))
+    assert "bound to b" in await world.bind()
+    assert not world.promised
+    assert world.verbs.binds == {"conflict": 1}
+
+
+async def test_a_pod_of_the_same_name_and_another_uid_is_not_bound() -> None:
+    world = World()
+    world.promise()
+    world.cluster.add(make_pod(uid="uid-new"))
+    assert "uid-new" in await world.bind()
+    assert not world.cluster.bindings
+    assert not world.promised
+    assert world.verbs.binds == {"conflict": 1}
+
+
+async def test_a_pod_that_is_gone_lets_go_of_its_promise() -> None:
+    world = World()
+    world.promise()
+    assert "gone" in await world.bind()
+    assert not world.promised
+    assert world.verbs.binds == {"gone": 1}
+
+
+async def test_a_node_that_was_cordoned_or_went_meanwhile_is_refused_before_the_api_is_asked() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    assert "gone" in await world.bind("who")
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), 0.0)
+    assert "cordoned" in await world.bind("a")
+    assert not world.cluster.bindings
+    assert world.verbs.binds == {"unknown_node": 1, "cordoned": 1}
+
+
+async def test_a_replica_that_does_not_lead_binds_nothing() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.fence.leads = lambda: False
+    assert "no longer leads" in await world.bind()
+    assert not world.cluster.bindings
+    assert world.verbs.binds == {"not_leading": 1}
+
+
+async def test_a_bind_that_timed_out_and_was_carried_out_is_success() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    world.cluster.bound_all_the_same = True
+    assert await world.bind() == ""
+    assert world.promised
+    assert world.verbs.binds == {"already": 1}
+
+
+async def test_a_bind_that_timed_out_and_was_not_carried_out_fails_and_lets_go() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    assert "not carried out" in await world.bind()
+    assert not world.promised
+    assert world.verbs.binds == {"failed": 1}
+
+
+async def test_while_the_outcome_of_a_bind_is_unknown_the_promise_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verbs_module, "READ_PAUSE_S", 0.0)
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    world.cluster.reads_fail = [ApiUnavailable("still away")] * 10
+    assert "unknown" in await world.bind()
+    assert world.cluster.reads == verbs_module.READS_AFTER_BIND
+    assert world.promised
+
+
+async def test_a_read_that_works_at_last_settles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs_module, "READ_PAUSE_S", 0.0)
+    world = World()
+    world.cluster.add(make_pod())
+    world.cluster.bind_fails = [ApiConflict("somebody was faster")]
+    world.cluster.bound_all_the_same = True
+    world.cluster.reads_fail = [ApiUnavailable("away"), ApiUnavailable("away")]
+    assert await world.bind() == ""
+
+
+async def test_a_forbidden_bind_says_so_and_lets_go() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiForbidden("may not create pods/binding")]
+    assert "pods/binding" in await world.bind()
+    assert not world.promised
+    assert world.verbs.binds == {"failed": 1}
