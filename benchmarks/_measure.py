@@ -41,7 +41,10 @@ def verdict(what: str, value: float, target: float, unit: str = "", *, at_least:
     """Print PASS or MISS with figure and target. Nothing is asserted: machines differ, and these lines are read."""
     good = value >= target if at_least else value <= target
     sign = "≥" if at_least else "≤"
-    print(f"{'PASS' if good else 'MISS'}  {what}: {value:.3g}{unit} (target {sign} {target:g}{unit})", flush=True)
+    print(
+        f"{'PASS' if good else 'MISS'}  {what}: {value:.3g}{unit} (target {sign} {target:g}{unit})",
+        flush=True,
+    )
     return good
 
 

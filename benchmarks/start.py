@@ -82,7 +82,9 @@ async def world(nodes: int, pods: int, owners: int) -> None:
             uids.append((name, made["metadata"]["uid"]))
     for index in range(pods):
         name, uid = uids[index % len(uids)]
-        server.create("pods", _pod(index, f"gpu-node-{index % nodes:05d}", {**OWNER, "name": name, "uid": uid}))
+        server.create(
+            "pods", _pod(index, f"gpu-node-{index % nodes:05d}", {**OWNER, "name": name, "uid": uid})
+        )
     await server.start()
     tell(url=server.url)
     turn = 0
@@ -219,7 +221,10 @@ def event_cpu_s(pid: int, child: Child) -> tuple[float, int]:
 
 async def measure(nodes: int, pods: int, owners: int) -> None:
     size = ("--nodes", str(nodes), "--pods", str(pods), "--owners", str(owners))
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, Child("benchmarks.start", *size, "--world") as api:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        Child("benchmarks.start", *size, "--world") as api,
+    ):
         folder = Path(name)
         url = api.read()["url"]
         with Child("benchmarks.start", "--floor", url) as floor:
@@ -240,7 +245,9 @@ async def measure(nodes: int, pods: int, owners: int) -> None:
                 await asyncio.to_thread(wait_ready, process, port, log)
                 spent_s, took_s = cpu_s(process.pid), time.monotonic() - began_s
                 peak_bytes = memory_bytes(process.pid, "VmHWM")
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/pods?limit=1", timeout=30) as answer:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api/v1/pods?limit=1", timeout=30
+                ) as answer:
                     json.loads(answer.read())
                 spent_events_s, events = await asyncio.to_thread(event_cpu_s, process.pid, api)
             finally:
@@ -264,7 +271,9 @@ async def measure(nodes: int, pods: int, owners: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--pods", type=int, default=50_000)
     parser.add_argument("--owners", type=int, default=10_000)

@@ -1,0 +1,217 @@
+"""Pods bound per second on a real control plane: with us as the extender, and the same kube-scheduler without.
+
+    KUBEBUILDER_ASSETS=... python -m benchmarks.throughput [--nodes 200] [--pods 600] [--runs 2] [--sampling 100]
+
+Runs of all modes alternate. In each, kube-scheduler starts when the pods are there, and what counts is the time
+from the first binding to the last one, as the API server tells it. `percentageOfNodesToScore` is the same on all
+sides; 0 is kube-scheduler's own default. No telemetry flows: all loads are the neutral ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import itertools
+import json
+import shutil
+import ssl
+import statistics
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks._measure import cpu_s, verdict
+from tests.brokers import mosquitto_path
+from tests.controlplane import WHY_NOT, assets, node_manifest, pod_manifest
+from tests.e2e.system import SCHEDULER_NAME, System, run_system
+
+PODS = "/api/v1/namespaces/default/pods"
+ALONE, DECISIVE, ADVISORY, BINDING = "alone", "decisive", "advisory", "decisive, bindVerb on"
+CREATORS = 8
+STALL_S = 60.0
+POLL_S = 0.1
+BIG_CLUSTER = 1000
+
+
+@dataclass
+class Bindings:
+    """Instants at which pods were seen bound, from a watch of its own."""
+
+    system: System
+    seen_mono_s: dict[str, float] = field(default_factory=dict)
+    ended: bool = False
+
+    def follow(self, version: str) -> None:
+        """Read the watch until it is ended; runs in a thread."""
+        plane = self.system.plane
+        host = plane.url.removeprefix("https://")
+        context = ssl.create_default_context(cafile=plane.ca_file)
+        connection = http.client.HTTPSConnection(host, context=context, timeout=1.0 + STALL_S)
+        connection.request(
+            "GET",
+            f"{PODS}?watch=1&resourceVersion={version}",
+            headers={"Authorization": f"Bearer {plane.admin_token}"},
+        )
+        answer = connection.getresponse()
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            while not self.ended and (line := answer.readline()):
+                item = json.loads(line)["object"]
+                if item.get("spec", {}).get("nodeName"):
+                    self.seen_mono_s.setdefault(item["metadata"]["name"], time.monotonic())
+
+
+def create_pods(system: System, names: list[str]) -> None:
+    with ThreadPoolExecutor(CREATORS) as pool:
+        list(pool.map(lambda name: system.plane.apply(pod_manifest(name, scheduler=SCHEDULER_NAME)), names))
+
+
+def delete_pods(system: System) -> None:
+    """All of them at once, without grace: there are no kubelets that would confirm."""
+    system.plane.request("DELETE", PODS, {"kind": "DeleteOptions", "gracePeriodSeconds": 0})
+    while True:
+        listed = system.plane.request("GET", f"{PODS}?limit=1")
+        assert isinstance(listed, dict)
+        if not listed["items"]:
+            return
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run."""
+
+    per_s: float
+    bound: int
+    serve_cpu_ms: float
+    """CPU of the daemon per pod."""
+
+
+def run(system: System, mode: str, pods: int, turn: int, sampling: int) -> Run:
+    """Bind so many pods in one mode."""
+    replica = None
+    if mode != ALONE:
+        placement = "advisory" if mode == ADVISORY else "decisive"
+        replica = system.serve(
+            profiles={"batch": {"placement": placement}},
+            lease={"enabled": False},
+            extender={"bind": mode == BINDING},
+        )
+    names = [f"pod-{turn}-{index}" for index in range(pods)]
+    create_pods(system, names)
+    listed = system.plane.request("GET", f"{PODS}?limit=1")
+    assert isinstance(listed, dict)
+    bindings = Bindings(system)
+    thread = threading.Thread(
+        target=bindings.follow, args=(listed["metadata"]["resourceVersion"],), daemon=True
+    )
+    thread.start()
+    common: dict[str, object] = {
+        "percentageOfNodesToScore": sampling,
+        "profiles": [{"schedulerName": SCHEDULER_NAME}],
+    }
+    before_s = cpu_s(replica.process.popen.pid) if replica else 0.0
+    if replica:
+        common["extenders"] = [
+            {
+                "urlPrefix": f"http://127.0.0.1:{replica.port}/scheduler",
+                "filterVerb": "filter",
+                "prioritizeVerb": "prioritize",
+                "weight": 1,
+                "nodeCacheCapable": True,
+                "httpTimeout": "5s",
+                **({"bindVerb": "bind"} if mode == BINDING else {}),
+            }
+        ]
+    scheduler = system.plane.start_scheduler(common)
+    moved_s, count = time.monotonic(), 0
+    while len(bindings.seen_mono_s) < pods and time.monotonic() - moved_s < STALL_S:
+        time.sleep(POLL_S)
+        if len(bindings.seen_mono_s) > count:
+            moved_s, count = time.monotonic(), len(bindings.seen_mono_s)
+    spent_s = cpu_s(replica.process.popen.pid) - before_s if replica else 0.0
+    scheduler.stop()
+    bindings.ended = True
+    if replica:
+        replica.process.stop()
+        system.processes.remove(replica.process)
+    # The deletions wake the watch, which then ends.
+    delete_pods(system)
+    thread.join(STALL_S)
+    seen = sorted(bindings.seen_mono_s.values())
+    took_s = seen[-1] - seen[0] if len(seen) > 1 else 0.0
+    return Run((len(seen) - 1) / took_s if took_s else 0.0, len(seen), spent_s / pods * 1e3)
+
+
+def measure(nodes: int, pods: int, runs: int, sampling: int, modes: list[str]) -> None:
+    done: dict[str, list[Run]] = {mode: [] for mode in modes}
+    turns = itertools.count()
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        with run_system(folder) as system:
+            with ThreadPoolExecutor(CREATORS) as pool:
+                list(
+                    pool.map(
+                        lambda n: system.plane.apply(
+                            node_manifest(f"gpu-node-{n:05d}", labels={"site": "dc-1"})
+                        ),
+                        range(nodes),
+                    )
+                )
+            for _ in range(runs):
+                for mode in modes:
+                    done[mode].append(run(system, mode, pods, next(turns), sampling))
+                    last = done[mode][-1]
+                    print(f"  … {mode}: {last.per_s:.0f} pods/s, {last.bound} bound", flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(
+        f"{nodes} nodes, {pods} pods of one GPU, percentageOfNodesToScore {sampling}, {runs} alternating runs"
+    )
+    print(f"  {'':26}{'pods/s':>8}{'of alone':>10}{'unbound':>9}{'our CPU ms a pod':>18}   each run")
+    alone = statistics.fmean(each.per_s for each in done[ALONE])
+    for mode, each in done.items():
+        mean = statistics.fmean(one.per_s for one in each)
+        unbound = sum(pods - one.bound for one in each)
+        cpu_ms = statistics.fmean(one.serve_cpu_ms for one in each)
+        shown = " ".join(f"{one.per_s:.0f}" for one in each)
+        print(f"  {mode:26}{mean:8.0f}{mean / alone:10.2f}{unbound:9}{cpu_ms:18.2f}   {shown}")
+    print()
+    wanted = {DECISIVE: 1.0 if nodes >= BIG_CLUSTER else 0.9, ADVISORY: 0.6}
+    for mode, target in wanted.items():
+        if mode in done:
+            mean = statistics.fmean(one.per_s for one in done[mode])
+            verdict(f"{mode}, of kube-scheduler alone", mean / alone, target, at_least=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--pods", type=int, default=600)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--sampling", type=int, default=100)
+    parser.add_argument("--bind", action="store_true", help="a line with bindVerb on, too")
+    args = parser.parse_args()
+    if assets() is None:
+        print(f"SKIPPED: {WHY_NOT}")
+        return
+    if mosquitto_path() is None:
+        print("SKIPPED: mosquitto is not installed (scripts/install-debian)")
+        return
+    measure(
+        args.nodes,
+        args.pods,
+        args.runs,
+        args.sampling,
+        [ALONE, DECISIVE, ADVISORY, *([BINDING] if args.bind else [])],
+    )
+
+
+if __name__ == "__main__":
+    main()
