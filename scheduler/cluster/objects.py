@@ -219,7 +219,8 @@ def quantity(value: str | float | None) -> float:
     if value is None:
         return 0.0
     if isinstance(value, int | float):
-        return float(value)
+        # Compared before it is made a float: an int may be too large for one.
+        return float(value) if abs(value) < _MOST else 0.0
     digits, factor = value, 1.0
     for suffix, means in _SUFFIXES:
         if value.endswith(suffix):
@@ -229,7 +230,12 @@ def quantity(value: str | float | None) -> float:
         number = float(digits) * factor
     except ValueError:
         return 0.0
-    return number if number == number and abs(number) < 1e18 else 0.0  # noqa: PLR0124 - NaN differs from itself
+    # NaN fails the comparison.
+    return number if abs(number) < _MOST else 0.0
+
+
+# No node has that many of anything that we read; and sums of it still fit into 32-bit floats.
+_MOST = 1e18
 
 
 _SUFFIXES: tuple[tuple[str, float], ...] = (

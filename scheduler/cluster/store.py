@@ -176,7 +176,7 @@ class Store:
         name = node.metadata.name
         columns = self._columns
         labels = node.metadata.labels or {}
-        gpu_count = quantity((node.status.allocatable or {}).get(GPU_RESOURCE))
+        gpu_count = _gpus_of(node)
         pool = self._pool_index(labels)
         record = self.nodes.get(name)
         if record is None:
@@ -252,6 +252,10 @@ class Store:
 
     def _pod_seen(self, facts: PodFacts, now_mono_s: float) -> None:
         before = self.pods.get(facts.uid)
+        if before is not None and before.node and before.node != facts.node:
+            # No API server moves a pod; a uid that comes twice must not hold GPUs on two nodes.
+            self._pod_gone(facts.uid, now_mono_s)
+            before = None
         self.pods[facts.uid] = facts
         if facts.nominated_node and not facts.node:
             self._nominated[facts.uid] = facts
@@ -273,8 +277,7 @@ class Store:
         held = record.pods if record else self._orphans.setdefault(facts.node, {})
         held[facts.uid] = facts
         if record is not None and before.gpus != facts.gpus:
-            self._columns.bound[record.row] += facts.gpus - before.gpus
-            self._columns.fold_holdings(record.row)
+            self._sum_bound(record)
 
     def _bound(self, facts: PodFacts, now_mono_s: float, *, was_waiting: bool) -> None:
         """A binding is a fact: it takes the pod's own reservation, else evicts the youngest of that node."""
@@ -301,7 +304,11 @@ class Store:
 
     def _hold(self, record: NodeRecord, facts: PodFacts) -> None:
         record.pods[facts.uid] = facts
-        self._columns.bound[record.row] += facts.gpus
+        self._sum_bound(record)
+
+    def _sum_bound(self, record: NodeRecord) -> None:
+        # Added up anew, over one node's few pods: one absurd amount, taken off again, would leave rounding behind.
+        self._columns.bound[record.row] = sum(facts.gpus for facts in record.pods.values())
         self._columns.fold_holdings(record.row)
 
     def _pod_gone(self, uid: str, now_mono_s: float) -> None:
@@ -316,11 +323,10 @@ class Store:
         record = self.nodes.get(facts.node)
         if record is not None and record.pods.pop(uid, None) is not None:
             columns = self._columns
-            columns.bound[record.row] -= facts.gpus
             if columns.fresh[record.row]:
                 # The mirror image of a binding: what ended is still in the measurement for some half-lives.
                 columns.pending[record.row] -= facts.gpus * self._expected_load(facts)
-            columns.fold_holdings(record.row)
+            self._sum_bound(record)
         elif facts.node in self._orphans:
             self._orphans[facts.node].pop(uid, None)
             if not self._orphans[facts.node]:
@@ -396,7 +402,7 @@ class Store:
         `snapshot.rows`, in the order given.
         """
         count = len(nodes)
-        gpus = np.array([quantity((n.status.allocatable or {}).get(GPU_RESOURCE)) for n in nodes], np.float32)
+        gpus = np.array([_gpus_of(n) for n in nodes], np.float32)
         labels = [n.metadata.labels or {} for n in nodes]
         zeros = np.zeros(count, np.float32)
         added: dict[str, NDArray[np.generic]] = {
@@ -560,3 +566,7 @@ class Store:
         for held in self.reservations.expired(now_mono_s):
             self._drop_reservation(held.uid, now_mono_s)
             self.counters["reservations_expired"] += 1
+
+
+def _gpus_of(node: Node) -> float:
+    return max(quantity((node.status.allocatable or {}).get(GPU_RESOURCE)), 0.0)
