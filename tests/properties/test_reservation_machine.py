@@ -104,8 +104,12 @@ class ReservationMachine(RuleBasedStateMachine):
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(pods=st.lists(st.integers(1, 8), min_size=2, max_size=6))
+    def begin(self, pods: list[int]) -> None:
+        for name in NODES[:2]:
+            self.nodes[name] = make_node(name, 8)
+        for gpus in pods:
+            self.create_pod(gpus, 0, "")
         self._list_all()
 
     @rule(
@@ -157,7 +161,7 @@ class ReservationMachine(RuleBasedStateMachine):
     def _waiting(self) -> list[str]:
         return sorted(uid for uid, pod in self.pods.items() if not pod.spec.node_name)
 
-    @precondition(lambda self: self._waiting())
+    @precondition(lambda self: self.pods)
     @rule(
         data=st.data(),
         candidates=st.lists(st.sampled_from(NODES), unique=True, min_size=1),
@@ -168,7 +172,8 @@ class ReservationMachine(RuleBasedStateMachine):
     def ask(
         self, data: st.DataObject, candidates: list[str], times: int, waited_s: float, *, observe: bool
     ) -> None:
-        pod = self.pods[data.draw(st.sampled_from(self._waiting()))]
+        # Bound ones too: kube-scheduler's news may be older than ours.
+        pod = self.pods[data.draw(st.sampled_from(sorted(self.pods)))]
         gpus = int(pod.spec.containers[0].resources.limits["nvidia.com/gpu"])  # type: ignore[index,union-attr]  # make_pod's shape
         request = make_request(
             pod.metadata.name,
