@@ -1,0 +1,169 @@
+"""Pods land where they should: a real kube-scheduler asks, our agents measure, the API server is the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.controlplane import Daemon, pod_manifest
+from tests.e2e.conftest import StartAgent
+from tests.e2e.system import Replica, System, wait_for
+from tests.fakes.nvml_stub.stub import NvmlStub
+
+pytestmark = pytest.mark.e2e
+
+TRAINING = {"wattbalance.io/workload": "training"}
+INFERENCE = {"wattbalance.io/workload": "inference"}
+# NVML_ERROR_GPU_IS_LOST
+GPU_IS_LOST = 15
+
+
+@pytest.fixture
+def replica(system: System) -> Replica:
+    # Measured load forgets fast, so that a test sees a change of load soon.
+    return system.serve(telemetry={"broker": system.broker.url, "stale": "5s", "half_life": "500ms"})
+
+
+@pytest.fixture
+def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
+    daemon = system.scheduler(replica.port)
+    yield daemon
+    daemon.stop()
+
+
+def until_seen(replica: Replica, *nodes: str) -> None:
+    wait_for(
+        f"{nodes} are known", lambda: set(nodes) <= {n["name"] for n in replica.get("/api/v1/nodes")["items"]}
+    )
+
+
+def view(replica: Replica, name: str) -> dict[str, object]:
+    return next(dict(node) for node in replica.get("/api/v1/nodes")["items"] if node["name"] == name)
+
+
+def metric(replica: Replica, series: str) -> float:
+    for line in replica.text("/metrics").splitlines():
+        if line.startswith(f"{series} "):
+            return float(line.rsplit(" ", 1)[1])
+    raise KeyError(series)
+
+
+def test_training_packs_onto_the_fullest_node_that_fits(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    for name in ("pack-a", "pack-b", "pack-c"):
+        system.add_node(name)
+    # Held by others before: 7 of 8, 4 of 8, none.
+    system.plane.apply(pod_manifest("fills-a", gpus=7, node="pack-a"))
+    system.plane.apply(pod_manifest("fills-b", gpus=4, node="pack-b"))
+    wait_for(
+        "both are accounted",
+        lambda: (view(replica, "pack-a")["free_gpus"], view(replica, "pack-b")["free_gpus"]) == (1, 4),
+    )
+    until_seen(replica, "pack-c")
+    system.add_pod("two", 2, annotations=TRAINING)
+    assert system.bound("two") == "pack-b"
+    system.add_pod("one", 1, annotations=TRAINING)
+    assert system.bound("one") == "pack-a"
+    system.add_pod("eight", 8, annotations=TRAINING)
+    assert system.bound("eight") == "pack-c"
+
+
+def test_a_pod_of_a_job_counts_as_training(system: System, replica: Replica, scheduler: Daemon) -> None:
+    system.add_node("job-a")
+    until_seen(replica, "job-a")
+    manifest = pod_manifest("of-a-job", scheduler="wattbalance")
+    metadata = manifest["metadata"]
+    assert isinstance(metadata, dict)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "6f1c", "controller": True}
+    metadata["ownerReferences"] = [owner]
+    system.plane.apply(manifest)
+    assert system.bound("of-a-job") == "job-a"
+    [decision] = replica.get("/api/v1/decisions?pod=of-a-job")["items"]
+    assert decision["profile"] == "training"
+
+
+def test_inference_goes_where_agents_measure_least_and_follows_the_load(
+    system: System,
+    replica: Replica,
+    scheduler: Daemon,
+    make_stub: Callable[[str], NvmlStub],
+    start_agent: StartAgent,
+) -> None:
+    stubs = {name: make_stub(name) for name in ("load-a", "load-b")}
+
+    def set_load(name: str, util_pct: int) -> None:
+        for gpu in range(8):
+            stubs[name].set(gpu, "util_pct", util_pct)
+
+    def until_measured(name: str, low: float, high: float) -> None:
+        def measured() -> bool:
+            load = view(replica, name)["load_frac"]
+            return isinstance(load, float) and low <= load <= high
+
+        wait_for(f"{name} is measured between {low} and {high}", measured)
+
+    for name, util_pct in (("load-a", 90), ("load-b", 5)):
+        system.add_node(name)
+        set_load(name, util_pct)
+        start_agent(name, stubs[name])
+    until_measured("load-a", 0.85, 1)
+    until_measured("load-b", 0, 0.1)
+    system.add_pod("first", annotations=INFERENCE)
+    assert system.bound("first") == "load-b"
+    set_load("load-a", 5)
+    set_load("load-b", 95)
+    until_measured("load-a", 0, 0.1)
+    until_measured("load-b", 0.9, 1)
+    system.add_pod("second", annotations=INFERENCE)
+    assert system.bound("second") == "load-a"
+
+
+def test_the_cloud_gets_work_only_when_the_data_centre_is_full(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    system.add_node("cloud-a", 8, site="aws-a")
+    system.add_node("own-a", 2)
+    until_seen(replica, "cloud-a", "own-a")
+    landed = []
+    for name in ("p-1", "p-2", "p-3"):
+        system.add_pod(name, annotations=INFERENCE)
+        landed.append(system.bound(name))
+    want_landed = ["own-a", "own-a", "cloud-a"]
+    assert landed == want_landed
+
+
+def test_a_pod_bound_past_us_is_accounted_and_counted(system: System, replica: Replica) -> None:
+    system.add_node("past-a")
+    until_seen(replica, "past-a")
+    assert metric(replica, "wattbalance_bypassed_pods_total") == 0
+    system.plane.apply(pod_manifest("past-us", gpus=3, node="past-a"))
+    wait_for("its GPUs are accounted", lambda: view(replica, "past-a")["bound_gpus"] == 3)
+    assert view(replica, "past-a")["free_gpus"] == 5
+    assert metric(replica, "wattbalance_bypassed_pods_total") == 1
+
+
+def test_a_lost_gpu_keeps_a_pod_of_the_whole_node_away_and_the_pod_says_why(
+    system: System,
+    replica: Replica,
+    scheduler: Daemon,
+    make_stub: Callable[[str], NvmlStub],
+    start_agent: StartAgent,
+) -> None:
+    stub = make_stub("lost-a")
+    stub.fault(3, "all", GPU_IS_LOST)
+    system.add_node("lost-a")
+    start_agent("lost-a", stub)
+    wait_for("the loss is known", lambda: view(replica, "lost-a")["broken_gpus"] == 1)
+    system.add_pod("whole-node", 8)
+
+    def message() -> str:
+        conditions = system.pod("whole-node")["status"].get("conditions", [])
+        return " ".join(str(condition.get("message", "")) for condition in conditions)
+
+    wait_for("the pod says why", lambda: "not enough healthy GPUs" in message())
+    assert system.node_of("whole-node") == ""
+    # One less fits, so it was the GPU and nothing else.
+    system.add_pod("one-less", 7)
+    assert system.bound("one-less") == "lost-a"
