@@ -192,6 +192,12 @@ class ReservationMachine(RuleBasedStateMachine):
                 assert not outcome.reserved
                 assert len(self.store.reservations) <= before, "observing promises nothing"
 
+    @rule(number=st.integers(1, 4), gpus=st.integers(1, 8), node=st.sampled_from([*NODES, "nowhere"]))
+    def reserve(self, number: int, gpus: int, node: str) -> None:
+        """The store keeps its promise by itself, whoever asks and for whatever."""
+        if f"uid-p{number}" in self.pods:
+            self.store.reserve(make_request(f"p{number}", gpus), node, self.now)
+
     @precondition(lambda self: self._waiting())
     @rule(data=st.data(), past_us=st.sampled_from([*NODES, "nowhere"]), ours=st.booleans())
     def bind(self, data: st.DataObject, past_us: str, *, ours: bool) -> None:
