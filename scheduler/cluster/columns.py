@@ -98,7 +98,7 @@ class Columns:
     def take_row(self) -> int:
         """A row nobody uses, reset."""
         if not self._free_rows:
-            self._grow(self.width, max(GROWTH, self.rows * 2))
+            self._grow(self.width, self.rows + max(GROWTH, self.rows // 8))
         return self._free_rows.pop()
 
     def free_row(self, row: int) -> None:

@@ -166,7 +166,7 @@ class Verbs:
     def _rows(self, args: FilterArgs) -> tuple[Rows, list[Node], Rows]:
         """Rows of the question; nodes sent whole that we do not know; positions of the known ones in the question.
 
-        -1 is a name that nobody knows. A name that is asked twice is judged once.
+        -1 is a name that nobody knows.
         """
         rows = rows_of(args.names, self.store.rows)
         strangers: list[Node] = []

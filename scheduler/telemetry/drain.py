@@ -83,8 +83,12 @@ class Drain:
         while True:
             await self._mailbox.wait()
             await asyncio.sleep(self._linger_s)
-            while self._mailbox:
+            # What comes in meanwhile gathers for the next round: chasing each message would mean batches of one.
+            left = self._mailbox.waiting
+            while self._mailbox.has_state or (left > 0 and self._mailbox.waiting):
+                before = self._mailbox.waiting
                 self.turn()
+                left -= max(before - self._mailbox.waiting, 0)
                 await asyncio.sleep(0)
             self._tell_drops()
 

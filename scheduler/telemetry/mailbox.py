@@ -42,6 +42,11 @@ class Mailbox:
         """Whether an inventory or a status waits."""
         return bool(self._state)
 
+    @property
+    def waiting(self) -> int:
+        """Samples that wait."""
+        return len(self._samples)
+
     def put(self, topic: str, payload: object, *, retained: bool) -> None:
         """Take in one message; never waits."""
         self.last_mono_s = now_mono_s = self._clock.mono_s()
@@ -105,4 +110,5 @@ class Mailbox:
     async def wait(self) -> None:
         """Wait until something came in since the last call."""
         await self._filled.wait()
-        self._filled.clear()
+        if not self:
+            self._filled.clear()
