@@ -253,10 +253,14 @@ class ControlPlane:
 
         On 1.25 and later give `apiVersion: kubescheduler.config.k8s.io/v1` in it.
         """
+        address = f"127.0.0.1:{free_port()}"
         whole = {
             "apiVersion": "kubescheduler.config.k8s.io/v1beta1",
             "kind": "KubeSchedulerConfiguration",
             "leaderElection": {"leaderElect": False},
+            # Its own default is one fixed port on all interfaces: two at a time would not start.
+            "healthzBindAddress": address,
+            "metricsBindAddress": address,
             # Without these kube-scheduler asks the API server 50 times a second at most and is what is measured.
             "clientConnection": {"kubeconfig": str(self.kubeconfig()), "qps": 1000, "burst": 2000},
             **(config or {}),
