@@ -6,6 +6,7 @@ import asyncio
 import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ async def test_the_daemon_reads_every_node_and_hears_when_the_fleet_leaves() -> 
             sending.cancel()
             await until(lambda: recorder.online == {node.name: False for node in nodes})
             reading.cancel()
-    assert recorder.refused == Counter()
+    # On a busy machine a node's sample may still wait when its next one comes; nothing else is dropped.
+    assert set(recorder.refused) <= {"overwritten"}
     assert recorder.inventories == {node.name: inventory_of(node) for node in nodes}
     busy = [sample for sample in recorder.seen if sample.node == "n3"][-1]
     # T4: 10 W idle, 70 W limit; utilisation 0.8, give or take five standard deviations of the noise.
@@ -87,9 +89,11 @@ async def test_the_daemon_reads_every_node_and_hears_when_the_fleet_leaves() -> 
     idle = [sample for sample in recorder.seen if sample.node == "n7"]
     energy = [sample.energy_j[0] for sample in idle]
     assert energy == sorted(energy, key=float)  # type: ignore[arg-type]  # never None here
-    # Wall time: idle at 10 W for as long as the samples span.
-    spent_s = sum(sample.span_s for sample in idle[1:])
-    assert energy[-1] - energy[0] == pytest.approx(10 * spent_s, rel=0.02)  # type: ignore[operator]  # likewise
+    # Wall time: idle at 10 W for as long as each sample spans.
+    for before, after in pairwise(idle):
+        if after.seq == before.seq + 1:
+            spent_j = after.energy_j[0] - before.energy_j[0]  # type: ignore[operator]  # likewise
+            assert spent_j == pytest.approx(10 * after.span_s, rel=0.02, abs=0.01)
 
 
 async def test_slow_fields_come_first_and_then_rest() -> None:
