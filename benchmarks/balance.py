@@ -160,7 +160,7 @@ class LeastLoaded:
         request = self.store.request(pod, 0.0, self.decider.profile_facts)
         outcome = self.decider.place(request, self.to_store[fitting], now_s, now_s)
         (kept,) = outcome.kept.tolist()
-        return self.from_store[int(outcome.judgement.rows[kept])]
+        return self.from_store[kept]
 
     def started(self, arrival: Arrival, row: int, now_s: float) -> None:
         self.store.apply(Changed(Kind.POD, self._pod(arrival, self.trace.nodes[row].name)), now_s)

@@ -20,9 +20,9 @@ import time
 from dataclasses import dataclass
 
 import msgspec
-from aiohttp import web
 
 from benchmarks._measure import Child, cpu_s, percentile, tell, verdict
+from benchmarks._null import NullVerbs
 from scheduler.app import make_decider, make_store
 from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, Kind, Listed
@@ -32,7 +32,7 @@ from scheduler.core.clock import SystemClock
 from scheduler.core.log import setup
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
-from scheduler.extender.wire import FilterArgs, read_filter, rows_of
+from scheduler.extender.wire import FilterArgs
 from scheduler.listeners import Listeners, ListenerSpec
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 
@@ -144,14 +144,10 @@ async def serve(nodes: int, pods: int) -> None:
     verbs.last = {}
     server = ExtenderServer(verbs, ExtenderCounters(), clock)
 
-    async def null(request: web.Request) -> web.Response:
-        args = read_filter(await request.read())
-        rows_of(args.names, store.rows)
-        return web.Response(body=verbs.last[request.match_info["verb"]], content_type="application/json")
-
+    null = ExtenderServer(NullVerbs(store.rows, verbs.last), ExtenderCounters(), clock)
     listeners = Listeners(
         [ListenerSpec(address="127.0.0.1:0", serves=frozenset({"extender"}))],
-        {"extender": [*server.routes("/scheduler"), web.post("/null/{verb}", null)]},
+        {"extender": [*server.routes("/scheduler"), *null.routes("/null")]},
     )
     await listeners.start()
     # As the daemon does once it is synced: what lives for ever need not be looked at by each collection.

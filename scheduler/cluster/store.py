@@ -32,6 +32,8 @@ DEFAULT_POOL = "default"
 # Inventories of nodes that Kubernetes has not told of yet; agents may come up first. A full cluster and some.
 MOST_EARLY_INVENTORIES = 10_000
 PENDING_FLOOR = 1e-3
+# Within this, a half-life of seconds fades by less than PENDING_FLOOR, and no limit is meant that exactly.
+TICK_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -551,7 +553,7 @@ class Store:
         Called before each decision and by a timer; cheap when little time has passed.
         """
         since_s = now_mono_s - self._ticked_mono_s
-        if since_s <= 0:
+        if since_s < TICK_S:
             return
         columns = self._columns
         self._ticked_mono_s = now_mono_s

@@ -23,6 +23,9 @@ import msgspec
 MOST_LINES = 10_000
 # A pipe takes 64 KiB at once.
 _MOST_BATCH_BYTES = 65_536
+# How long lines gather before they are written: to wake the thread for each would take the interpreter's lock from
+# the event loop hundreds of times a second.
+_LINGER_S = 0.05
 # Fields may not take the names of what every line has.
 _OWN_KEYS = frozenset({"time", "level", "logger", "message", "error"})
 
@@ -107,6 +110,7 @@ class LogWriter(logging.Handler):
         # SimpleQueue may be put into from a signal handler or a finaliser while it is being put into; Queue may not.
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._told = 0
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="log.write", daemon=True)
         self._thread.start()
 
@@ -124,6 +128,7 @@ class LogWriter(logging.Handler):
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """Write what is queued, as far as that goes within the time; then let the thread end."""
+        self._stopping.set()
         self._lines.put(None)
         self._thread.join(timeout_s)
 
@@ -131,6 +136,7 @@ class LogWriter(logging.Handler):
         ended = False
         while not ended:
             line = self._lines.get()
+            self._stopping.wait(_LINGER_S)
             batch = bytearray()
             while line is not None:
                 batch += line

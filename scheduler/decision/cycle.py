@@ -7,9 +7,12 @@ Precedence of bands, best first (one table, nowhere else):
     | FITS       | pass all filters, enough GPUs free by our count              | best pool rank, then score      |
     | LAST       | fit, but were chosen three times for this pod without a bind | only if no node is in FITS      |
     | FULL       | pass all filters; full by our count, offered all the same    | only if none above; no promise  |
-    | never      | a filter gave a reason                                       | in the failed maps              |
+    | never      | a filter gave a reason, or was not offered                   | in the failed maps              |
 
 Within a band: pool rank, then the weighted sum of scores, then a stable hash of the node's name.
+
+Everything here is a column over all rows of the snapshot, with a mask of what was offered: gathering the candidates
+costs more than judging a few rows too many, and a node that is named twice is one node.
 """
 
 from __future__ import annotations
@@ -30,34 +33,55 @@ BAND_FITS, BAND_LAST, BAND_FULL, BAND_NEVER = 0, 1, 2, 3
 NEAR_BEST_FRAC = 0.02
 
 Rows = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """What the cycle thinks of the candidates; all arrays are parallel to `rows`, shape (candidates,).
+    """What the cycle thinks of the nodes; all columns have the snapshot's rows, shape (rows,).
 
-    `total` is the weighted mean of scores, in [0, 1]. `terms[i]` are the raw scores of policy i for the candidates.
-    `best` is in the best band and pool rank, best first by (score, name hash); `best[0]` is the choice.
+    `total` is the weighted mean of scores, in [0, 1]. `scores[i]` are the raw scores of policy i.
     """
 
-    rows: Rows
+    snapshot: Snapshot
+    """What was judged, valid within this turn."""
+    offered: Mask
     codes: CodeArray
-    bands: NDArray[np.uint8]
+    """Reason codes, 0 where no filter objects; for rows that were not offered, too."""
     total: NDArray[np.float64]
-    free_gpus: NDArray[np.float32]
+    fits: Mask
+    last: Mask | None
+    """None if no node of this pod is a last choice."""
+    full: Mask
     scores: tuple[ScoreArray, ...]
     policies: tuple[str, ...]
     weights: tuple[float, ...]
     best_band: int
-    peers: Rows
-    """Positions (into `rows`) of the best band's best pool rank, unordered."""
+    peers: Mask
+    """The best band's best pool rank."""
     choice: int
-    """Position of the choice, or -1."""
+    """Row of the choice, or -1."""
 
     @property
-    def chosen_row(self) -> int:
-        """Row of the choice, or -1."""
-        return int(self.rows[self.choice]) if self.choice >= 0 else -1
+    def fitting(self) -> int:
+        """How many nodes are in FITS or LAST."""
+        last = 0 if self.last is None else np.count_nonzero(self.last)
+        return int(np.count_nonzero(self.fits) + last)
+
+    @property
+    def failed(self) -> Rows:
+        """Rows that were offered and that a filter objects to."""
+        return np.flatnonzero(self.offered & (self.codes > 0))
+
+    @property
+    def bands(self) -> NDArray[np.uint8]:
+        """The band of every row."""
+        bands = np.full(len(self.offered), BAND_NEVER, np.uint8)
+        bands[self.fits] = BAND_FITS
+        bands[self.full] = BAND_FULL
+        if self.last is not None:
+            bands[self.last] = BAND_LAST
+        return bands
 
 
 class PolicyFailures:
@@ -86,7 +110,7 @@ def judge(
 
     Args:
         request: The pod.
-        rows: Candidate rows, each once.
+        rows: Candidate rows, in any order.
         snapshot: The present state, what only concerns this pod already in it.
         profile: Scores and weights.
         filters: Filter policies in order; the first reason stands.
@@ -94,19 +118,69 @@ def judge(
         last_choices: Rows that were chosen too often without a binding.
         promised_row: The node this pod was promised before: while it fits, the answer stays the same.
     """
-    # 1. Filters, over all rows; a filter that fails rules nothing out (its nodes are unknown to it, not bad).
-    codes = np.zeros(snapshot.rows, np.uint8)
+    offered = np.zeros(snapshot.rows, bool)
+    offered[rows] = True
+    codes = _codes(request, snapshot, filters, failures)
+    passing = offered & (codes == 0)
+    fits = passing & (snapshot.free_gpus >= request.gpus)
+    full = passing ^ fits
+    last = None
+    if last_choices is not None and len(last_choices):
+        last = np.zeros(snapshot.rows, bool)
+        last[last_choices] = fits[last_choices]
+        fits ^= last
+    names, weights, scores, total = _scores(request, snapshot, profile, failures)
+    best_band, peers, choice = BAND_NEVER, fits, -1
+    for band, members in ((BAND_FITS, fits), (BAND_LAST, last), (BAND_FULL, full)):
+        if members is not None and members.any():
+            best_band = band
+            peers = _best_rank(members, snapshot)
+            # Below any score, so that one maximum serves.
+            among = np.where(peers, total, -1.0)
+            top = np.flatnonzero(among == among.max())
+            choice = int(top[0]) if len(top) == 1 else int(top[np.argmin(snapshot.name_hash[top])])
+            break
+    if promised_row >= 0 and fits[promised_row]:
+        choice = promised_row
+    return Judgement(
+        snapshot=snapshot,
+        offered=offered,
+        codes=codes,
+        total=total,
+        fits=fits,
+        last=last,
+        full=full,
+        scores=scores,
+        policies=names,
+        weights=weights,
+        best_band=best_band,
+        peers=peers,
+        choice=choice,
+    )
+
+
+def _codes(
+    request: PodRequest, snapshot: Snapshot, filters: Sequence[NamedFilter], failures: PolicyFailures
+) -> CodeArray:
+    """Ask the filters; one that fails rules nothing out (its nodes are unknown to it, not bad)."""
+    codes: CodeArray = np.zeros(snapshot.rows, np.uint8)
     for named in filters:
         try:
             answer = named.policy.filter(request, snapshot)
             if answer.shape != (snapshot.rows,) or answer.dtype != np.uint8:
                 raise ValueError("not one reason code a row")
-        except Exception:  # noqa: BLE001 - the boundary around one policy call (docs/style: one policy never stops us)
+        except Exception:  # noqa: BLE001 - the boundary around one policy's call (docs/architecture.md, 5.7)
             failures.add(named.name)
             continue
-        codes = np.where(codes == 0, answer, codes)
-    # 2. Scores, over all rows; one that fails is dropped from the sum.
-    total_all = np.zeros(snapshot.rows, np.float64)
+        if np.count_nonzero(answer):
+            codes = np.where(codes == 0, answer, codes)
+    return codes
+
+
+def _scores(
+    request: PodRequest, snapshot: Snapshot, profile: Profile, failures: PolicyFailures
+) -> tuple[tuple[str, ...], tuple[float, ...], tuple[ScoreArray, ...], NDArray[np.float64]]:
+    """Ask the scores: names, shares of the weight, raw scores, and their sum; one that fails is left out."""
     names: list[str] = []
     weights: list[float] = []
     scores: list[ScoreArray] = []
@@ -122,67 +196,49 @@ def judge(
         weights.append(weighted.weight)
         scores.append(score)
     weight_sum = sum(weights) or 1.0
-    for weight, score in zip(weights, scores, strict=True):
+    shares = tuple(weight / weight_sum for weight in weights)
+    total = np.zeros(snapshot.rows, np.float64)
+    for share, score in zip(shares, scores, strict=True):
         # In double precision, in this order: the record's terms then add up to the very same number.
-        total_all += score.astype(np.float64) * (weight / weight_sum)
-    # 3. Gather the candidates, once.
-    cand_codes = codes[rows]
-    total = total_all[rows]
-    bands = np.where(cand_codes > 0, np.uint8(BAND_NEVER), np.uint8(BAND_FITS))
-    bands[(bands == BAND_FITS) & (snapshot.free_gpus[rows] < request.gpus)] = BAND_FULL
-    if last_choices is not None and len(last_choices):
-        bands[(bands == BAND_FITS) & np.isin(rows, last_choices)] = BAND_LAST
-    # 4. Choose: band, pool rank, score, name hash.
-    best_band = int(bands.min()) if len(bands) else BAND_NEVER
-    peers = np.empty(0, np.intp)
-    choice = -1
-    if best_band < BAND_NEVER:
-        peers = np.flatnonzero(bands == best_band)
-        ranks = snapshot.pool[rows[peers]]
-        peers = peers[ranks == ranks.min()]
-        top = peers[total[peers] == total[peers].max()]
-        choice = int(top[np.argmin(snapshot.name_hash[rows[top]])])
-    if promised_row >= 0 and best_band == BAND_FITS:
-        again = np.flatnonzero((rows == promised_row) & (bands == BAND_FITS))
-        choice = int(again[0]) if len(again) else choice
-    return Judgement(
-        rows=rows,
-        codes=cand_codes,
-        bands=bands,
-        total=total,
-        free_gpus=snapshot.free_gpus[rows],
-        scores=tuple(score[rows] for score in scores),
-        policies=tuple(names),
-        weights=tuple(w / weight_sum for w in weights),
-        best_band=best_band,
-        peers=peers,
-        choice=choice,
-    )
+        total += np.multiply(score, share, dtype=np.float64)
+    return tuple(names), shares, tuple(scores), total
+
+
+def _best_rank(members: Mask, snapshot: Snapshot) -> Mask:
+    # A step per pool, of which there are a handful; ranks beyond the first that has members are never looked at.
+    for rank in range(len(snapshot.pool_sizes)):
+        in_rank: Mask = members & (snapshot.pool == rank)
+        if in_rank.any():
+            return in_rank
+    return members
 
 
 def near_best(judgement: Judgement) -> Rows:
-    """Positions within 2 % of the best score among its peers: what kube-scheduler's own scores may choose from."""
+    """Rows within 2 % of the best score among its peers: what kube-scheduler's own scores may choose from."""
     if judgement.choice < 0:
         return np.empty(0, np.intp)
     floor = judgement.total[judgement.choice] * (1 - NEAR_BEST_FRAC)
-    near: Rows = judgement.peers[judgement.total[judgement.peers] >= floor]
-    return near
+    return np.flatnonzero(judgement.peers & (judgement.total >= floor))
 
 
-def best_positions(judgement: Judgement, count: int) -> Rows:
-    """Positions of the best few candidates by band and score, the choice first."""
-    if not len(judgement.rows):
+def best_rows(judgement: Judgement, count: int) -> Rows:
+    """The best few rows by band and score, the choice first; a row that a filter objects to never."""
+    if judgement.choice < 0:
         return np.empty(0, np.intp)
-    key = judgement.total - judgement.bands.astype(np.float32) * 2
-    if judgement.choice >= 0:
-        # Pool rank and hash are in the choice already; the rest is for people to compare it with.
-        key[judgement.choice] = np.inf
-    count = min(count, len(key))
+    candidates = judgement.fits
+    key = np.where(candidates, judgement.total, -np.inf)
+    if np.count_nonzero(candidates) < count:
+        bands = judgement.bands
+        candidates = bands < BAND_NEVER
+        # A band weighs more than any score; scores are 0 to 1.
+        key = np.where(candidates, judgement.total - 2.0 * bands, -np.inf)
+        count = min(count, int(np.count_nonzero(candidates)))
+    # Pool rank and hash are in the choice already; the rest is for people to compare it with.
+    key[judgement.choice] = np.inf
     # partition is several times faster than argpartition on thousands of near-ties (numpy 2.4, 5,000 keys).
     bound = np.partition(key, len(key) - count)[len(key) - count]
-    above = np.flatnonzero(key > bound)
-    top = np.concatenate([above, np.flatnonzero(key == bound)[: count - len(above)]])
-    return top[np.argsort(-key[top], kind="stable")]
+    top = np.flatnonzero(key >= bound)
+    return top[np.argsort(-key[top], kind="stable")][:count]
 
 
 def _sound(score: ScoreArray, rows: int) -> bool:

@@ -1,6 +1,7 @@
 """What is kept of a decision: enough to say afterwards why, about 2 KB.
 
-The sum of a node's terms equals its score exactly: terms are what the cycle added, not computed again.
+A term is a raw score times the policy's weight. Added up in the order of `policies`, in double precision, the terms of
+a node give its score exactly: that is how the cycle added them.
 """
 
 from __future__ import annotations
@@ -14,23 +15,21 @@ import msgspec
 RECORDS_KEPT = 10_000
 
 
-class Term(msgspec.Struct, frozen=True, gc=False):
-    """One policy's opinion of one node: raw score, weight, and the term that entered the sum."""
+class Weighed(msgspec.Struct, frozen=True, gc=False):
+    """One score policy of the profile, and its share of the weight."""
 
     policy: str
-    score: float
     weight: float
-    term: float
 
 
 class Ranked(msgspec.Struct, frozen=True, gc=False):
-    """One of the best nodes."""
+    """One of the best nodes. `scores` are the raw ones, in the order of the record's `policies`."""
 
     node: str
     score: float
     pool: str
     free_gpus: float
-    terms: list[Term]
+    scores: list[float]
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
@@ -53,7 +52,13 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     reserved: bool
     reasons: dict[str, int]
     """Reason text -> number of nodes it ruled out."""
+    policies: list[Weighed]
     best: list[Ranked]
+    """The choice first."""
+
+    def terms(self, ranked: Ranked) -> list[float]:
+        """What each policy added to the node's score."""
+        return [score * each.weight for each, score in zip(self.policies, ranked.scores, strict=True)]
 
 
 class DecisionLog:

@@ -29,6 +29,8 @@ MAX_SCORE = 10
 
 # Beyond this many times the median width, one odd name would widen every row of every answer.
 _ODD_WIDTH = 4
+# Up to so many names, joining them costs less than setting up a table (a decisive answer has one).
+_FEW = 16
 
 _SCORE_TAILS = np.array([b',"Score":%d},' % score for score in range(MAX_SCORE + 1)])
 _SCORE_TAILS = np.char.ljust(_SCORE_TAILS, _SCORE_TAILS.dtype.itemsize)
@@ -52,7 +54,7 @@ class Fragments:
         self._has_gaps = not self._known.all()
         self._joins = max(widths) > _ODD_WIDTH * median(widths)
         reasons = [b":" + encode(text) + b"," for text in reason_texts]
-        self._name_list = quoted if self._joins else []
+        self._name_list = quoted
         self._reason_list = reasons
         self._names = _padded([b""] if self._joins else quoted)
         self._reasons = _padded(reasons)
@@ -71,7 +73,7 @@ class Fragments:
     def names(self, rows: Rows) -> bytes:
         """Write `"name",` for each row."""
         rows = self._kept(rows)
-        if self._joins:
+        if self._joins or len(rows) <= _FEW:
             return b"".join([self._name_list[row] + b"," for row in rows.tolist()])
         return _side_by_side((self._names[rows], b","))
 

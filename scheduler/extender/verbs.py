@@ -97,11 +97,11 @@ class Verbs:
         request = self._request(args.pod)
         if not request.uid and self._placement(request) is Placement.DECISIVE:
             raise BadRequest(NO_UID, "metadata.uid is missing, which decisive placement needs")
-        rows, strangers, stranger_positions = self._rows(args)
+        rows, strangers = self._rows(args)
         known = rows >= 0
         outcome = self.decider.place(
             request,
-            rows[known],
+            rows if known.all() else rows[known],
             self.clock.mono_s(),
             self.clock.unix_s(),
             strangers,
@@ -112,7 +112,7 @@ class Verbs:
             return filter_all_answer(args)
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
-            return self._nodes_answer(args, outcome, failed, unresolvable, stranger_positions)
+            return self._nodes_answer(args, rows, outcome, failed, unresolvable)
         unknown = (
             []
             if outcome.kept.size and outcome.placement is Placement.DECISIVE
@@ -120,8 +120,8 @@ class Verbs:
         )
         return filter_answer(
             self._answers(),
-            kept_rows=outcome.judgement.rows[outcome.kept],
-            failed_rows=outcome.judgement.rows[failed],
+            kept_rows=outcome.kept,
+            failed_rows=failed,
             failed_codes=outcome.judgement.codes[failed],
             unresolvable=unresolvable,
             unknown_names=unknown,
@@ -129,64 +129,53 @@ class Verbs:
         )
 
     def _failed(self, outcome: Outcome) -> tuple[Rows, NDArray[np.bool_]]:
-        """Positions to name as failed, and for which of them preemption cannot help.
+        """Rows to name as failed, and for which of them preemption cannot help.
 
         Once a node is chosen, nothing is named: kube-scheduler only takes the list that comes back. The pod's own
         nominated node stays preemptible, so that the pod waits for it.
         """
-        judgement = outcome.judgement
         if outcome.kept.size and outcome.placement is Placement.DECISIVE:
             return np.empty(0, np.intp), np.empty(0, bool)
-        failed = np.flatnonzero(judgement.codes > 0)
-        nominated = self.store.rows.get(outcome.request.nominated_node, -1)
-        return failed, judgement.rows[failed] != nominated
+        failed = outcome.judgement.failed
+        return failed, failed != self.store.rows.get(outcome.request.nominated_node, -1)
 
     def _nodes_answer(
-        self,
-        args: FilterArgs,
-        outcome: Outcome,
-        failed: Rows,
-        unresolvable: NDArray[np.bool_],
-        positions: Rows,
+        self, args: FilterArgs, rows: Rows, outcome: Outcome, failed: Rows, unresolvable: NDArray[np.bool_]
     ) -> bytes:
         """Answer in the form that was asked: whole nodes, as they came."""
         if args.nodes is None:
             raise BadRequest(BadRequest.MISSING_FIELD, "Nodes")
-        texts = self.decider.reason_texts
-        codes = outcome.judgement.codes
-        reasons = {args.names[positions[at]]: texts[codes[at]] for at in failed.tolist()}
+        texts, codes = self.decider.reason_texts, outcome.judgement.codes
+        positions = {row: position for position, row in enumerate(rows.tolist())}
+        reasons = {args.names[positions[row]]: texts[codes[row]] for row in failed.tolist()}
         never = {
-            args.names[positions[at]]: texts[codes[at]]
-            for at, cannot in zip(failed.tolist(), unresolvable.tolist(), strict=True)
+            args.names[positions[row]]: texts[codes[row]]
+            for row, cannot in zip(failed.tolist(), unresolvable.tolist(), strict=True)
             if cannot
         }
-        kept = [int(positions[at]) for at in outcome.kept.tolist()]
+        kept = sorted(positions[row] for row in outcome.kept.tolist())
         return filter_nodes_answer(args.nodes, kept=kept, failed=reasons, unresolvable=never)
 
-    def _rows(self, args: FilterArgs) -> tuple[Rows, list[Node], Rows]:
-        """Rows of the question; nodes sent whole that we do not know; positions of the known ones in the question.
-
-        -1 is a name that nobody knows.
-        """
+    def _rows(self, args: FilterArgs) -> tuple[Rows, list[Node]]:
+        """Rows of the question, -1 for a name that nobody knows; nodes sent whole that we do not know."""
         rows = rows_of(args.names, self.store.rows)
         strangers: list[Node] = []
         if args.nodes is not None:
             for position in np.flatnonzero(rows < 0).tolist():
                 rows[position] = self.store.snapshot.rows + len(strangers)
                 strangers.append(args.nodes.nodes[position])
-        positions = np.flatnonzero(rows >= 0)
-        return rows, strangers, positions
+        return rows, strangers
 
     # --- prioritize and preempt ----------------------------------------------------------------------------------
 
     def prioritize(self, args: FilterArgs) -> bytes | bytearray:
         """Score what is left, 0 to 10; unknown names score 0. In observe mode all score 0."""
         request = self._request(args.pod)
-        rows, strangers, positions = self._rows(args)
+        rows, strangers = self._rows(args)
         known = rows >= 0
         scores = np.zeros(len(rows), np.float64)
         if not self.observe and not strangers:
-            scores[positions] = self.decider.scores(
+            scores[known] = self.decider.scores(
                 request, rows[known], self.clock.mono_s(), self.clock.unix_s()
             )
         whole = scaled(scores.astype(np.float32))

@@ -21,7 +21,7 @@ from scheduler.decision.cycle import (
     Judgement,
     PolicyFailures,
     Rows,
-    best_positions,
+    best_rows,
     judge,
     near_best,
 )
@@ -101,7 +101,7 @@ def judged(
 
 
 def chosen(store: Store, judgement: Judgement) -> str:
-    return (store.names[judgement.chosen_row] or "") if judgement.choice >= 0 else ""
+    return (store.names[judgement.choice] or "") if judgement.choice >= 0 else ""
 
 
 def test_a_node_that_fits_beats_a_last_choice_beats_a_full_one_whatever_their_scores() -> None:
@@ -111,7 +111,7 @@ def test_a_node_that_fits_beats_a_last_choice_beats_a_full_one_whatever_their_sc
     refused = {"never": float(Reason.QUARANTINED)}
     judgement = judged(store, scores, refused=refused, last=["last"])
     want_bands = [BAND_FITS, BAND_FULL, BAND_LAST, BAND_NEVER]
-    assert judgement.bands.tolist() == want_bands
+    assert judgement.bands[all_rows(store)].tolist() == want_bands
     assert chosen(store, judgement) == "fits"
     refused["fits"] = float(Reason.BROKEN_GPUS)
     assert chosen(store, judged(store, scores, refused=refused, last=["last"])) == "last"
@@ -124,7 +124,7 @@ def test_a_node_that_fits_beats_a_last_choice_beats_a_full_one_whatever_their_sc
 def test_a_full_node_that_was_a_last_choice_too_is_full() -> None:
     store = store_with("n1")
     see_pod(store, make_pod("x", gpus=8, node="n1"))
-    assert judged(store, last=["n1"]).bands.tolist() == [BAND_FULL]
+    assert judged(store, last=["n1"]).bands[all_rows(store)].tolist() == [BAND_FULL]
 
 
 def test_an_earlier_pool_beats_a_better_score_and_default_comes_last() -> None:
@@ -183,7 +183,7 @@ def test_the_first_reason_stands() -> None:
     ]
     profile = profile_of()
     judgement = judge(make_request(), all_rows(store), store.snapshot, profile, filters, PolicyFailures())
-    assert judgement.codes.tolist() == [Reason.QUARANTINED]
+    assert judgement.codes[all_rows(store)].tolist() == [Reason.QUARANTINED]
 
 
 def test_a_promised_node_is_answered_again_while_it_fits_and_no_longer() -> None:
@@ -196,12 +196,31 @@ def test_a_promised_node_is_answered_again_while_it_fits_and_no_longer() -> None
     assert chosen(store, judged(store, scores, promised="promised", rows=only_better)) == "better"
 
 
+def test_a_node_named_twice_is_one_node() -> None:
+    store = store_with("a", "b")
+    see_pod(store, make_pod("x", gpus=8, node="b"))
+    twice = np.array([store.rows["a"], store.rows["b"], store.rows["a"]], np.intp)
+    judgement = judged(store, rows=twice)
+    assert judgement.fitting == 1
+    assert best_rows(judgement, 10).tolist() == [store.rows["a"], store.rows["b"]]
+
+
+def test_the_best_rows_go_on_into_later_bands_and_leave_out_who_may_never() -> None:
+    store = store_with("fits", "full", "last", "never", "elsewhere")
+    see_pod(store, make_pod("x", gpus=8, node="full"))
+    scores = {"fits": 0.1, "last": 0.5, "full": 0.9, "never": 1.0, "elsewhere": 1.0}
+    refused = {"never": float(Reason.QUARANTINED)}
+    rows = np.array([row for name, row in store.rows.items() if name != "elsewhere"], np.intp)
+    best = best_rows(judged(store, scores, refused=refused, last=["last"], rows=rows), 10)
+    assert [store.names[row] for row in best.tolist()] == ["fits", "last", "full"]
+
+
 def test_no_candidates_are_no_error() -> None:
     store = store_with("n1")
     judgement = judged(store, rows=np.empty(0, np.intp))
-    assert judgement.chosen_row == -1
+    assert judgement.choice == -1
     assert not len(near_best(judgement))
-    assert not len(best_positions(judgement, 10))
+    assert not len(best_rows(judgement, 10))
 
 
 NONSENSE = {
@@ -234,7 +253,7 @@ def test_a_failing_score_is_counted_and_dropped_and_the_others_decide(answer: ob
     assert failures.counts == {"bad": 1}
     assert judgement.policies == ("good",)
     assert judgement.weights == (1.0,), "the rest weighs as if it had stood alone"
-    assert judgement.total.tolist() == pytest.approx([0.2, 0.8])
+    assert judgement.total[all_rows(store)].tolist() == pytest.approx([0.2, 0.8])
 
 
 def test_with_every_score_failing_the_name_hash_still_chooses() -> None:
@@ -259,7 +278,7 @@ def test_a_failing_filter_is_counted_and_rules_nothing_out(answer: object) -> No
     failures = PolicyFailures()
     judgement = judge(make_request(), all_rows(store), store.snapshot, profile_of(), filters, failures)
     assert failures.counts == {"bad": 1}
-    assert judgement.codes.tolist() == [Reason.QUARANTINED, 0]
+    assert judgement.codes[all_rows(store)].tolist() == [Reason.QUARANTINED, 0]
     assert judgement.codes.dtype == np.uint8
 
 
@@ -268,7 +287,7 @@ def test_near_best_are_those_within_two_percent_in_the_best_rank() -> None:
     for name, pool in (("a", "first"), ("b", "first"), ("c", "first"), ("d", "second")):
         see_node(store, name, labels={"pool": pool})
     judgement = judged(store, {"a": 1.0, "b": 0.985, "c": 0.97, "d": 1.0})
-    near = {store.names[row] for row in judgement.rows[near_best(judgement)].tolist()}
+    near = {store.names[row] for row in near_best(judgement).tolist()}
     assert near == {"a", "b"}
 
 
@@ -289,14 +308,14 @@ def test_scores_stay_in_range_and_terms_add_up_exactly(
     judgement = judge(
         make_request(), all_rows(store), store.snapshot, profile_of(*scores), [], PolicyFailures()
     )
-    for position in range(len(names)):
+    for row in all_rows(store).tolist():
         total = 0.0
         for score, weight in zip(judgement.scores, judgement.weights, strict=True):
-            total += float(score[position]) * weight
-        assert total == judgement.total[position], "not approximately: the record shows what was added"
+            total += float(score[row]) * weight
+        assert total == judgement.total[row], "not approximately: the record shows what was added"
     assert judgement.total.min() >= 0
     assert judgement.total.max() <= 1 + 1e-12
-    assert judgement.total[judgement.choice] == judgement.total.max()
-    best = best_positions(judgement, 10)
+    assert judgement.total[judgement.choice] == judgement.total[all_rows(store)].max()
+    best = best_rows(judgement, 10)
     assert best[0] == judgement.choice
     assert len(set(best.tolist())) == min(10, len(names))

@@ -42,7 +42,7 @@ def place(decider: Decider, request: PodRequest, now: float = NOW, *, observe: b
 
 
 def names_of(decider: Decider, outcome: Outcome) -> list[str]:
-    return sorted(decider.store.names[row] or "" for row in outcome.judgement.rows[outcome.kept].tolist())
+    return sorted(decider.store.names[row] or "" for row in outcome.kept.tolist())
 
 
 def free_of(store: Store, node: str) -> float:
@@ -159,29 +159,45 @@ def test_the_pods_own_promise_counts_as_free_for_it_alone() -> None:
     request = make_request(gpus=8)
     place(decider, request)
     judgement = decider.judge(request, all_rows(store), NOW)
-    assert judgement.free_gpus.tolist() == [8]
+    assert judgement.snapshot.free_gpus[all_rows(store)].tolist() == [8]
     fresh_store, fresh_decider = world(nodes=1)
-    want_total = fresh_decider.judge(request, all_rows(fresh_store), NOW).total.tolist()
-    assert judgement.total.tolist() == pytest.approx(want_total), "its own expected load is not counted twice"
-    assert decider.judge(make_request("other"), all_rows(store), NOW).free_gpus.tolist() == [0]
+    want_total = (
+        fresh_decider.judge(request, all_rows(fresh_store), NOW).total[all_rows(fresh_store)].tolist()
+    )
+    assert judgement.total[all_rows(store)].tolist() == pytest.approx(want_total), (
+        "its own expected load is not counted twice"
+    )
+    assert decider.judge(make_request("other"), all_rows(store), NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [0]
 
 
 def test_a_nominated_pod_holds_its_gpus_against_its_equals_and_below() -> None:
     store, decider = world(nodes=1)
     see_pod(store, make_pod("vip", gpus=6, nominated="n0", priority=10))
     rows = all_rows(store)
-    assert decider.judge(make_request(priority=10), rows, NOW).free_gpus.tolist() == [2]
-    assert decider.judge(make_request(priority=11), rows, NOW).free_gpus.tolist() == [8]
-    assert decider.judge(make_request("vip", gpus=6, priority=10), rows, NOW).free_gpus.tolist() == [8]
+    assert decider.judge(make_request(priority=10), rows, NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [2]
+    assert decider.judge(make_request(priority=11), rows, NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [8]
+    assert decider.judge(make_request("vip", gpus=6, priority=10), rows, NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [8]
     see_pod(store, make_pod("vip", gpus=6, node="n0", nominated="n0", priority=10))
-    assert decider.judge(make_request(priority=10), rows, NOW).free_gpus.tolist() == [2], "counted once"
+    assert decider.judge(make_request(priority=10), rows, NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [2], "counted once"
 
 
 def test_a_nominated_pod_with_a_promise_there_is_counted_once() -> None:
     store, decider = world(nodes=1)
     see_pod(store, make_pod("vip", gpus=3, nominated="n0"))
     place(decider, make_request("vip", gpus=3))
-    assert decider.judge(make_request(), all_rows(store), NOW).free_gpus.tolist() == [5]
+    assert decider.judge(make_request(), all_rows(store), NOW).snapshot.free_gpus[
+        all_rows(store)
+    ].tolist() == [5]
 
 
 def test_a_later_pool_opens_when_the_wait_for_the_earlier_is_over() -> None:
@@ -304,9 +320,8 @@ def test_in_the_record_the_terms_of_every_node_add_up_to_its_score(
     assert record.asked == len(nodes)
     for ranked in record.best:
         total = 0.0
-        for term in ranked.terms:
-            assert term.term == term.score * term.weight
-            total += term.term
+        for term in record.terms(ranked):
+            total += term
         assert total == ranked.score
     assert decider.log.of_pod("uid-p1") is record
 
@@ -315,7 +330,7 @@ def record_of(uid: str, cycle: str) -> DecisionRecord:
     values = {"unix_s": 0.0, "verb": "filter", "namespace": "", "pod": "", "profile": "", "placement": ""}
     return DecisionRecord(
         cycle=cycle, uid=uid, gpus=1, asked=0, fitting=0, chosen="", result="no_fit", reserved=False,
-        reasons={}, best=[], **values,  # type: ignore[arg-type]  # texts, and one float
+        reasons={}, policies=[], best=[], **values,  # type: ignore[arg-type]  # texts, and one float
     )  # fmt: skip
 
 

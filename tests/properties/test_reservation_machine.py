@@ -187,7 +187,7 @@ class ReservationMachine(RuleBasedStateMachine):
             before = len(self.store.reservations)
             outcome = self.decider.place(request, rows, self.now, 0.0, observe=observe)
             assert len(outcome.kept) <= 1, "decisive"
-            assert set(outcome.judgement.rows[outcome.kept].tolist()) <= set(rows.tolist())
+            assert set(outcome.kept.tolist()) <= set(rows.tolist())
             if observe:
                 assert not outcome.reserved
                 assert len(self.store.reservations) <= before, "observing promises nothing"

@@ -77,7 +77,8 @@ class World:
                 result="placed",
                 reserved=True,
                 reasons={"node in quarantine": 3},
-                best=[],
+                policies=[],
+        best=[],
             )
         )
 
