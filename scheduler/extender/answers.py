@@ -32,9 +32,10 @@ _ODD_WIDTH = 4
 # Up to so many names, joining them costs less than setting up a table (a decisive answer has one).
 _FEW = 16
 
-_SCORE_TAILS = np.array([b',"Score":%d},' % score for score in range(MAX_SCORE + 1)])
-_SCORE_TAILS = np.char.ljust(_SCORE_TAILS, _SCORE_TAILS.dtype.itemsize)
 _HOST = b'{"Host":'
+_SCORE = b',"Score":'
+# The digits of each score, a blank before a single one.
+_DIGITS = np.array([b"%2d" % score for score in range(MAX_SCORE + 1)]).view(np.uint8).reshape(-1, 2)
 
 
 class Fragments:
@@ -58,6 +59,8 @@ class Fragments:
         self._reason_list = reasons
         self._names = _padded([b""] if self._joins else quoted)
         self._reasons = _padded(reasons)
+        # Whole items of a HostPriorityList, the score left blank: one gather, and two bytes to fill in per item.
+        self._hosts = _padded([_HOST + bytes(name) + _SCORE + b"  }," for name in self._names])
 
     def failures(self, rows: Rows, codes: NDArray[np.uint8]) -> bytes:
         """Write `"name":"reason",` for each row."""
@@ -77,8 +80,8 @@ class Fragments:
             return b"".join([self._name_list[row] + b"," for row in rows.tolist()])
         return _side_by_side((self._names[rows], b","))
 
-    def scores(self, rows: Rows, scores: NDArray[np.uint8]) -> bytes:
-        """Write `{"Host":"name","Score":7},` for each row."""
+    def scores(self, rows: Rows, scores: NDArray[np.uint8]) -> bytearray:
+        """Write `[{"Host":"name","Score":7},`: an item for each row, each with its comma."""
         scores = np.minimum(scores, MAX_SCORE)
         if self._has_gaps:
             known = self._known[rows]
@@ -86,8 +89,16 @@ class Fragments:
         if self._joins:
             names = self._name_list
             pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-            return b"".join([b'%s%s,"Score":%d},' % (_HOST, names[row], score) for row, score in pairs])
-        return _side_by_side((_HOST, self._names[rows], _SCORE_TAILS[scores]))
+            items = [b"%s%s%s%d}," % (_HOST, names[row], _SCORE, score) for row, score in pairs]
+            return bytearray(b"[" + b"".join(items))
+        # Written where it is sent from: to copy 300 KB costs as much as to judge 5,000 nodes.
+        answer = bytearray(1 + len(rows) * self._hosts.itemsize)
+        answer[0:1] = b"["
+        if len(rows):
+            self._hosts.take(rows, out=np.frombuffer(answer, self._hosts.dtype, offset=1), mode="clip")
+            table = np.frombuffer(answer, np.uint8, offset=1).reshape(len(rows), -1)
+            table[:, -4:-2] = _DIGITS[scores]
+        return answer
 
     def _kept(self, rows: Rows) -> Rows:
         return rows[self._known[rows]] if self._has_gaps else rows
@@ -95,7 +106,9 @@ class Fragments:
 
 def scaled(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Bring scores of 0 to 1 to the protocol's whole numbers 0 to 10; what is not a number counts as 0."""
-    return np.rint(np.nan_to_num(np.clip(scores, 0.0, 1.0)) * MAX_SCORE).astype(np.uint8)
+    # fmax and fmin take the number where the other is none.
+    tenths: NDArray[np.float32] = np.rint(np.fmin(np.fmax(scores, 0.0), 1.0) * MAX_SCORE)
+    return tenths.astype(np.uint8)
 
 
 def filter_answer(
@@ -187,16 +200,16 @@ def prioritize_answer(
     scores: NDArray[np.uint8],
     unknown_names: Sequence[str] = (),
     unknown_scores: Sequence[int] | None = None,
-) -> bytes:
+) -> bytearray:
     """Write the HostPriorityList; names without a row score 0 unless `unknown_scores` says otherwise."""
-    encode = msgspec.json.encode
-    unknown = b"".join(
-        [
-            b'{"Host":%s,"Score":%d},' % (encode(name), min(score, MAX_SCORE))
-            for name, score in zip(unknown_names, unknown_scores or [0] * len(unknown_names), strict=True)
-        ]
-    )
-    return b"".join((b"[", *_last_comma_off(fragments.scores(rows, scores), unknown), b"]"))
+    answer = fragments.scores(rows, scores)
+    for name, score in zip(unknown_names, unknown_scores or [0] * len(unknown_names), strict=True):
+        answer += b"%s%s%s%d}," % (_HOST, msgspec.json.encode(name), _SCORE, min(score, MAX_SCORE))
+    if len(answer) > 1:
+        # The last item's comma.
+        del answer[-1]
+    answer += b"]"
+    return answer
 
 
 def preempt_answer(kept: Mapping[str, Victims]) -> bytes:
