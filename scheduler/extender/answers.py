@@ -35,7 +35,7 @@ _FEW = 16
 _HOST = b'{"Host":'
 _SCORE = b',"Score":'
 # The digits of each score, a blank before a single one.
-_DIGITS = np.array([b"%2d" % score for score in range(MAX_SCORE + 1)]).view(np.uint8).reshape(-1, 2)
+_DIGITS = np.array([b"%2d" % score for score in range(MAX_SCORE + 1)]).view(np.uint16)
 
 
 class Fragments:
@@ -92,12 +92,14 @@ class Fragments:
             items = [b"%s%s%s%d}," % (_HOST, names[row], _SCORE, score) for row, score in pairs]
             return bytearray(b"[" + b"".join(items))
         # Written where it is sent from: to copy 300 KB costs as much as to judge 5,000 nodes.
-        answer = bytearray(1 + len(rows) * self._hosts.itemsize)
+        width = self._hosts.itemsize
+        answer = bytearray(1 + len(rows) * width)
         answer[0:1] = b"["
         if len(rows):
             self._hosts.take(rows, out=np.frombuffer(answer, self._hosts.dtype, offset=1), mode="clip")
-            table = np.frombuffer(answer, np.uint8, offset=1).reshape(len(rows), -1)
-            table[:, -4:-2] = _DIGITS[scores]
+            # As one number of two bytes per item: several times faster than as two columns of bytes.
+            digits = np.ndarray(len(rows), np.uint16, answer, offset=1 + width - 4, strides=(width,))
+            digits[:] = _DIGITS[scores]
         return answer
 
     def _kept(self, rows: Rows) -> Rows:

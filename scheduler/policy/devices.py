@@ -30,7 +30,7 @@ class Devices:
 
     def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`not enough healthy GPUs` where too many are lost or hung."""
-        return np.where(snapshot.healthy_gpus < request.gpus, np.uint8(Reason.BROKEN_GPUS), np.uint8(0))
+        return (snapshot.healthy_gpus < request.gpus) * np.uint8(Reason.BROKEN_GPUS)
 
 
 def build(args: Args) -> Devices:

@@ -36,7 +36,7 @@ class Pools:
         """`waiting for pool P` on every node of a pool later than the first P that still holds the pod."""
         for index, spill_after_s in enumerate(self.args.spill_after_s):
             if spill_after_s > request.waited_s and snapshot.pool_sizes[index] > 0:
-                return np.where(snapshot.pool > index, np.uint8(base.POOL_CODES + index), np.uint8(0))
+                return (snapshot.pool > index) * np.uint8(base.POOL_CODES + index)
         return np.zeros(snapshot.rows, np.uint8)
 
 

@@ -29,7 +29,7 @@ class Quarantine:
 
     def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`node in quarantine` where the label is."""
-        return np.where(snapshot.quarantined, np.uint8(Reason.QUARANTINED), np.uint8(0))
+        return snapshot.quarantined * np.uint8(Reason.QUARANTINED)
 
 
 def build(args: Args) -> Quarantine:

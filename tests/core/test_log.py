@@ -135,7 +135,7 @@ def test_arguments_that_do_not_fit_their_format_do_not_stop_the_caller(pipe: tup
     writer.setFormatter(log.JsonFormatter())
     writer.handle(record_of("%d apples", "no"))
     writer.stop(timeout_s=30)
-    assert b"unprintable log call: file.py:7" in os.read(pipe[0], 65_536)
+    assert b"unprintable log call of room.file: '%d apples'" in os.read(pipe[0], 65_536)
 
 
 def test_setup_takes_other_libraries_lines_along_and_a_blocked_stderr_does_not_delay_the_end() -> None:
