@@ -4,12 +4,14 @@
 
 Runs of all modes alternate. In each, kube-scheduler starts when the pods are there, and what counts is the time
 from the first binding to the last one, as the API server tells it. `percentageOfNodesToScore` is the same on all
-sides; 0 is kube-scheduler's own default. No telemetry flows: all loads are the neutral ones.
+sides; 0 is kube-scheduler's own default. No telemetry flows: all loads are the neutral ones. The null extender is our
+HTTP server without watch, decision and log: it takes the names in turn (decisive), or leaves all of them (advisory).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import itertools
@@ -20,17 +22,23 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks._measure import cpu_s, verdict
+from benchmarks._measure import Child, cpu_s, tell, verdict
+from benchmarks._null import ThoughtlessVerbs
+from scheduler.core.clock import SystemClock
+from scheduler.extender.server import ExtenderCounters, ExtenderServer
+from scheduler.listeners import Listeners, ListenerSpec
 from tests.brokers import mosquitto_path
 from tests.controlplane import WHY_NOT, assets, node_manifest, pod_manifest
 from tests.e2e.system import SCHEDULER_NAME, System, run_system
 
 PODS = "/api/v1/namespaces/default/pods"
 ALONE, DECISIVE, ADVISORY, BINDING = "alone", "decisive", "advisory", "decisive, bindVerb on"
+NULL_DECISIVE, NULL_ADVISORY = "null extender, decisive", "null extender, advisory"
 CREATORS = 8
 STALL_S = 60.0
 POLL_S = 0.1
@@ -90,16 +98,62 @@ class Run:
     """CPU of the daemon per pod."""
 
 
-def run(system: System, mode: str, pods: int, turn: int, sampling: int) -> Run:
+def node_name(index: int) -> str:
+    return f"gpu-node-{index:05d}"
+
+
+async def serve_null(nodes: int, mode: str) -> None:
+    """Be the null extender; the port goes to stdout."""
+    verbs = ThoughtlessVerbs([node_name(index) for index in range(nodes)], decisive=mode == NULL_DECISIVE)
+    server = ExtenderServer(verbs, ExtenderCounters(), SystemClock())
+    listeners = Listeners(
+        [ListenerSpec(address="127.0.0.1:0", serves=frozenset({"extender"}))],
+        {"extender": server.routes("/scheduler")},
+    )
+    await listeners.start()
+    tell(port=listeners.addresses[0][1])
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def extender_of(system: System, mode: str, nodes: int) -> Iterator[tuple[int, int]]:
+    """Run the mode's extender; gives its process id and port."""
+    if mode in {NULL_DECISIVE, NULL_ADVISORY}:
+        with Child("benchmarks.throughput", "--nodes", str(nodes), "--null", mode) as child:
+            yield child.pid, child.read()["port"]
+        return
+    replica = system.serve(
+        profiles={"batch": {"placement": "advisory" if mode == ADVISORY else "decisive"}},
+        lease={"enabled": False},
+        extender={"bind": mode == BINDING},
+    )
+    try:
+        yield replica.process.popen.pid, replica.port
+    finally:
+        replica.process.stop()
+        system.processes.remove(replica.process)
+
+
+def run(system: System, mode: str, nodes: int, pods: int, turn: int, sampling: int) -> Run:
     """Bind so many pods in one mode."""
-    replica = None
-    if mode != ALONE:
-        placement = "advisory" if mode == ADVISORY else "decisive"
-        replica = system.serve(
-            profiles={"batch": {"placement": placement}},
-            lease={"enabled": False},
-            extender={"bind": mode == BINDING},
-        )
+    if mode == ALONE:
+        return bind_all(system, pods, turn, {"percentageOfNodesToScore": sampling}, None)
+    with extender_of(system, mode, nodes) as (pid, port):
+        extender = {
+            "urlPrefix": f"http://127.0.0.1:{port}/scheduler",
+            "filterVerb": "filter",
+            "prioritizeVerb": "prioritize",
+            "weight": 1,
+            "nodeCacheCapable": True,
+            "httpTimeout": "5s",
+            **({"bindVerb": "bind"} if mode == BINDING else {}),
+        }
+        given = {"percentageOfNodesToScore": sampling, "extenders": [extender]}
+        return bind_all(system, pods, turn, given, pid)
+
+
+def bind_all(system: System, pods: int, turn: int, given: dict[str, object], pid: int | None) -> Run:
+    """Create pods, start kube-scheduler with this configuration, and wait until all are bound."""
     names = [f"pod-{turn}-{index}" for index in range(pods)]
     create_pods(system, names)
     listed = system.plane.request("GET", f"{PODS}?limit=1")
@@ -109,35 +163,16 @@ def run(system: System, mode: str, pods: int, turn: int, sampling: int) -> Run:
         target=bindings.follow, args=(listed["metadata"]["resourceVersion"],), daemon=True
     )
     thread.start()
-    common: dict[str, object] = {
-        "percentageOfNodesToScore": sampling,
-        "profiles": [{"schedulerName": SCHEDULER_NAME}],
-    }
-    before_s = cpu_s(replica.process.popen.pid) if replica else 0.0
-    if replica:
-        common["extenders"] = [
-            {
-                "urlPrefix": f"http://127.0.0.1:{replica.port}/scheduler",
-                "filterVerb": "filter",
-                "prioritizeVerb": "prioritize",
-                "weight": 1,
-                "nodeCacheCapable": True,
-                "httpTimeout": "5s",
-                **({"bindVerb": "bind"} if mode == BINDING else {}),
-            }
-        ]
-    scheduler = system.plane.start_scheduler(common)
+    before_s = cpu_s(pid) if pid else 0.0
+    scheduler = system.plane.start_scheduler({"profiles": [{"schedulerName": SCHEDULER_NAME}], **given})
     moved_s, count = time.monotonic(), 0
     while len(bindings.seen_mono_s) < pods and time.monotonic() - moved_s < STALL_S:
         time.sleep(POLL_S)
         if len(bindings.seen_mono_s) > count:
             moved_s, count = time.monotonic(), len(bindings.seen_mono_s)
-    spent_s = cpu_s(replica.process.popen.pid) - before_s if replica else 0.0
+    spent_s = cpu_s(pid) - before_s if pid else 0.0
     scheduler.stop()
     bindings.ended = True
-    if replica:
-        replica.process.stop()
-        system.processes.remove(replica.process)
     # The deletions wake the watch, which then ends.
     delete_pods(system)
     thread.join(STALL_S)
@@ -155,15 +190,13 @@ def measure(nodes: int, pods: int, runs: int, sampling: int, modes: list[str]) -
             with ThreadPoolExecutor(CREATORS) as pool:
                 list(
                     pool.map(
-                        lambda n: system.plane.apply(
-                            node_manifest(f"gpu-node-{n:05d}", labels={"site": "dc-1"})
-                        ),
+                        lambda n: system.plane.apply(node_manifest(node_name(n), labels={"site": "dc-1"})),
                         range(nodes),
                     )
                 )
             for _ in range(runs):
                 for mode in modes:
-                    done[mode].append(run(system, mode, pods, next(turns), sampling))
+                    done[mode].append(run(system, mode, nodes, pods, next(turns), sampling))
                     last = done[mode][-1]
                     print(f"  … {mode}: {last.per_s:.0f} pods/s, {last.bound} bound", flush=True)
     finally:
@@ -181,10 +214,14 @@ def measure(nodes: int, pods: int, runs: int, sampling: int, modes: list[str]) -
         print(f"  {mode:26}{mean:8.0f}{mean / alone:10.2f}{unbound:9}{cpu_ms:18.2f}   {shown}")
     print()
     wanted = {DECISIVE: 1.0 if nodes >= BIG_CLUSTER else 0.9, ADVISORY: 0.6}
+    nulls = {DECISIVE: NULL_DECISIVE, ADVISORY: NULL_ADVISORY}
     for mode, target in wanted.items():
         if mode in done:
             mean = statistics.fmean(one.per_s for one in done[mode])
             verdict(f"{mode}, of kube-scheduler alone", mean / alone, target, at_least=True)
+            if nulls[mode] in done:
+                null = statistics.fmean(one.per_s for one in done[nulls[mode]])
+                print(f"      {mode}, of the null extender's: {mean / null:.2f}")
 
 
 def main() -> None:
@@ -197,7 +234,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--sampling", type=int, default=100)
     parser.add_argument("--bind", action="store_true", help="a line with bindVerb on, too")
+    parser.add_argument("--null", metavar="MODE", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.null:
+        asyncio.run(serve_null(args.nodes, args.null))
+        return
     if assets() is None:
         print(f"SKIPPED: {WHY_NOT}")
         return
@@ -209,7 +250,7 @@ def main() -> None:
         args.pods,
         args.runs,
         args.sampling,
-        [ALONE, DECISIVE, ADVISORY, *([BINDING] if args.bind else [])],
+        [ALONE, DECISIVE, NULL_DECISIVE, ADVISORY, NULL_ADVISORY, *([BINDING] if args.bind else [])],
     )
 
 
