@@ -216,11 +216,12 @@ async def subscribe(port: int, nodes: int) -> None:
     )
     held_s: list[float] = []
 
-    async def beat() -> None:
-        while True:
-            before_s = time.thread_time()
-            await asyncio.sleep(BEAT_S)
-            held_s.append(time.thread_time() - before_s)
+    def beat(before_s: float | None = None) -> None:
+        # A plain timer: a sleeping task would be woken one turn of the loop later than its time.
+        now_s = time.thread_time()
+        if before_s is not None:
+            held_s.append(now_s - before_s)
+        beating[:] = [asyncio.get_running_loop().call_later(BEAT_S, beat, now_s)]
 
     async def tick() -> None:
         while True:
@@ -234,7 +235,7 @@ async def subscribe(port: int, nodes: int) -> None:
             word = await asyncio.to_thread(input)
             if word == "beat":
                 # Only for the heartbeat's window: it costs CPU of its own.
-                beating.append(group.create_task(beat(), name="bench.beat"))
+                beat()
             elif beating:
                 beating.pop().cancel()
             tell(
@@ -248,7 +249,7 @@ async def subscribe(port: int, nodes: int) -> None:
             handler.delays_ms[:] = 0
             held_s.clear()
 
-    beating: list[asyncio.Task[None]] = []
+    beating: list[asyncio.TimerHandle] = []
     async with asyncio.TaskGroup() as group:
         group.create_task(subscriber.run(), name="telemetry.run")
         group.create_task(tick(), name="bench.tick")

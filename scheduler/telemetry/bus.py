@@ -175,7 +175,7 @@ class TelemetrySubscriber:
         handler: TelemetryHandler,
         clock: Clock,
         delays: RetryDelays | None = None,
-        turn_s: float = 0.000_5,
+        turn_s: float = 0.000_35,
         linger_s: float = 0.02,
     ) -> None:
         """Prepare; nothing is connected before run().

@@ -53,7 +53,7 @@ class Drain:
         handler: TelemetryHandler,
         clock: Clock,
         *,
-        turn_s: float = 0.000_5,
+        turn_s: float = 0.000_35,
         linger_s: float = 0.02,
     ) -> None:
         """Prepare.
@@ -73,8 +73,7 @@ class Drain:
         self._clock = clock
         self._turn_s = turn_s
         self._linger_s = linger_s
-        # Starts at what one costs on a slow machine; then follows the measurement.
-        self._sample_cost_s = 20e-6
+        self._batch: list[tuple[str, Sample, float]] = []
         self.received = 0
         """Samples that the handler took."""
 
@@ -85,7 +84,7 @@ class Drain:
             await asyncio.sleep(self._linger_s)
             # What comes in meanwhile gathers for the next round: chasing each message would mean batches of one.
             left = self._mailbox.waiting
-            while self._mailbox.has_state or (left > 0 and self._mailbox.waiting):
+            while self._mailbox.has_state or self._batch or (left > 0 and self._mailbox.waiting):
                 before = self._mailbox.waiting
                 self.turn()
                 left -= max(before - self._mailbox.waiting, 0)
@@ -93,32 +92,31 @@ class Drain:
             self._tell_drops()
 
     def turn(self) -> None:
-        """Handle what fits into one turn: at least one message of each kind that waits, so that all go on."""
+        """Use up one turn: for handing on what was decoded, else for state, and for decoding samples.
+
+        What fits into a turn of decoding takes less than another to hand on: most of that is the same for one
+        sample as for thirty. It goes first, since an inventory that waits may be another than the samples'.
+        """
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._hand_over(batch)
+            return
         until_mono_s = self._clock.mono_s() + self._turn_s
         while (taken := self._mailbox.take_state()) is not None:
             self._take_state(*taken)
             if self._clock.mono_s() >= until_mono_s:
-                break
-        if self._mailbox.has_state:
-            # A sample refers to an inventory that may still wait in line.
-            return
+                return
         began_mono_s = self._clock.mono_s()
-        most = max(1, int((until_mono_s - began_mono_s) / self._sample_cost_s))
-        taken_samples = self._mailbox.take_samples(most)
-        if not taken_samples:
-            return
-        batch: list[tuple[str, Sample, float]] = []
         unix_offset_s = self._clock.unix_s() - began_mono_s
-        for node, payload, at_mono_s in taken_samples:
+        while (taken_sample := self._mailbox.take_sample()) is not None:
+            node, payload, at_mono_s = taken_sample
             try:
                 sample = self._intake.sample(node, payload, at_mono_s, at_mono_s + unix_offset_s)
-                batch.append((node, sample, at_mono_s))
+                self._batch.append((node, sample, at_mono_s))
             except BadMessage as error:
                 self._refuse(node, SAMPLES, error)
-        self._hand_over(batch)
-        cost_s = (self._clock.mono_s() - began_mono_s) / len(taken_samples)
-        # Quick to grow, slow to shrink: one dear message must not be followed by a long turn.
-        self._sample_cost_s = max(cost_s, 0.9 * self._sample_cost_s, 1e-6)
+            if self._clock.mono_s() >= until_mono_s:
+                break
 
     def _take_state(self, node: str, kind: str, payload: bytes, at_mono_s: float) -> None:
         try:

@@ -87,14 +87,13 @@ class Mailbox:
         self._bytes -= len(payload) + _ENTRY_BYTES
         return node, kind, payload, at_mono_s
 
-    def take_samples(self, most: int) -> list[tuple[str, bytes, float]]:
-        """Take the samples that have waited longest: (node, payload, instant of receipt)."""
-        taken: list[tuple[str, bytes, float]] = []
-        while self._samples and len(taken) < most:
-            node, (payload, at_mono_s) = self._samples.popitem(last=False)
-            self._bytes -= len(payload) + _ENTRY_BYTES
-            taken.append((node, payload, at_mono_s))
-        return taken
+    def take_sample(self) -> tuple[str, bytes, float] | None:
+        """Take the sample that has waited longest: (node, payload, instant of receipt)."""
+        if not self._samples:
+            return None
+        node, (payload, at_mono_s) = self._samples.popitem(last=False)
+        self._bytes -= len(payload) + _ENTRY_BYTES
+        return node, payload, at_mono_s
 
     def count(self, reason: str) -> None:
         """Count a message that was dropped; the drops are told with the next turn."""

@@ -78,7 +78,7 @@ class World:
                 reserved=True,
                 reasons={"node in quarantine": 3},
                 policies=[],
-        best=[],
+                best=[],
             )
         )
 
