@@ -132,12 +132,12 @@ def judge(
     names, weights, scores, total = _scores(request, snapshot, profile, failures)
     best_band, peers, choice = BAND_NEVER, fits, -1
     for band, members in ((BAND_FITS, fits), (BAND_LAST, last), (BAND_FULL, full)):
-        if members is not None and members.any():
+        if members is not None and np.count_nonzero(members):
             best_band = band
             peers = _best_rank(members, snapshot)
             # Below any score, so that one maximum serves.
             among = np.where(peers, total, -1.0)
-            top = np.flatnonzero(among == among.max())
+            top = (among == among.max()).nonzero()[0]
             choice = int(top[0]) if len(top) == 1 else int(top[np.argmin(snapshot.name_hash[top])])
             break
     if promised_row >= 0 and fits[promised_row]:
@@ -208,7 +208,7 @@ def _best_rank(members: Mask, snapshot: Snapshot) -> Mask:
     # A step per pool, of which there are a handful; ranks beyond the first that has members are never looked at.
     for rank in range(len(snapshot.pool_sizes)):
         in_rank: Mask = members & (snapshot.pool == rank)
-        if in_rank.any():
+        if np.count_nonzero(in_rank):
             return in_rank
     return members
 

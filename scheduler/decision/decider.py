@@ -217,10 +217,11 @@ class Decider:
 
     def _ranked(self, judgement: Judgement) -> list[Ranked]:
         best = best_rows(judgement, BEST_KEPT)
+        pool_names = self.store.pool_names
         # Gathered as columns, then told row by row: a dozen numpy calls instead of a hundred.
         raw = np.array([score[best] for score in judgement.scores], np.float64)
         return [
-            Ranked(self._name(row), total, self.store.pool_names[pool], free_gpus, scores)
+            Ranked(self._name(row), total, pool_names[pool], free_gpus, scores)
             for row, total, pool, free_gpus, scores in zip(
                 best.tolist(),
                 judgement.total[best].tolist(),

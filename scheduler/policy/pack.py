@@ -31,7 +31,7 @@ class Pack:
         """1 where nothing would be left free, falling to 0 where a whole largest node would."""
         left = snapshot.free_gpus - np.float32(request.gpus)
         left *= np.float32(1 / snapshot.gpu_count_max)
-        np.clip(left, 0, 1, out=left)
+        left.clip(0, 1, out=left)
         np.subtract(np.float32(1), left, out=left)
         return left
 
