@@ -64,6 +64,8 @@ class Fragments:
 
     def failures(self, rows: Rows, codes: NDArray[np.uint8]) -> bytes:
         """Write `"name":"reason",` for each row."""
+        if not len(rows):
+            return b""
         if self._has_gaps:
             known = self._known[rows]
             rows, codes = rows[known], codes[known]
