@@ -60,7 +60,36 @@ _VENDOR_ERRORS = (aiomqtt.MqttError, OSError, UnicodeError)
 _SOCKET_OPTIONS = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 
 
-class NodePublisher:
+class _Reconnecting:
+    """What both sides are: one connection at a time, made again whenever it fails or ends."""
+
+    def __init__(self, settings: BrokerSettings, clock: Clock, delays: RetryDelays | None) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._delays = delays or RetryDelays(RECONNECT_DELAYS_S)
+        self.last_error = "not yet connected"
+        """Why there is no connection, for people; empty while there is one."""
+        self.connects = 0
+
+    async def _connection(self) -> None:
+        """Hold one connection; raise Disconnected when it cannot be made or is lost."""
+        raise NotImplementedError
+
+    async def _stay_connected(self) -> NoReturn:
+        while True:
+            began_mono_s = self._clock.mono_s()
+            try:
+                await self._connection()
+            except Disconnected as error:
+                self.last_error = str(error)
+            if self._clock.mono_s() - began_mono_s > _HELD_S:
+                self._delays.reset()
+            delay_s = self._delays.next_s()
+            _log.warning("broker %s: %s; again in %.1f s", self._settings.url, self.last_error, delay_s)
+            await asyncio.sleep(delay_s)
+
+
+class NodePublisher(_Reconnecting):
     """The agent's side: keeps one connection and the newest unsent sample.
 
     The broker's memory is not relied upon: `online` and the inventory are sent on every connect.
@@ -77,23 +106,18 @@ class NodePublisher:
     ) -> None:
         check_level(cluster, "cluster")
         check_level(node, "node")
-        self._settings = settings
+        super().__init__(settings, clock, delays)
         self._cluster = cluster
         self._node = node
-        self._clock = clock
-        self._delays = delays or RetryDelays(RECONNECT_DELAYS_S)
         self._news = asyncio.Event()
         self._inventory: bytes | None = None
         self._inventory_sent = True
         self._sample: bytes | None = None
         self.connected = False
-        self.last_error = "not yet connected"
-        """Why there is no connection, for people; empty while there is one."""
         self.published = 0
         """Samples handed to the connection. QoS 0: the broker may still not have got them."""
         self.dropped = 0
         """Samples that a newer one replaced before they could be sent."""
-        self.connects = 0
 
     def set_inventory(self, payload: bytes) -> None:
         """Publish an inventory, now and on every connect; always ahead of samples offered later."""
@@ -110,13 +134,7 @@ class NodePublisher:
 
     async def run(self) -> NoReturn:
         """Connect, publish, and connect again, until cancelled; then say `offline`."""
-        while True:
-            began_mono_s = self._clock.mono_s()
-            try:
-                await self._connection()
-            except Disconnected as error:
-                self.last_error = str(error)
-            await _pause(self._settings, self.last_error, self._delays, self._clock.mono_s() - began_mono_s)
+        await self._stay_connected()
 
     async def _connection(self) -> NoReturn:
         will = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]  # paho's.
@@ -164,7 +182,7 @@ class NodePublisher:
         return node_topic(self._cluster, self._node, kind)
 
 
-class TelemetrySubscriber:
+class TelemetrySubscriber(_Reconnecting):
     """The daemon's side: reads the telemetry of all nodes of one cluster into a handler."""
 
     def __init__(
@@ -190,18 +208,13 @@ class TelemetrySubscriber:
             linger_s: How long messages gather before they are decoded.
         """
         check_level(cluster, "cluster")
-        self._settings = settings
+        super().__init__(settings, clock, delays)
         self._cluster = cluster
-        self._clock = clock
-        self._delays = delays or RetryDelays(RECONNECT_DELAYS_S)
         self._mailbox = Mailbox(cluster, clock)
         self.intake = Intake()
         self._drain = Drain(self._mailbox, self.intake, handler, clock, turn_s=turn_s, linger_s=linger_s)
         self._client_id = settings.client_id or f"wattbalance-serve-{uuid.uuid4().hex[:12]}"
         self._subscribed = asyncio.Event()
-        self.last_error = "not yet connected"
-        """Why there is no connection, for people; empty while there is one."""
-        self.connects = 0
 
     @property
     def received(self) -> int:
@@ -225,18 +238,9 @@ class TelemetrySubscriber:
     async def run(self) -> NoReturn:
         """Connect and hand over telemetry, for ever, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(guard("telemetry.connect", self._connect()), name="telemetry.connect")
+            group.create_task(guard("telemetry.connect", self._stay_connected()), name="telemetry.connect")
             group.create_task(guard("telemetry.drain", self._drain.run()), name="telemetry.drain")
         raise AssertionError  # pragma: no cover  # Guarded loops never end without an error.
-
-    async def _connect(self) -> NoReturn:
-        while True:
-            began_mono_s = self._clock.mono_s()
-            try:
-                await self._connection()
-            except Disconnected as error:
-                self.last_error = str(error)
-            await _pause(self._settings, self.last_error, self._delays, self._clock.mono_s() - began_mono_s)
 
     async def _connection(self) -> None:
         connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's.
@@ -315,15 +319,6 @@ def _in_words(error: BaseException, settings: BrokerSettings) -> str:
         hint = ", or refuses our certificate" if settings.tls else ""
         return f"no answer within {settings.connect_timeout_s:g} s: frozen{hint}"
     return str(error) or type(error).__name__
-
-
-async def _pause(settings: BrokerSettings, reason: str, delays: RetryDelays, held_s: float) -> None:
-    """Wait before the next attempt to connect."""
-    if held_s > _HELD_S:
-        delays.reset()
-    delay_s = delays.next_s()
-    _log.warning("broker %s: %s; again in %.1f s", settings.url, reason, delay_s)
-    await asyncio.sleep(delay_s)
 
 
 async def _until_lost(client: aiomqtt.Client) -> None:

@@ -7,7 +7,7 @@ rarely are sent every 10 s and absent (UNSET) in between, which means unchanged.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -95,6 +95,8 @@ class Sample(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Per GPU: field name -> reason for its being null, from a closed set."""
 
 
+Message = TypeVar("Message", Sample, Inventory)
+
 SAMPLE_DECODER = msgspec.json.Decoder(Sample)
 INVENTORY_DECODER = msgspec.json.Decoder(Inventory)
 _ENCODER = msgspec.json.Encoder()
@@ -110,22 +112,27 @@ def inventory_hash(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()[:16]
 
 
+def _decode(decoder: msgspec.json.Decoder[Message], payload: bytes, topic_node: str) -> Message:
+    if len(payload) > MOST_PAYLOAD_BYTES:
+        raise BadMessage("too_large", f"{len(payload)} bytes")
+    try:
+        message = decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _refusal(error, payload, topic_node) from error
+    if message.v != SCHEMA_VERSION:
+        raise BadMessage("version", f"v={message.v}")
+    if message.node != topic_node:
+        raise BadMessage("node_mismatch", message.node[:80])
+    return message
+
+
 def decode_sample(payload: bytes, topic_node: str) -> Sample:
     """Decode and check one sample.
 
     Raises:
         BadMessage: with reason too_large | garbage | version | node_mismatch | shape | range. Count and drop.
     """
-    if len(payload) > MOST_PAYLOAD_BYTES:
-        raise BadMessage("too_large", f"{len(payload)} bytes")
-    try:
-        sample = SAMPLE_DECODER.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(error, payload, topic_node) from error
-    if sample.v != SCHEMA_VERSION:
-        raise BadMessage("version", f"v={sample.v}")
-    if sample.node != topic_node:
-        raise BadMessage("node_mismatch", sample.node[:80])
+    sample = _decode(SAMPLE_DECODER, payload, topic_node)
     count = len(sample.state)
     lengths = {len(sample.power_w), len(sample.util_frac), len(sample.energy_j)}
     if count > MOST_GPUS or lengths != {count}:
@@ -182,16 +189,7 @@ def _refusal(error: Exception, payload: bytes, topic_node: str) -> BadMessage:
 
 def decode_inventory(payload: bytes, topic_node: str) -> Inventory:
     """Decode and check an inventory. Raises BadMessage like decode_sample, reasons prefixed the same."""
-    if len(payload) > MOST_PAYLOAD_BYTES:
-        raise BadMessage("too_large", f"{len(payload)} bytes")
-    try:
-        inventory = INVENTORY_DECODER.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(error, payload, topic_node) from error
-    if inventory.v != SCHEMA_VERSION:
-        raise BadMessage("version", f"v={inventory.v}")
-    if inventory.node != topic_node:
-        raise BadMessage("node_mismatch", inventory.node[:80])
+    inventory = _decode(INVENTORY_DECODER, payload, topic_node)
     if len(inventory.gpus) > MOST_GPUS:
         raise BadMessage("shape", f"{len(inventory.gpus)} GPUs")
     return inventory
