@@ -24,6 +24,13 @@ from tests.controlplane import ControlPlane, Daemon, node_manifest, pod_manifest
 # Generous: shared machines are slow now and then, and nothing here measures time.
 PATIENCE_S = 60.0
 SCHEDULER_NAME = "wattbalance"
+# The names of deploy/rbac.yaml: whoever `serve` is in these tests, it may do what is written there and no more.
+RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
+NAMESPACE = "wattbalance"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:wattbalance"
+ACCOUNT_GROUPS = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}")
+POD_LISTS = ("/api/v1/namespaces/default/pods", f"/api/v1/namespaces/{NAMESPACE}/pods")
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/wattbalance"
 
 
 def wait_for(what: str, check: Callable[[], object], patience_s: float = PATIENCE_S) -> Any:
@@ -113,7 +120,8 @@ class System:
     plane: ControlPlane
     broker: Broker
     folder: Path
-    user: str = "admin"
+    user: str = ACCOUNT
+    """As whom `serve` asks the API server."""
     processes: list[Process] = field(default_factory=list)
 
     def config(self, port: int, **changes: object) -> dict[str, object]:
@@ -128,7 +136,7 @@ class System:
             "listeners": [
                 {"address": f"127.0.0.1:{port}", "serves": ["extender", "api", "metrics", "probes"]}
             ],
-            "lease": {"duration": "4s", "renew_deadline": "3s", "retry": "500ms", "namespace": "default"},
+            "lease": {"duration": "4s", "renew_deadline": "3s", "retry": "500ms"},
             "shutdown": {"grace": "5s"},
         }
         return base | changes
@@ -159,7 +167,7 @@ class System:
         port = port or free_port()
         path = self.folder / f"config-{port}.yaml"
         path.write_text(yaml.safe_dump(self.config(port, **changes)))
-        env = {"POD_NAME": pod_name, "POD_NAMESPACE": "default"} if pod_name else {}
+        env = {"POD_NAMESPACE": NAMESPACE, "POD_NAME": pod_name}
         process = self.start("serve", ["serve", "--config", str(path)], env)
         return Replica(process, port, pod_name)
 
@@ -217,9 +225,13 @@ class System:
         given.update(spec)
         self.plane.apply(manifest)
 
-    def pod(self, name: str) -> dict[str, Any]:
+    def add_own_pod(self, name: str) -> None:
+        """Create the pod that a replica takes itself for; the leader labels it."""
+        self.plane.apply(pod_manifest(name, namespace=NAMESPACE, gpus=0))
+
+    def pod(self, name: str, namespace: str = "default") -> dict[str, Any]:
         """Read a pod."""
-        found = self.plane.request("GET", f"/api/v1/namespaces/default/pods/{name}")
+        found = self.plane.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
         assert isinstance(found, dict)
         return found
 
@@ -240,10 +252,13 @@ class System:
         )
 
     def clear(self) -> None:
-        """Delete all pods and nodes, and stop what was started."""
+        """Stop what was started, and delete all pods and nodes and the Lease."""
         while self.processes:
             self.processes.pop().stop()
-        for path in ("/api/v1/namespaces/default/pods", "/api/v1/nodes"):
+        # One whose holder was killed would make the next replica wait.
+        with contextlib.suppress(urllib.error.HTTPError):
+            self.plane.request("DELETE", LEASE)
+        for path in (*POD_LISTS, "/api/v1/nodes"):
             listed = self.plane.request("GET", path)
             assert isinstance(listed, dict)
             for item in listed["items"]:
@@ -255,8 +270,9 @@ class System:
 
 @contextlib.contextmanager
 def run_system(folder: Path) -> Iterator[System]:
-    """Start the control plane and the broker; stop all at the end."""
-    with ControlPlane() as plane, run_mosquitto(folder) as broker:
+    """Start the control plane, with our role in it, and the broker; stop all at the end."""
+    with ControlPlane(users={ACCOUNT: ACCOUNT_GROUPS}) as plane, run_mosquitto(folder) as broker:
+        plane.apply_file(RBAC)
         system = System(plane, broker, folder)
         try:
             yield system

@@ -13,7 +13,7 @@ import pytest
 
 from tests.brokers import free_port
 from tests.controlplane import pod_manifest
-from tests.e2e.system import Replica, System, wait_for
+from tests.e2e.system import NAMESPACE, Replica, System, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -27,13 +27,13 @@ def role(replica: Replica) -> str:
 
 
 def label(system: System, pod: str) -> str:
-    return str(system.pod(pod)["metadata"].get("labels", {}).get(ROLE, ""))
+    return str(system.pod(pod, NAMESPACE)["metadata"].get("labels", {}).get(ROLE, ""))
 
 
 def start_two(system: System) -> tuple[Replica, Replica]:
     """A leader that carries the label, and a standby."""
     for name in ("replica-a", "replica-b"):
-        system.plane.apply(pod_manifest(name, gpus=0))
+        system.add_own_pod(name)
     leader = system.serve("replica-a")
     wait_for("the first leads", lambda: role(leader) == "leader")
     standby = system.serve("replica-b")

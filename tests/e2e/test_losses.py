@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.conftest import StartAgent
-from tests.e2e.system import Replica, System, wait_for
+from tests.e2e.system import LEASE, Replica, System, wait_for
 from tests.fakes.nvml_stub.stub import NvmlStub
 
 pytestmark = pytest.mark.e2e
@@ -62,7 +62,7 @@ def test_without_the_api_server_it_is_not_ready_and_becomes_ready_again_by_itsel
     system.add_node("loss-b")
     cluster = {
         "name": "test",
-        "kubeconfig": str(system.plane.kubeconfig()),
+        "kubeconfig": str(system.plane.kubeconfig(system.user)),
         "stale": "3s",
         "api_timeout": "2s",
     }
@@ -87,8 +87,7 @@ def test_sigterm_ends_it_with_0_and_hands_the_lease_back(system: System) -> None
     replica = system.serve()
 
     def holder() -> str:
-        path = "/apis/coordination.k8s.io/v1/namespaces/default/leases/wattbalance"
-        lease = system.plane.request("GET", path)
+        lease = system.plane.request("GET", LEASE)
         assert isinstance(lease, dict)
         return str(lease["spec"].get("holderIdentity") or "")
 

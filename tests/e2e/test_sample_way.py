@@ -82,10 +82,12 @@ def test_a_pod_lands_where_its_decision_says_and_the_terms_are_the_score(system:
             assert decision["chosen"] == landed
             assert decision["best"][0]["node"] == landed
             assert len(decision["best"]) == 3
+            weights = [each["weight"] for each in decision["policies"]]
+            assert len(weights) == 2
             for ranked in decision["best"]:
-                assert len(ranked["terms"]) == 2
-                # Exactly: the terms are what was added, in that order.
-                assert sum(term["term"] for term in ranked["terms"]) == ranked["score"]
+                # Exactly: these products are what was added, in that order.
+                terms = [weight * score for weight, score in zip(weights, ranked["scores"], strict=True)]
+                assert sum(terms) == ranked["score"]
         pods = {pod["name"]: pod["node"] for pod in replica.get("/api/v1/pods")["items"]}
         assert pods == {name: system.node_of(name) for name in ("seen-1", "seen-2")}
     finally:
