@@ -18,6 +18,7 @@ from scheduler.cluster.objects import (
 )
 from scheduler.cluster.objects import Resources as ContainerResources
 from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Workload
 from scheduler.decision.decider import Decider
@@ -113,10 +114,14 @@ def make_sample(
     )
 
 
-def make_store(pools: tuple[PoolSpec, ...] = (), **settings: float) -> Store:
+def make_store(
+    pools: tuple[PoolSpec, ...] = (), reservations: Reservations | None = None, **settings: object
+) -> Store:
     """An empty store with every class of work expected to be 0.9 busy."""
     loads = dict.fromkeys(Workload, 0.9)
-    return Store(StoreSettings(pools=pools, expected_loads=loads, **settings), Intents())  # type: ignore[arg-type]
+    fields: dict[str, object] = {"pools": pools, "expected_loads": loads} | settings
+    made = StoreSettings(**fields)  # type: ignore[arg-type]  # the tests' own keywords
+    return Store(made, Intents(), reservations)
 
 
 def see_node(store: Store, name: str = "n1", gpus: int = 8, labels: dict[str, str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The store's arrays: per-GPU facts of shape (rows, gpus), folded into node-level columns of shape (rows,).
 
-Rows are reused through a free list. Only store.py writes here. All arithmetic that turns per-GPU facts, known and
-unknown, into what policies may read is in `fold_*`.
+Rows are reused through a free list. Only the store and its parts write here. All arithmetic that turns per-GPU facts,
+known and unknown, into what policies may read is in `fold_*`.
 """
 
 from __future__ import annotations

@@ -73,8 +73,7 @@ class ReservationMachine(RuleBasedStateMachine):
         self.store, self.decider = self._fresh()
 
     def _fresh(self) -> tuple[Store, Decider]:
-        store = make_store(POOLS)
-        store.reservations = CheckedReservations(30.0, self._was_free)
+        store = make_store(POOLS, CheckedReservations(30.0, self._was_free))
         return store, make_decider(store)
 
     # --- the books, kept again from scratch ------------------------------------------------------------------------

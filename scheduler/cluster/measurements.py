@@ -1,0 +1,130 @@
+"""What agents tell of GPUs, written into columns and read back. Pure; the store owns the only instance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from scheduler.cluster.columns import STATE_BROKEN, STATE_OK, STATE_UNKNOWN, Columns
+from scheduler.cluster.nodes import Nodes
+from scheduler.telemetry.sample import Inventory, Sample
+
+STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_BROKEN, "hung": STATE_BROKEN}
+# Inventories of nodes that Kubernetes has not told of yet; agents may come up first. A full cluster and some.
+MOST_EARLY_INVENTORIES = 10_000
+
+
+class Measurements:
+    """Inventories and readings of the nodes that there are."""
+
+    def __init__(
+        self, columns: Columns, nodes: Nodes, counters: Counter[str], *, half_life_s: float, stale_s: float
+    ) -> None:
+        self._columns = columns
+        self._nodes = nodes
+        self._counters = counters
+        self._half_life_s = half_life_s
+        self._stale_s = stale_s
+        self._early_inventories: dict[str, Inventory] = {}
+
+    def see_inventory(self, node: str, inventory: Inventory) -> None:
+        """An agent says what its node has. Other GPUs than before: their readings start anew."""
+        record = self._nodes.records.get(node)
+        if record is None:
+            if len(self._early_inventories) < MOST_EARLY_INVENTORIES:
+                self._early_inventories[node] = inventory
+            return
+        columns = self._columns
+        columns.ensure_width(len(inventory.gpus))
+        row = record.row
+        before = [g.uuid for g in record.inventory.gpus] if record.inventory else []
+        if before != [g.uuid for g in inventory.gpus]:
+            columns.forget_readings(row)
+            columns.util[row] = np.nan
+            columns.state[row] = STATE_OK
+            columns.slot[row] = False
+            columns.slot[row, : len(inventory.gpus)] = True
+        record.inventory = inventory
+        if inventory.gpus:
+            record.model = inventory.gpus[0].model
+        self._nodes.renew(record)
+
+    def see_node(self, name: str) -> None:
+        """A node has appeared; its agent may have come up first."""
+        early = self._early_inventories.pop(name, None)
+        if early is not None:
+            self.see_inventory(name, early)
+
+    def see_samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
+        """Write samples (node, sample, instant of receipt), at most one a node, in one go."""
+        rows: list[int] = []
+        counts: list[int] = []
+        util: list[float | None] = []
+        power_w: list[float | None] = []
+        state: list[int] = []
+        received: list[float] = []
+        records = self._nodes.records
+        for node, sample, mono_s in batch:
+            record = records.get(node)
+            if record is None or record.inventory is None or len(record.inventory.gpus) != len(sample.state):
+                self._counters["samples_unknown_node" if record is None else "samples_without_inventory"] += 1
+                continue
+            rows.append(record.row)
+            counts.append(len(sample.state))
+            util += sample.util_frac
+            power_w += sample.power_w
+            state += [STATES.get(s, STATE_UNKNOWN) for s in sample.state]
+            received.append(mono_s)
+            record.agent = sample.agent
+        if rows:
+            self._columns.write_readings(
+                np.array(rows, np.intp),
+                np.array(counts, np.intp),
+                util=np.array(util, np.float32),
+                power_w=np.array(power_w, np.float32),
+                state=np.array(state, np.uint8),
+                received_mono_s=np.array(received, np.float64),
+                half_life_s=self._half_life_s,
+            )
+
+    def forget(self, node: str) -> None:
+        """A node's readings are unknown from now on."""
+        row = self._nodes.rows.get(node)
+        if row is not None:
+            self._columns.forget_readings(row)
+            self._columns.fold_readings(np.array([row]))
+
+    def age(self, now_mono_s: float) -> None:
+        """Readings grow older, and are unknown beyond the limit."""
+        columns = self._columns
+        np.subtract(now_mono_s, columns.received_mono_s, out=columns.age_s, casting="unsafe")
+        stale = np.flatnonzero(columns.fresh & (columns.age_s > self._stale_s))
+        if len(stale):
+            columns.fresh[stale] = False
+            columns.fold_readings(stale)
+
+    def node_power_w(self, row: int) -> float | None:
+        """Measured watts of all GPUs of a node; None where any of them is unknown."""
+        power_w = float(self._columns.node_power_w[row])
+        return None if np.isnan(power_w) else power_w
+
+    def gpu_readings(self, name: str) -> list[tuple[str, float | None, float | None]]:
+        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown."""
+        record = self._nodes.records[name]
+        columns, row = self._columns, record.row
+        readings: list[tuple[str, float | None, float | None]] = []
+        for index in range(len(record.inventory.gpus) if record.inventory else 0):
+            known = bool(columns.known[row, index] and columns.fresh[row])
+            power_w = float(columns.power_w[row, index])
+            state = "broken" if columns.state[row, index] == STATE_BROKEN else "ok" if known else "unknown"
+            util_frac = float(columns.util[row, index]) if known and state == "ok" else None
+            readings.append(
+                (state, util_frac, None if np.isnan(power_w) or not columns.fresh[row] else power_w)
+            )
+        return readings
+
+    def received_mono_s(self, row: int) -> float:
+        """Instant of the node's last sample; -inf if none."""
+        return float(self._columns.received_mono_s[row])

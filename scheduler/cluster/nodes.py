@@ -1,0 +1,170 @@
+"""Which nodes there are: their rows, pools and hardware. Pure; the store owns the only instance."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.cluster.columns import Columns
+from scheduler.cluster.objects import Node, quantity
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PoolSpec
+from scheduler.telemetry.sample import Inventory
+
+QUARANTINE_LABEL = PREFIX + "quarantine"
+MODEL_LABEL = "nvidia.com/gpu.product"
+DEFAULT_POOL = "default"
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    """What the store keeps of a node beside its columns."""
+
+    name: str
+    row: int
+    labels: dict[str, str]
+    pool: str
+    gpu_count: float
+    model: str = ""
+    inventory: Inventory | None = None
+    agent: str = ""
+    pods: dict[str, PodFacts] = field(default_factory=dict)
+
+
+class Nodes:
+    """Records by name, and the columns that a node's object and its inventory fill."""
+
+    def __init__(
+        self, columns: Columns, pools: Sequence[PoolSpec], capabilities: Mapping[str, float]
+    ) -> None:
+        self.records: dict[str, NodeRecord] = {}
+        self.rows: dict[str, int] = {}
+        self.names: list[str | None] = []
+        self.generation = 0
+        """Changes whenever a row gets another node: tables built from names are then stale."""
+        self.pool_names = [*(p.name for p in pools), DEFAULT_POOL]
+        self._columns = columns
+        self._pools = pools
+        self._capabilities = capabilities
+
+    def add(self, node: Node) -> NodeRecord:
+        """Give a new node its row. `update` fills in the rest."""
+        name = node.metadata.name
+        labels = node.metadata.labels or {}
+        pool = self._pool_index(labels)
+        columns = self._columns
+        row = columns.take_row()
+        record = NodeRecord(
+            name=name, row=row, labels=labels, pool=self.pool_names[pool], gpu_count=_gpus_of(node)
+        )
+        self.records[name] = record
+        self.rows[name] = row
+        self.names.extend([None] * (columns.rows - len(self.names)))
+        self.names[row] = name
+        self.generation += 1
+        columns.present[row] = True
+        columns.name_hash[row] = zlib.crc32(name.encode())
+        columns.pool_sizes[pool] += 1
+        columns.pool[row] = pool
+        return record
+
+    def update(self, record: NodeRecord, node: Node) -> None:
+        """Take what the node's object says now."""
+        columns, row = self._columns, record.row
+        labels = node.metadata.labels or {}
+        gpu_count = _gpus_of(node)
+        pool = self._pool_index(labels)
+        if columns.pool[row] != pool:
+            columns.pool_sizes[columns.pool[row]] -= 1
+            columns.pool_sizes[pool] += 1
+            columns.pool[row] = pool
+        record.labels, record.pool, record.gpu_count = labels, self.pool_names[pool], gpu_count
+        if record.inventory is None:
+            record.model = labels.get(MODEL_LABEL, "")
+        columns.gpu_count[row] = gpu_count
+        columns.quarantined[row] = QUARANTINE_LABEL in labels
+        columns.cordoned[row] = bool(node.spec.unschedulable)
+        self.renew(record)
+
+    def renew(self, record: NodeRecord) -> None:
+        """Fold a node's readings anew after its hardware changed, and what is a scalar over all nodes."""
+        columns, row = self._columns, record.row
+        columns.capability[row] = self._capability(record.model)
+        columns.fold_readings(np.array([row]))
+        columns.capability_max = max(columns.capability_max, float(columns.capability[row]))
+        columns.gpu_count_max = max(columns.gpu_count_max, float(columns.gpu_count[row]))
+        columns.renew_snapshot()
+
+    def remove(self, name: str) -> NodeRecord | None:
+        """Give the node's row back. Returns its record as it was, None if there was no such node."""
+        record = self.records.pop(name, None)
+        if record is None:
+            return None
+        del self.rows[name]
+        self.names[record.row] = None
+        self.generation += 1
+        columns = self._columns
+        columns.pool_sizes[columns.pool[record.row]] -= 1
+        columns.free_row(record.row)
+        columns.renew_snapshot()
+        return record
+
+    def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
+        """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.
+
+        Such a node may be a template that does not exist yet; it never gets a promise. Rows count on from
+        `snapshot.rows`, in the order given.
+        """
+        count = len(nodes)
+        gpus = np.array([_gpus_of(n) for n in nodes], np.float32)
+        labels = [n.metadata.labels or {} for n in nodes]
+        zeros = np.zeros(count, np.float32)
+        added: dict[str, NDArray[np.generic]] = {
+            "present": np.ones(count, bool),
+            "gpu_count": gpus,
+            "healthy_gpus": np.full(count, np.inf, np.float32),
+            "free_gpus": gpus,
+            "bound_gpus": zeros,
+            "reserved_gpus": zeros,
+            "load_sum": gpus * np.float32(self._columns.neutral_load),
+            "pending_load": zeros,
+            "known_gpus": zeros,
+            "fresh": np.zeros(count, bool),
+            "reading_age_s": np.full(count, np.inf, np.float32),
+            "pool": np.array([self._pool_index(each) for each in labels], np.uint8),
+            "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
+            "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
+            "capability": np.array(
+                [self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32
+            ),
+            "name_hash": np.array([zlib.crc32(n.metadata.name.encode()) for n in nodes], np.uint32),
+        }
+        columns: dict[str, object] = {
+            name: np.concatenate([getattr(snapshot, name), column]) for name, column in added.items()
+        }
+        most = max(
+            [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
+        )
+        return snapshot.replace(**columns, capability_max=most)
+
+    def _pool_index(self, labels: dict[str, str]) -> int:
+        for index, pool in enumerate(self._pools):
+            if all(labels.get(k) == v for k, v in pool.selector.items()):
+                return index
+        return len(self._pools)
+
+    def _capability(self, model: str) -> float:
+        for pattern, capability in self._capabilities.items():
+            if fnmatchcase(model, pattern):
+                return capability
+        return 1.0
+
+
+def _gpus_of(node: Node) -> float:
+    return max(quantity((node.status.allocatable or {}).get(GPU_RESOURCE)), 0.0)

@@ -1,0 +1,160 @@
+"""Reservations with their effect on columns: what is promised, and the load that comes with it.
+
+Pure; the store owns the only instance. Promise 5.4 of docs/architecture.md is kept here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from scheduler.cluster.columns import Columns
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.reservations import Reservation, Reservations
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.core.nouns import PodRequest
+
+PENDING_FLOOR = 1e-3
+
+
+class Promises:
+    """GPUs and load of pods that are on their way to a node."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        rows: Mapping[str, int],
+        counters: Counter[str],
+        reservations: Reservations,
+        *,
+        half_life_s: float,
+    ) -> None:
+        self.reservations = reservations
+        self._columns = columns
+        self._rows = rows
+        self._counters = counters
+        self._half_life_s = half_life_s
+        self._nominated: dict[str, PodFacts] = {}
+        self._now_mono_s = -np.inf
+
+    def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
+        """See Store.reserve; the caller knows that the pod is not bound."""
+        own = self.reservations.get(request.uid)
+        if own is not None and own.node == node and self.reservations.renew(request.uid, now_mono_s):
+            return True
+        if own is not None:
+            self.drop(request.uid, now_mono_s)
+        row = self._rows.get(node)
+        columns = self._columns
+        if row is None or columns.free[row] < request.gpus:
+            return False
+        load = request.gpus * request.expected_load
+        self.reservations.make(
+            request.uid, node, request.gpus, load, now_mono_s, waits_for_volume=request.waits_for_volume
+        )
+        columns.reserved[row] += request.gpus
+        columns.pending[row] += load
+        columns.fold_holdings(row)
+        return True
+
+    def drop(self, uid: str, now_mono_s: float, *, keep_load: bool = False) -> Reservation | None:
+        """Take a promise back, if there is one, and what is left of its load unless that is coming all the same."""
+        held = self.reservations.release(uid)
+        if held is None or held.node not in self._rows:
+            return held
+        row, columns = self._rows[held.node], self._columns
+        columns.reserved[row] = max(float(columns.reserved[row]) - held.gpus, 0)
+        if not keep_load:
+            columns.pending[row] -= held.load * self._faded(held, now_mono_s)
+        columns.fold_holdings(row)
+        return held
+
+    def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
+        """A pod was bound: its promise is over. Returns whether this node had been promised to it."""
+        own = self.reservations.get(uid)
+        kept = own is not None and own.node == node
+        self.drop(uid, now_mono_s, keep_load=kept)
+        self.reservations.forget_pod(uid)
+        return kept
+
+    def evict(self, node: str, now_mono_s: float) -> None:
+        """Take back the youngest promises of a node until the rest fits beside what is bound there."""
+        row, columns = self._rows[node], self._columns
+        room = min(float(columns.gpu_count[row]), float(columns.healthy[row])) - float(columns.bound[row])
+        if columns.reserved[row] <= max(room, 0):
+            return
+        for held in reversed(self.reservations.on_node(node)):
+            if columns.reserved[row] <= max(room, 0):
+                break
+            self.drop(held.uid, now_mono_s)
+            self._counters["reservations_evicted"] += 1
+
+    def drop_node(self, node: str) -> None:
+        """A node is going, and what was promised there with it."""
+        for held in self.reservations.on_node(node):
+            self.reservations.release(held.uid)
+
+    def expect(self, row: int, load: float) -> None:
+        """Load that is coming to a node and not in its measurement yet; negative for what has just ended."""
+        self._columns.pending[row] += load
+
+    def nominate(self, facts: PodFacts) -> None:
+        """Note where a pod was nominated, or that it is not any more."""
+        if facts.nominated_node and not facts.node:
+            self._nominated[facts.uid] = facts
+        else:
+            self._nominated.pop(facts.uid, None)
+
+    def forget_pod(self, uid: str, now_mono_s: float) -> None:
+        """A pod is gone, with all that was kept for it."""
+        self._nominated.pop(uid, None)
+        self.drop(uid, now_mono_s)
+        self.reservations.forget_pod(uid)
+
+    def pass_time(self, since_s: float, now_mono_s: float) -> None:
+        """Expected load fades into the measurement; promises run out."""
+        self._now_mono_s = now_mono_s
+        columns = self._columns
+        if np.isfinite(since_s):
+            columns.pending *= np.float32(2.0 ** (-since_s / self._half_life_s))
+            columns.pending[np.abs(columns.pending) < PENDING_FLOOR] = 0
+        for held in self.reservations.expired(now_mono_s):
+            self.drop(held.uid, now_mono_s)
+            self._counters["reservations_expired"] += 1
+
+    def snapshot_for(self, request: PodRequest) -> Snapshot:
+        """See Store.snapshot_for."""
+        columns, rows = self._columns, self._rows
+        own = self.reservations.get(request.uid)
+        others = [
+            facts
+            for facts in self._nominated.values()
+            if facts.uid != request.uid
+            and facts.priority >= request.priority
+            and facts.nominated_node in rows
+            and not self._promised(facts.uid, facts.nominated_node)
+        ]
+        if own is None and not others:
+            return columns.snapshot
+        claim = columns.bound + columns.reserved
+        if own is not None and own.node in rows:
+            claim[rows[own.node]] -= own.gpus
+        for facts in others:
+            claim[rows[facts.nominated_node]] += facts.gpus
+        free = np.maximum(np.minimum(columns.gpu_count, columns.healthy) - claim, 0)
+        pending = columns.pending
+        if own is not None and own.node in rows:
+            pending = pending.copy()
+            pending[rows[own.node]] -= own.load * self._faded(own, self._now_mono_s)
+        return columns.snapshot.replace(free_gpus=free, pending_load=pending)
+
+    def _promised(self, uid: str, node: str) -> bool:
+        """Whether the pod's GPUs on this node are counted by a reservation already."""
+        held = self.reservations.get(uid)
+        return held is not None and held.node == node
+
+    def _faded(self, held: Reservation, now_mono_s: float) -> float:
+        """Which part of a promise's expected load is still in `pending`."""
+        return float(2.0 ** (-max(now_mono_s - held.made_mono_s, 0) / self._half_life_s))
