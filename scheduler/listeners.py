@@ -2,6 +2,11 @@
 
 Composition only: what answers stands in the rooms. One application a listener; a listener may serve several
 roles. Certificates and client CAs are read again when their files change.
+
+How long a connection may last, and how many there may be: Go keeps a connection for 90 s after its last answer,
+and may keep one that it opened and never used. So a silent connection has 120 s, and one with half a header
+gets no other limit: who wants to hold a connection need not send the half. What bounds the harm is their
+number, at which the one that has been silent longest makes room.
 """
 
 from __future__ import annotations
@@ -9,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import socket
 import ssl
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -29,7 +36,11 @@ _log = logging.getLogger(__name__)
 
 ROLES = frozenset({"extender", "api", "metrics", "probes"})
 
-KEEPALIVE_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
+SILENT_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
+HANDSHAKE_S = 10.0  # a whole one takes two round trips and 2 ms; asyncio's own limit is 60 s
+STUCK_S = 30.0  # an answer of which the client takes nothing for so long ends its connection
+# kube-scheduler keeps a handful, a browser six. Four listeners stay at half of the usual 1,024 open files.
+CONNECTIONS = 128
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
 LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
@@ -153,6 +164,94 @@ class Certificates:
         return context
 
 
+class Gate:
+    """Lets so many connections in and no more: beyond that, each that comes sends another away.
+
+    Without it, whoever opens connections and says nothing takes every file that the process may open, those to the
+    API server and the broker too. First goes who never asked anything, the earliest first, TLS handshakes
+    included; then who has been idle longest. While all are being answered, the one that comes is refused.
+    """
+
+    def __init__(self, server: web.Server, address: str, connections: int) -> None:
+        self._server = server
+        self._address = address
+        self._connections = connections
+        # In the order they came, each with the loop's own task that accepts it, which ends with the handshake.
+        self._open: dict[RequestHandler, asyncio.Task[object] | None] = {}
+        self.turned_away = 0
+
+    def __call__(self) -> RequestHandler:
+        """Make the protocol of a connection that was just accepted; the loop calls this."""
+        self._open = {
+            connection: accepting
+            for connection, accepting in self._open.items()
+            if connection.transport is not None or (accepting is not None and not accepting.done())
+        }
+        if len(self._open) >= self._connections:
+            self._make_room()
+        connection = self._server()
+        self._open[connection] = asyncio.current_task()
+        return connection
+
+    def _make_room(self) -> None:
+        if not self.turned_away:
+            _log.warning("%s has %d connections: silent ones are closed", self._address, self._connections)
+        self.turned_away += 1
+        # aiohttp has no public word for what its connections are doing; the tests hold it to these.
+        silent = [
+            each
+            for each in self._open
+            if each._current_request is None and not each._messages  # noqa: SLF001 - as said
+        ]
+        if not silent:
+            accepting = asyncio.current_task()
+            if accepting is not None:
+                accepting.cancel()
+            return
+        first = min(
+            silent,
+            # Moved on by each answer.
+            key=lambda each: each._next_keepalive_close_time if each._request_count else 0.0,  # noqa: SLF001 - as said
+        )
+        accepting = self._open.pop(first)
+        if first.transport is not None:
+            # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
+            first.force_close()
+        elif accepting is not None:
+            accepting.cancel()
+
+
+class _Site(web.BaseSite):
+    """aiohttp's TCPSite, behind a gate, and with limits on handshakes and on answers that nobody takes."""
+
+    def __init__(
+        self, runner: web.AppRunner, gate: Gate, spec: ListenerSpec, certificates: Certificates | None
+    ) -> None:
+        super().__init__(runner, ssl_context=certificates.front if certificates is not None else None)
+        self._gate = gate
+        self._spec = spec
+
+    @property
+    def name(self) -> str:
+        return self._spec.address
+
+    async def start(self) -> None:
+        await super().start()
+        host, port = self._spec.host_port()
+        server = await asyncio.get_running_loop().create_server(
+            self._gate,
+            host,
+            port,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
+        )
+        self._server = server
+        if sys.platform == "linux":
+            for listening in server.sockets:
+                # Inherited by what is accepted. The kernel's own clock: it costs an answer nothing.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))
+
+
 class Listeners:
     """All listening sockets of the daemon.
 
@@ -162,6 +261,8 @@ class Listeners:
         end_streams: called when stopping begins, so that open event streams end and do not hold the stop.
         check_s: how often certificate files are looked at.
         grace_s: how long a request that is being answered may go on once stopping has begun.
+        silent_s: how long a connection may wait for a (whole) request header.
+        connections: how many each listener may have open.
     """
 
     def __init__(
@@ -172,12 +273,17 @@ class Listeners:
         end_streams: Sequence[Callable[[], None]] = (),
         check_s: float = CHECK_S,
         grace_s: float = GRACE_S,
+        silent_s: float = SILENT_S,
+        connections: int = CONNECTIONS,
     ) -> None:
         self._specs = tuple(specs)
         self._routes = {role: tuple(given) for role, given in routes.items()}
         self._end_streams = tuple(end_streams)
         self._check_s = check_s
         self._grace_s = grace_s
+        self._silent_s = silent_s
+        self._connections = connections
+        self._gates: list[Gate] = []
         self._runners: list[web.AppRunner] = []
         self._certificates: list[tuple[Certificates, web.AppRunner]] = []
         self._outdated: set[RequestHandler] = set()
@@ -188,6 +294,11 @@ class Listeners:
     def addresses(self) -> list[tuple[str, int]]:
         """The bound host and port of each listener, in the order given; a port 0 has become a real one."""
         return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
+
+    @property
+    def turned_away(self) -> int:
+        """Connections closed, or not let in, because there were too many."""
+        return sum(gate.turned_away for gate in self._gates)
 
     async def run(self) -> None:
         """Listen until cancelled, reading certificates again when they change; then stop.
@@ -267,17 +378,18 @@ class Listeners:
                 app,
                 handle_signals=False,
                 access_log=None,
-                keepalive_timeout=KEEPALIVE_S,
+                keepalive_timeout=self._silent_s,
                 lingering_time=LINGER_S,
                 shutdown_timeout=self._grace_s,
             )
             undo.push_async_callback(runner.cleanup)
             await runner.setup()
-            host, port = spec.host_port()
-            await web.TCPSite(
-                runner, host, port, ssl_context=certificates.front if certificates is not None else None
-            ).start()
+            if runner.server is None:
+                raise RuntimeError("a runner that was set up has a server")
+            gate = Gate(runner.server, spec.address, self._connections)
+            await _Site(runner, gate, spec, certificates).start()
             undo.pop_all()
+        self._gates.append(gate)
         self._runners.append(runner)
         if certificates is not None:
             self._certificates.append((certificates, runner))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
-from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
+from scheduler import listeners as listeners_module
+from scheduler.listeners import SILENT_S, Listeners, ListenerSpec, TlsFiles
 from tests.certs import Authority
 
 if TYPE_CHECKING:
@@ -51,9 +53,15 @@ class Site:
 
 
 @asynccontextmanager
-async def listening(*specs: ListenerSpec) -> AsyncIterator[Listeners]:
+async def listening(
+    *specs: ListenerSpec,
+    routes: list[web.RouteDef] | None = None,
+    silent_s: float = SILENT_S,
+    connections: int = 128,
+) -> AsyncIterator[Listeners]:
     before = asyncio.all_tasks()
-    listeners = Listeners(specs, ROUTES, grace_s=0.5)
+    serves = ROUTES if routes is None else {"probes": routes}
+    listeners = Listeners(specs, serves, grace_s=0.5, silent_s=silent_s, connections=connections)
     await listeners.start()
     try:
         yield listeners
@@ -174,6 +182,164 @@ async def test_a_taken_address_leaves_no_other_bound() -> None:
         with pytest.raises(OSError, match="in use"):
             await second.start()
         assert second.addresses == []
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side closes, sooner or later."""
+    try:
+        return await asyncio.wait_for(reader.read(1), 30) == b""
+    except ConnectionError:
+        return True
+
+
+def is_open(reader: asyncio.StreamReader) -> bool:
+    return not reader.at_eof() and reader.exception() is None
+
+
+def test_go_is_the_first_to_close_a_connection_that_it_keeps() -> None:
+    want_longer_than_s = 90.0  # http.Transport.IdleConnTimeout, as client-go leaves it
+    assert want_longer_than_s < SILENT_S
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", GET[:-2], b"GET /healthz HTTP/1.1\r\n", GET + GET[:-2]], ids=repr
+)
+async def test_a_header_that_is_never_finished_does_not_hold_its_connection(sent: bytes) -> None:
+    async with (
+        listening(spec(), silent_s=0.3) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        writer.write(sent)
+        if sent.startswith(GET):
+            await asyncio.wait_for(reader.readuntil(b"fine"), 10)
+        assert await is_closed(reader)
+
+
+async def test_a_header_that_comes_in_drops_does_not_last_longer() -> None:
+    async with (
+        listening(spec(), silent_s=0.5) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        closed = asyncio.ensure_future(is_closed(reader))
+        writer.write(GET[:-2])
+        drops = 0
+        while not closed.done() and drops < 1000:
+            writer.write(b"x: y\r\n")
+            drops += 1
+            await asyncio.wait([closed], timeout=0.03)
+        assert await closed
+        assert drops > 3
+
+
+async def test_a_kept_connection_is_answered_after_a_pause_within_the_limit() -> None:
+    async with (
+        listening(spec(), silent_s=30.0) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        for _ in range(3):
+            assert (await ask(reader, writer)).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.1)
+
+
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(caplog: pytest.LogCaptureFixture) -> None:
+    most, crowd = 20, 300
+    async with listening(spec(), connections=most) as listeners, AsyncExitStack() as stack:
+        port = listeners.addresses[0][1]
+        first_reader, first_writer = await stack.enter_async_context(connected(port))
+        await ask(first_reader, first_writer)
+        readers = [(await stack.enter_async_context(connected(port)))[0] for _ in range(crowd)]
+        # Who was served before keeps its connection, and who comes now is served.
+        assert (await ask(first_reader, first_writer)).startswith(b"HTTP/1.1 200")
+        async with connected(port) as (reader, writer):
+            assert (await ask(reader, writer)).startswith(b"HTTP/1.1 200")
+        for reader in readers[: crowd - most]:
+            assert await is_closed(reader)
+        # The earliest went; the last are still there.
+        assert all(is_open(reader) for reader in readers[-(most - 3) :])
+        assert listeners.turned_away == 1 + crowd + 1 - most
+        assert caplog.text.count("silent ones are closed") == 1
+
+
+async def test_of_those_that_asked_the_longest_idle_one_makes_room() -> None:
+    async with listening(spec(), connections=3) as listeners, AsyncExitStack() as stack:
+        port = listeners.addresses[0][1]
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(3)]
+        for at in (0, 1, 2, 0):
+            await ask(*clients[at])
+        newest = await stack.enter_async_context(connected(port))
+        await ask(*newest)
+        assert await is_closed(clients[1][0])
+        for client in (clients[0], clients[2], newest):
+            assert (await ask(*client)).startswith(b"HTTP/1.1 200")
+
+
+async def test_nobody_who_is_being_answered_is_sent_away() -> None:
+    asked, may_answer = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        asked.release()
+        await may_answer.wait()
+        return web.Response(text="fine")
+
+    async with (
+        listening(spec(), routes=[web.get("/healthz", slow)], connections=2) as listeners,
+        AsyncExitStack() as stack,
+    ):
+        port = listeners.addresses[0][1]
+        busy = [await stack.enter_async_context(connected(port)) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(GET)
+            await asyncio.wait_for(asked.acquire(), 10)
+        async with connected(port) as (reader, _):
+            assert await is_closed(reader)
+        may_answer.set()
+        for reader, _ in busy:
+            assert b"200" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        assert listeners.turned_away == 1
+
+
+async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    most, crowd = 10, 60
+    async with listening(spec(site.files), connections=most) as listeners, AsyncExitStack() as stack:
+        port = listeners.addresses[0][1]
+        # Plain TCP: the handshake never begins.
+        readers = [(await stack.enter_async_context(connected(port)))[0] for _ in range(crowd)]
+        assert await serial_served(port, site.client(site.old)) == site.serial
+        for reader in readers[: crowd - most]:
+            assert await is_closed(reader)
+        assert listeners.turned_away == crowd + 1 - most
+
+
+async def test_a_tls_handshake_that_never_comes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners_module, "HANDSHAKE_S", 0.3)
+    site = Site(tmp_path)
+    async with (
+        listening(spec(site.files)) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        writer.write(b"\x16\x03\x01")
+        assert await is_closed(reader)
+
+
+async def test_an_answer_that_nobody_takes_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners_module, "STUCK_S", 1.0)
+    ended = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        try:
+            await response.prepare(request)
+            while True:
+                await response.write(b"x" * 2**16)
+        finally:
+            ended.set()
+
+    async with listening(spec(), routes=[web.get("/healthz", endless)]) as listeners:
+        with socket.create_connection(listeners.addresses[0]) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(GET)
+            await asyncio.wait_for(ended.wait(), 60)
 
 
 @pytest.mark.parametrize(
