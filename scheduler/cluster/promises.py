@@ -59,17 +59,17 @@ class Promises:
         columns.fold_holdings(row)
         return True
 
-    def drop(self, uid: str, now_mono_s: float, *, keep_load: bool = False) -> Reservation | None:
+    def drop(self, uid: str, now_mono_s: float, *, keep_load: bool = False) -> None:
         """Take a promise back, if there is one, and what is left of its load unless that is coming all the same."""
         held = self.reservations.release(uid)
-        if held is None or held.node not in self._rows:
-            return held
+        if held is not None:
+            self._give_back(held, 0.0 if keep_load else self._faded(held, now_mono_s))
+
+    def _give_back(self, held: Reservation, load_frac: float) -> None:
         row, columns = self._rows[held.node], self._columns
         columns.reserved[row] = max(float(columns.reserved[row]) - held.gpus, 0)
-        if not keep_load:
-            columns.pending[row] -= held.load * self._faded(held, now_mono_s)
+        columns.pending[row] -= held.load * load_frac
         columns.fold_holdings(row)
-        return held
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
         """A pod was bound: its promise is over. Returns whether this node had been promised to it."""
@@ -120,8 +120,8 @@ class Promises:
         if np.isfinite(since_s):
             columns.pending *= np.float32(2.0 ** (-since_s / self._half_life_s))
             columns.pending[np.abs(columns.pending) < PENDING_FLOOR] = 0
-        for held in self.reservations.expired(now_mono_s):
-            self.drop(held.uid, now_mono_s)
+        for held in self.reservations.take_expired(now_mono_s):
+            self._give_back(held, self._faded(held, now_mono_s))
             self._counters["reservations_expired"] += 1
 
     def snapshot_for(self, request: PodRequest) -> Snapshot:

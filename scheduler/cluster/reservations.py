@@ -7,6 +7,7 @@ a fact, which takes the pod's own reservation, else evicts the youngest reservat
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 # kube-scheduler binds within seconds of its filter call; 30 s covers a slow API server and the pod's back-off.
 RESERVATION_S = 30.0
@@ -16,6 +17,8 @@ RENEWALS = 2
 # A node that fails after filter every time (volumes, admission) must not be chosen for ever.
 CHOICES_WITHOUT_BINDING = 3
 LAST_CHOICE_S = 300.0
+# The queue of ends keeps those of promises that are over until they come up; it is tidied when it is mostly those.
+ENDS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,11 @@ class Reservations:
     def __init__(self, reservation_s: float = RESERVATION_S) -> None:
         self.reservation_s = reservation_s
         self._by_uid: dict[str, Reservation] = {}
+        self._by_node: dict[str, dict[str, Reservation]] = {}
+        self._ends: list[tuple[float, str]] = []
+        """A heap of (instant, pod uid); an entry that is not its pod's present end means nothing."""
         self._choices: dict[str, _Choices] = {}
+        """The one that was touched last is last."""
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -58,7 +65,7 @@ class Reservations:
 
     def on_node(self, node: str) -> list[Reservation]:
         """All of one node, oldest first."""
-        return sorted((r for r in self._by_uid.values() if r.node == node), key=lambda r: r.made_mono_s)
+        return sorted(self._by_node.get(node, {}).values(), key=lambda r: r.made_mono_s)
 
     def make(
         self,
@@ -80,7 +87,7 @@ class Reservations:
             made_mono_s=now_mono_s,
             until_mono_s=now_mono_s + length_s,
         )
-        self._by_uid[uid] = made
+        self._keep(made)
         return made
 
     def renew(self, uid: str, now_mono_s: float) -> bool:
@@ -89,20 +96,42 @@ class Reservations:
         if held.renewals >= RENEWALS:
             return False
         length_s = held.until_mono_s - held.made_mono_s if held.renewals == 0 else self.reservation_s
-        self._by_uid[uid] = replace(held, until_mono_s=now_mono_s + length_s, renewals=held.renewals + 1)
+        self._keep(replace(held, until_mono_s=now_mono_s + length_s, renewals=held.renewals + 1))
         return True
 
     def release(self, uid: str) -> Reservation | None:
         """Take the promise back."""
-        return self._by_uid.pop(uid, None)
+        held = self._by_uid.pop(uid, None)
+        if held is not None:
+            beside = self._by_node[held.node]
+            del beside[uid]
+            if not beside:
+                del self._by_node[held.node]
+        return held
 
-    def expired(self, now_mono_s: float) -> list[Reservation]:
-        """Those whose time is over; the caller releases them."""
-        return [r for r in self._by_uid.values() if r.until_mono_s <= now_mono_s]
+    def take_expired(self, now_mono_s: float) -> list[Reservation]:
+        """Take those back whose time is over."""
+        over = []
+        while self._ends and self._ends[0][0] <= now_mono_s:
+            until_mono_s, uid = heappop(self._ends)
+            held = self._by_uid.get(uid)
+            if held is not None and held.until_mono_s == until_mono_s:
+                self.release(uid)
+                over.append(held)
+        return over
+
+    def _keep(self, held: Reservation) -> None:
+        self._by_uid[held.uid] = held
+        self._by_node.setdefault(held.node, {})[held.uid] = held
+        heappush(self._ends, (held.until_mono_s, held.uid))
+        if len(self._ends) > 2 * len(self._by_uid) + ENDS_KEPT:
+            self._ends = [(each.until_mono_s, uid) for uid, each in self._by_uid.items()]
+            heapify(self._ends)
 
     def note_choice(self, uid: str, node: str, now_mono_s: float) -> None:
         """Count that this node was answered for this pod."""
-        choices = self._choices.setdefault(uid, _Choices())
+        choices = self._choices.pop(uid, None) or _Choices()
+        self._choices[uid] = choices
         choices.touched_mono_s = now_mono_s
         count = choices.counts.get(node, 0) + 1
         choices.counts[node] = count
@@ -125,6 +154,10 @@ class Reservations:
 
     def forget_old_choices(self, now_mono_s: float) -> None:
         """Drop histories nobody has touched for longer than they can matter."""
-        old = [u for u, c in self._choices.items() if now_mono_s - c.touched_mono_s > 2 * LAST_CHOICE_S]
+        old = []
+        for uid, choices in self._choices.items():
+            if now_mono_s - choices.touched_mono_s <= 2 * LAST_CHOICE_S:
+                break
+            old.append(uid)
         for uid in old:
             del self._choices[uid]

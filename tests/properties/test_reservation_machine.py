@@ -84,6 +84,9 @@ class ReservationMachine(RuleBasedStateMachine):
     def _reserved(self, store: Store, node: str) -> float:
         return sum(held.gpus for held in store.reservations.on_node(node))
 
+    def _held(self) -> list[Reservation]:
+        return [held for node in [*NODES, "nowhere"] for held in self.store.reservations.on_node(node)]
+
     def _usable(self, store: Store, node: str) -> float:
         row = store.rows[node]
         return float(min(store.snapshot.gpu_count[row], store.snapshot.healthy_gpus[row]))
@@ -236,7 +239,7 @@ class ReservationMachine(RuleBasedStateMachine):
     def pass_time(self, by_s: float) -> None:
         self.now += by_s
         self.store.tick(self.now)
-        assert not self.store.reservations.expired(self.now)
+        assert all(held.until_mono_s > self.now for held in self._held())
 
     @precondition(lambda self: not self.gap)
     @rule()
@@ -293,9 +296,10 @@ class ReservationMachine(RuleBasedStateMachine):
 
     @invariant()
     def promises_are_for_waiting_pods_on_known_nodes(self) -> None:
-        held = [r for node in [*NODES, "nowhere"] for r in self.store.reservations.on_node(node)]
+        held = self._held()
         assert len(held) == len(self.store.reservations)
         for reservation in held:
+            assert reservation == self.store.reservations.get(reservation.uid)
             assert reservation.node in self.store.rows
             facts = self.store.pods.get(reservation.uid)
             assert facts is None or not facts.node
