@@ -242,6 +242,7 @@ class _Site(web.BaseSite):
             self._gate,
             host,
             port,
+            backlog=self._backlog,
             ssl=self._ssl_context,
             ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
         )
