@@ -42,8 +42,8 @@ types: venv
 	$(BIN)/mypy
 
 imports: venv
-	$(BIN)/lint-imports --verbose >/dev/null || $(BIN)/lint-imports
-	$(BIN)/deptry scheduler
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/deptry scheduler >/dev/null 2>&1 || $(BIN)/deptry scheduler
 
 # The conventions are tests too (tests/conventions).
 unit: venv

@@ -33,7 +33,7 @@ from tests.controlplane import WHY_NOT, ControlPlane, assets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(assets() is None, reason=WHY_NOT)
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(assets() is None, reason=WHY_NOT)]
 
 ACCOUNT = "system:serviceaccount:wattbalance:wattbalance"
 NOBODY = "nobody"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.controlplane import WHY_NOT, ControlPlane, assets, node_manifest, pod_manifest
 
-pytestmark = pytest.mark.skipif(assets() is None, reason=WHY_NOT)
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(assets() is None, reason=WHY_NOT)]
 
 
 def test_a_real_scheduler_and_controllers_place_a_pod_on_the_node_that_has_gpus() -> None:

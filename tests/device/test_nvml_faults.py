@@ -75,6 +75,7 @@ async def test_a_slow_driver_is_not_a_hung_one(nvml: NvmlDevices, stub: NvmlStub
     assert nvml.counters.timeouts == 0
 
 
+@pytest.mark.slow
 async def test_a_driver_that_hangs_on_all_gpus_does_not_make_one_read_wait_for_each(
     nvml: NvmlDevices, stub: NvmlStub
 ) -> None:
