@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pynvml
@@ -19,9 +19,10 @@ from scheduler.core.errors import (
     DriverUnavailable,
     GpuLost,
 )
+from scheduler.device.nvml_calls import Handle
 from scheduler.device.nvml_codes import APPLICATION_XIDS, DOUBLE_BIT_ECC_XID, TIMEOUT, UNKNOWN, error_of
-from scheduler.device.nvml_gpu import Handle, NvmlGpu
-from scheduler.device.protocol import DeviceCounters
+from scheduler.device.nvml_gpu import NvmlGpu
+from scheduler.device.protocol import DeviceCounters, DeviceLink
 from scheduler.device.threaded import ThreadedDevices
 from scheduler.device.threads import LIBRARY, CallThread
 
@@ -135,6 +136,15 @@ class _Library:
             else:
                 found.append((str(uuid), handle, None))
         return found
+
+    def links(self, via: CallThread, position: int, hung: Container[int]) -> tuple[DeviceLink, ...]:
+        gpus = [gpu for gpu in self._gpus if gpu.handle is not None and gpu.position not in hung]
+        buses = frozenset(gpu.info.pci_bus_id for gpu in gpus if gpu.info)
+        mine = self._gpus[position]
+        if mine.handle is None:
+            return ()
+        found = (mine.link_to(via, other, buses) for other in gpus if other.position > position)
+        return tuple(link for link in found if link is not None)
 
     def shutdown(self) -> None:
         try:

@@ -12,7 +12,7 @@ from scheduler.core.errors import (
     NoPermission,
     NotSupported,
 )
-from scheduler.device.protocol import FieldFault, Throttle
+from scheduler.device.protocol import Ancestor, FieldFault, Throttle
 
 INVALID_ARGUMENT = 2
 DRIVER_NOT_LOADED = 9
@@ -85,6 +85,16 @@ THROTTLES: dict[int, Throttle] = {
     0x400: Throttle.RELIABILITY,
 }
 _NAMED = sum(THROTTLES)
+
+# nvmlGpuTopologyLevel_t.
+ANCESTORS: dict[int, Ancestor] = {
+    0: Ancestor.BOARD,
+    10: Ancestor.SWITCH,
+    20: Ancestor.SWITCHES,
+    30: Ancestor.HOST_BRIDGE,
+    40: Ancestor.NUMA_NODE,
+    50: Ancestor.SYSTEM,
+}
 
 # XIDs that an application brings on itself; NVIDIA's device plugin ignores the same ones.
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})

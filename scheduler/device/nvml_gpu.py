@@ -7,27 +7,16 @@ nvml.py, which stays the only file that imports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from scheduler.core.errors import (
-    DeviceError,
-    DeviceUnknown,
-    DriverMismatch,
-    DriverUnavailable,
-    GpuLost,
-    NotSupported,
-)
+from scheduler.core.errors import DeviceError, GpuLost, NotSupported
 from scheduler.core.nouns import DeviceState
 from scheduler.device.energy import MOST_POWER_W, EnergyMeter
-from scheduler.device.nvml_codes import INVALID_ARGUMENT, UNKNOWN, error_of, fault_of, throttle_names
-from scheduler.device.protocol import DeviceCounters, DeviceInfo, FieldFault, Reading, unread
+from scheduler.device.nvml_calls import AnswerOf, Binding, Handle
+from scheduler.device.nvml_codes import INVALID_ARGUMENT, error_of, fault_of, throttle_names
+from scheduler.device.nvml_facts import GpuFacts
+from scheduler.device.protocol import DeviceCounters, FieldFault, Reading, unread
 from scheduler.device.threads import CallThread
-
-# The binding has no types: a handle, and what a getter returns, is whatever ctypes makes of it.
-Handle = Any
-Binding = Any
-AnswerOf = Callable[..., Any]
 
 _VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
 POWER_AVERAGE = 185
@@ -37,43 +26,21 @@ TOTAL_ENERGY = 83
 FIELD_IDS = (POWER_INSTANT, POWER_AVERAGE, TOTAL_ENERGY)
 # Limits, error counts and modes change by the minute at most, and a trip into the driver can cost 20 ms.
 SLOW_EVERY_S = 10.0
-# What a GPU does not support may come with a driver that is replaced under us: rare, and asking costs 1.4 µs.
-ASK_AGAIN_S = 3600.0
 
 
-class NvmlGpu:
-    """One GPU: what it is called, what it cannot do, its slow fields and its energy.
-
-    Args:
-        uuid: Its name for as long as it lives; indices move.
-        nvml: The binding's module.
-        answer_of: Calls a function of the binding and raises a DeviceError instead of its exception.
-        counters: Shared by all GPUs of an adapter.
-        probe_write: Whether describe() sets the limit to its present value to learn if it may.
-    """
+class NvmlGpu(GpuFacts):
+    """One GPU: its readings, slow fields and energy. See GpuFacts for the arguments."""
 
     def __init__(
         self, uuid: str, nvml: Binding, answer_of: AnswerOf, counters: DeviceCounters, *, probe_write: bool
     ) -> None:
-        self.uuid = uuid
-        self._nvml = nvml
-        self._answer_of = answer_of
-        self.position = 0
-        self.handle: Handle | None = None
+        super().__init__(uuid, nvml, answer_of, counters, probe_write=probe_write)
         self.xid: int | None = None
         self._error: DeviceError | None = None
-        self._counters = counters
-        self._probe_write = probe_write
         self._meter = EnergyMeter()
-        self._absent: dict[str, float] = {}
         self._slow: dict[str, Any] = {}
         self._slow_faults: dict[str, FieldFault] = {}
         self._slow_due_mono_s = -math.inf
-        # State of one reading, reused to spare allocations.
-        self._mono_s = -math.inf
-        self._faults: dict[str, FieldFault] = {}
-        self._answered = 0
-        self._unknowns = 0
 
     @property
     def epoch(self) -> int:
@@ -103,114 +70,6 @@ class NvmlGpu:
             self._counters.event_errors += 1
             return False
         return bool(types)
-
-    # The seam: each call goes through one of these three.
-
-    def _call(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (see Handle)
-        try:
-            answer = via.call(self.position, name, self._answer_of, name, function, self.handle, *args)
-        except DeviceUnknown as error:
-            self._unknowns += error.code == UNKNOWN
-            self._counters.failed_calls += 1
-            raise
-        except NotSupported:
-            raise
-        except DeviceError:
-            self._counters.failed_calls += 1
-            raise
-        self._answered += 1
-        return answer
-
-    def _ask(self, via: CallThread, name: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (see Handle)
-        """Like _call, but remember for an hour that this GPU has no such thing."""
-        again_mono_s = self._absent.get(name)
-        if again_mono_s is not None and self._mono_s < again_mono_s:
-            raise NotSupported(name)
-        try:
-            answer = self._call(via, name, function, *args)
-        except NotSupported:
-            self._absent[name] = self._mono_s + ASK_AGAIN_S
-            raise
-        self._absent.pop(name, None)
-        return answer
-
-    def _try(
-        self, via: CallThread, fields: str, name: str, function: Callable[..., Any], *args: object
-    ) -> Any:  # noqa: ANN401 (see Handle)
-        """Like _ask, but None on failure, its reason noted for each of the fields; what ends a reading is raised."""
-        try:
-            return self._ask(via, name, function, *args)
-        except (GpuLost, DriverUnavailable, DriverMismatch):
-            raise
-        except DeviceError as error:
-            for field in fields.split():
-                self._faults[field] = fault_of(error)
-            return None
-
-    def describe(self, via: CallThread) -> DeviceInfo:
-        """Read what stays true; a call that fails leaves its part unknown."""
-        self._faults = {}
-        if self.handle is None:
-            return self._info("", None, (None, None, None), "", mig=None, can_set=False)
-        try:
-            name = self._try(via, "model", "name", self._nvml.nvmlDeviceGetName)
-            limits = self._try(
-                via, "limits", "constraints", self._nvml.nvmlDeviceGetPowerManagementLimitConstraints
-            )
-            default_mw = self._try(
-                via, "limit", "limit_default", self._nvml.nvmlDeviceGetPowerManagementDefaultLimit
-            )
-            memory = self._memory(via)
-            pci = self._try(via, "pci", "pci", self._nvml.nvmlDeviceGetPciInfo)
-            mig = self._try(via, "mig", "mig", self._nvml.nvmlDeviceGetMigMode)
-            can_set = self._may_set(via)
-        except GpuLost:
-            return self._info("", None, (None, None, None), "", mig=None, can_set=False)
-        low_w, high_w = (limits[0] / 1000, limits[1] / 1000) if limits else (None, None)
-        default_w = None if default_mw is None else default_mw / 1000
-        self._meter.bound(high_w)
-        bus_id = str(pci.busId) if pci else ""
-        total_bytes = int(memory.total) if memory else None
-        mig_enabled = None if mig is None else mig[0] == 1
-        limits_w = (low_w, high_w, default_w)
-        return self._info(str(name or ""), total_bytes, limits_w, bus_id, mig=mig_enabled, can_set=can_set)
-
-    def _info(
-        self,
-        model: str,
-        total_bytes: int | None,
-        limits_w: tuple[float | None, float | None, float | None],
-        bus_id: str,
-        *,
-        mig: bool | None,
-        can_set: bool,
-    ) -> DeviceInfo:
-        return DeviceInfo(
-            index=self.position,
-            uuid=self.uuid,
-            model=model,
-            memory_total_bytes=total_bytes,
-            limit_min_w=limits_w[0],
-            limit_max_w=limits_w[1],
-            limit_default_w=limits_w[2],
-            power_domain=self.uuid,
-            mig_enabled=mig,
-            pci_bus_id=bus_id,
-            can_set_limit=can_set,
-        )
-
-    def _may_set(self, via: CallThread) -> bool:
-        """Set the limit to what it is: the only way to learn whether the process may."""
-        if not self._probe_write:
-            return False
-        try:
-            limit_mw = self._call(via, "limit_requested", self._nvml.nvmlDeviceGetPowerManagementLimit)
-            self._call(via, "set_limit", self._nvml.nvmlDeviceSetPowerManagementLimit, limit_mw)
-        except (GpuLost, DriverUnavailable, DriverMismatch):
-            raise
-        except DeviceError:
-            return False
-        return True
 
     def set_limit(self, via: CallThread, limit_w: float) -> float:
         """Set the limit with the v1 setter: the binding's v2 drops the return code, so it 'succeeds' always."""
@@ -311,15 +170,6 @@ class NvmlGpu:
             del self._faults["energy_j"]
         return energy_j
 
-    def _memory(self, via: CallThread) -> Handle | None:
-        # v1 counts what the driver reserves as used; v2 came with driver 510.
-        for name, version in (("memory_v2", self._nvml.nvmlMemory_v2), ("memory", None)):
-            memory = self._try(via, "mem_used_bytes", name, self._nvml.nvmlDeviceGetMemoryInfo, version)
-            if memory is not None:
-                self._faults.pop("mem_used_bytes", None)
-                return memory
-        return None
-
     def _either(self, via: CallThread, field: str, *ways: tuple[Any, ...]) -> Any:  # noqa: ANN401 (see Handle)
         """Try a call and, where this driver lacks it, the next."""
         for way in ways:
@@ -376,7 +226,10 @@ class NvmlGpu:
             "ecc_uncorrected": uncorrected,
             "remapped_rows": None if rows is None else rows[0] + rows[1],
         }
-        self._slow_faults, self._faults = self._faults, fast_faults
+        slow_faults, self._faults = self._faults, {}
+        self._refresh(via)
+        self._meter.bound(self.info.limit_max_w if self.info else None)
+        self._slow_faults, self._faults = slow_faults, fast_faults
 
 
 def _field(field: Handle) -> float | DeviceError:

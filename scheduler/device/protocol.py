@@ -37,6 +37,21 @@ class Throttle(StrEnum):
     OTHER = "other"
 
 
+class Ancestor(StrEnum):
+    """The nearest thing that the ways from two devices to the host have in common; nearer first."""
+
+    BOARD = "board"
+    SWITCH = "switch"
+    """One PCIe switch."""
+    SWITCHES = "switches"
+    """Several PCIe switches, without a host bridge between them."""
+    HOST_BRIDGE = "host_bridge"
+    NUMA_NODE = "numa_node"
+    """Several host bridges of one NUMA node."""
+    SYSTEM = "system"
+    """Only the link between NUMA nodes."""
+
+
 @dataclass(slots=True)
 class DeviceCounters:
     """What an adapter counted since it was made; metrics read it when they are scraped."""
@@ -62,7 +77,7 @@ class DeviceCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """One GPU, as it will stay until the driver is reloaded.
+    """One GPU, as it stays for hours: MIG mode and the range of limits are seldom changed, the rest never is.
 
     None means the device does not tell. `power_domain` names what owns limit and energy counter (card, socket,
     module): devices that share it share both.
@@ -79,6 +94,29 @@ class DeviceInfo:
     mig_enabled: bool | None = None
     pci_bus_id: str = ""
     can_set_limit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLink:
+    """How near two devices are, by their indices; `first` is the lower one."""
+
+    first: int
+    second: int
+    ancestor: Ancestor | None
+    """None: the driver does not tell."""
+    nvlinks: int | None
+    """NVLinks between the two, directly or by way of a switch; None: there are or may be some, uncounted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a node has, apart from what it does."""
+
+    driver: str = ""
+    """The driver's version."""
+    devices: tuple[DeviceInfo, ...] = ()
+    links: tuple[DeviceLink, ...] = ()
+    """Of those pairs of which something is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +191,16 @@ def unread(
 
 class DevicePort(Protocol):
     """The GPU seam. Methods are coroutines; any threads live inside the adapter. No vendor exception leaves it."""
+
+    @property
+    def counters(self) -> DeviceCounters:
+        """What the adapter counted since it was made."""
+        ...
+
+    @property
+    def hardware(self) -> Hardware:
+        """What open() found and read() keeps up to date: compare it after each read. Empty while nothing is open."""
+        ...
 
     async def open(self) -> tuple[DeviceInfo, ...]:
         """Find the devices. Raises DriverUnavailable (retry with a back-off) or DriverMismatch (exit)."""

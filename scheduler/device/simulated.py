@@ -7,7 +7,8 @@ costs a few microseconds and nothing runs between readings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from scheduler.core.clock import Clock
 from scheduler.core.errors import (
@@ -20,9 +21,12 @@ from scheduler.core.errors import (
 from scheduler.core.nouns import DeviceState
 from scheduler.device.protocol import (
     MEASURED_FIELDS,
+    Ancestor,
     DeviceCounters,
     DeviceInfo,
+    DeviceLink,
     FieldFault,
+    Hardware,
     Reading,
     Throttle,
     unread,
@@ -49,6 +53,8 @@ class SimulatedModel:
     limit_max_w: float = 400.0
     sm_clock_max_mhz: float = 1410.0
     mem_clock_mhz: float = 1593.0
+    nvlinks: int = 12
+    """Between any two GPUs of a node, by way of a switch; 0: there is none."""
 
 
 @dataclass(slots=True)
@@ -87,7 +93,6 @@ class SimulatedDevices:
         self._utilisation = utilisation
         self._can_set_limit = can_set_limit
         self.counters = DeviceCounters()
-        self.driver_version = "simulated"
         now = clock.mono_s()
         self._gpus = [
             _Gpu(
@@ -99,6 +104,13 @@ class SimulatedDevices:
             for index in range(gpus)
         ]
         self._position = {gpu.info.uuid: gpu for gpu in self._gpus}
+        # Made at the first open: simulations hold thousands of nodes of which nobody asks.
+        self._hardware = Hardware()
+
+    @property
+    def hardware(self) -> Hardware:
+        """See DevicePort."""
+        return self._hardware
 
     def _describe(self, node: str, index: int) -> DeviceInfo:
         uuid = f"GPU-{node}-{index}"
@@ -118,7 +130,8 @@ class SimulatedDevices:
 
     async def open(self) -> tuple[DeviceInfo, ...]:
         """Name the devices; nothing can go wrong here."""
-        return tuple(gpu.info for gpu in self._gpus)
+        self._sum_up()
+        return self._hardware.devices
 
     async def read(self) -> tuple[Reading, ...]:
         """Read every device at the clock's present instant."""
@@ -138,7 +151,7 @@ class SimulatedDevices:
             raise NotSupported(f"{uuid} has no limit")
         if not self._can_set_limit:
             raise NoPermission(f"{uuid} is read-only")
-        if not self._model.limit_min_w <= limit_w <= self._model.limit_max_w:
+        if not (gpu.info.limit_min_w or 0.0) <= limit_w <= (gpu.info.limit_max_w or 0.0):
             raise DeviceUnknown(INVALID_ARGUMENT, f"{limit_w} W is outside the constraints of {uuid}")
         self.counters.sets += 1
         self._settle(gpu, self._clock.mono_s())
@@ -191,6 +204,33 @@ class SimulatedDevices:
         """Let the driver report a GPU fault."""
         self._gpus[gpu].xid = xid
         self.counters.xids += 1
+
+    def set_mig(self, gpu: int, *, enabled: bool) -> None:
+        """Let an administrator switch MIG on or off. Utilisation stays told: what a driver then hides, say so."""
+        device = self._gpus[gpu]
+        device.info = replace(device.info, mig_enabled=enabled)
+        self._sum_up()
+
+    def set_constraints(self, gpu: int, limit_min_w: float, limit_max_w: float) -> None:
+        """Let the range of limits become another one; the limit itself stays what it is."""
+        device = self._gpus[gpu]
+        device.info = replace(device.info, limit_min_w=limit_min_w, limit_max_w=limit_max_w)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        half = (len(self._gpus) + 1) // 2
+        links = tuple(
+            DeviceLink(
+                first=first,
+                second=second,
+                # Two processors with half of the GPUs each, as such machines are built.
+                ancestor=Ancestor.NUMA_NODE if first // half == second // half else Ancestor.SYSTEM,
+                nvlinks=self._model.nvlinks,
+            )
+            for first, second in combinations(range(len(self._gpus)), 2)
+        )
+        devices = tuple(gpu.info for gpu in self._gpus)
+        self._hardware = Hardware(driver="simulated", devices=devices, links=links)
 
     def _watts(self, gpu: _Gpu) -> float:
         # A limit below idle cannot be kept: a GPU that does nothing still draws its idle power.

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from scheduler.core.clock import Clock
 from scheduler.core.errors import DeviceError, DeviceTimeout, DriverUnavailable, GpuLost
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import DeviceCounters, DeviceInfo, FieldFault, Reading, unread
+from scheduler.device.protocol import (
+    DeviceCounters,
+    DeviceInfo,
+    DeviceLink,
+    FieldFault,
+    Hardware,
+    Reading,
+    unread,
+)
 from scheduler.device.threads import LIBRARY, CallThread, HungError
 
 T = TypeVar("T")
@@ -21,6 +30,11 @@ T = TypeVar("T")
 HANGS_PER_READ = 2
 # A sample interval at 5 Hz: a read that takes longer cannot keep that rate.
 SLOW_READ_S = 0.2
+# Describing eight GPUs one of which hangs must end within the time that an agent gives to opening; the library itself,
+# which wakes the GPUs, has longer.
+DESCRIBE_DEADLINE_S = 5.0
+# Links seldom change, but whatever sets up an NVLink fabric may come up after us. Eight GPUs are 500 short calls.
+LINKS_EVERY_S = 600.0
 # Delays before the library is opened anew after it went away; the last one repeats.
 REOPEN_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -37,8 +51,17 @@ class BlockingGpu(Protocol):
         """The energy epoch of its last reading."""
         ...
 
-    def describe(self, via: CallThread) -> DeviceInfo:
-        """Say what stays true of it."""
+    @property
+    def info(self) -> DeviceInfo | None:
+        """What it is, as describe() found it and read() keeps it; None until it answered."""
+        ...
+
+    def describe(self, via: CallThread) -> None:
+        """Find out what it is; raises only DriverUnavailable and DriverMismatch."""
+        ...
+
+    def find_links(self, via: CallThread) -> None:
+        """Find out what it is connected to; raises only DriverUnavailable and DriverMismatch."""
         ...
 
     def read(self, via: CallThread, mono_s: float) -> Reading:
@@ -61,6 +84,10 @@ class BlockingDriver(Protocol):
 
     def reopen(self, via: CallThread) -> None:
         """Shut the library down, start it and find the same GPUs again by UUID."""
+        ...
+
+    def links(self, via: CallThread, position: int, hung: Container[int]) -> tuple[DeviceLink, ...]:
+        """Say how near one GPU is to each after it; raises only DriverUnavailable and DriverMismatch."""
         ...
 
     def watch_events(self, stop: threading.Event) -> None:
@@ -130,11 +157,14 @@ class ThreadedDevices:
         self._writing = asyncio.Lock()
         self._reopen_at_mono_s: float | None = None
         self._reopen_tries = 0
+        self._links: tuple[DeviceLink, ...] = ()
+        self._links_due_mono_s = -math.inf
+        self._hardware = Hardware()
 
     @property
-    def driver_version(self) -> str:
-        """The driver's version, once it is open."""
-        return self._driver.version
+    def hardware(self) -> Hardware:
+        """See DevicePort."""
+        return self._hardware
 
     async def open(self) -> tuple[DeviceInfo, ...]:
         """Start the library and describe the GPUs; one that hangs while it is described gets a bare entry.
@@ -156,9 +186,9 @@ class ThreadedDevices:
 
         try:
             self._gpus = await reader.run(start, self._open_deadline_s)
-            infos = await self._each(
-                lambda via, gpu: gpu.describe(via), self._open_deadline_s, len(self._gpus)
-            )
+            deadline_s = min(self._open_deadline_s, DESCRIBE_DEADLINE_S)
+            await self._each(lambda via, gpu: gpu.describe(via), deadline_s, len(self._gpus))
+            await self._find_links(deadline_s)
         except HungError as hung:
             self._give_up(hung)
             self._reader = None
@@ -168,7 +198,8 @@ class ThreadedDevices:
             await self.close()
             raise
         self._start_events()
-        return tuple(infos.get(gpu.position) or _bare(gpu) for gpu in self._gpus)
+        self._sum_up()
+        return self._hardware.devices
 
     async def read(self) -> tuple[Reading, ...]:
         """Read every GPU that answers; see DevicePort."""
@@ -182,6 +213,7 @@ class ThreadedDevices:
                 found = {}
             self.counters.last_read_s = self._clock.mono_s() - start_mono_s
             self.counters.slow_reads += self.counters.last_read_s > SLOW_READ_S
+            self._sum_up()
             return tuple(found.get(gpu.position) or self._missed(gpu) for gpu in self._gpus)
 
     async def set_limit(self, uuid: str, limit_w: float) -> float:
@@ -213,7 +245,8 @@ class ThreadedDevices:
             if thread is not None:
                 thread.stop()
         self._reader = self._writer = self._threads = None
-        self._gpus = ()
+        self._gpus, self._links, self._links_due_mono_s = (), (), -math.inf
+        self._sum_up()
         self._reopen_at_mono_s, self._reopen_tries = None, 0
 
     async def _each(
@@ -232,6 +265,27 @@ class ThreadedDevices:
                 self._give_up(hung)
                 self._reader = self._start("read")
         return done
+
+    async def _find_links(self, deadline_s: float) -> None:
+        """Find out anew how the GPUs are connected; those that hang meanwhile have no links."""
+        self._links_due_mono_s = self._clock.mono_s() + LINKS_EVERY_S
+        await self._each(lambda via, gpu: gpu.find_links(via), deadline_s, HANGS_PER_READ)
+        # A set of its own: the thread reads it while the loop may add to the original.
+        hung = frozenset(self._hung)
+        found = await self._each(
+            lambda via, gpu: self._driver.links(via, gpu.position, hung), deadline_s, HANGS_PER_READ
+        )
+        self._links = tuple(link for position in sorted(found) for link in found[position])
+
+    def _sum_up(self) -> None:
+        """Make another description of the hardware if something about it has changed."""
+        hardware = Hardware(
+            driver=self._driver.version if self._gpus else "",
+            devices=tuple([gpu.info or _bare(gpu) for gpu in self._gpus]),
+            links=self._links,
+        )
+        if hardware != self._hardware:
+            self._hardware = hardware
 
     def _missed(self, gpu: BlockingGpu) -> Reading:
         hung = gpu.position in self._hung
@@ -281,6 +335,8 @@ class ThreadedDevices:
         self._reopen_at_mono_s = self._clock.mono_s() + delay_s
 
     async def _read_all(self) -> dict[int, Reading]:
+        if self._clock.mono_s() >= self._links_due_mono_s:
+            await self._find_links(self._deadline_s)
         return await self._each(
             lambda via, gpu: gpu.read(via, self._clock.mono_s()), self._deadline_s, HANGS_PER_READ
         )
@@ -304,6 +360,7 @@ class ThreadedDevices:
             raise DriverUnavailable(f"the driver does not answer: {hung}") from None
         self.counters.reopens += 1
         self._reopen_at_mono_s, self._reopen_tries = None, 0
+        self._links_due_mono_s = -math.inf
         self._start_events()
         return True
 

@@ -15,7 +15,7 @@ from scheduler.core.aio import RetryDelays, guard
 from scheduler.core.clock import Clock
 from scheduler.core.errors import ConfigError, DeviceError, DriverMismatch, DriverUnavailable, Problem
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import DeviceInfo, DevicePort, FieldFault, Reading, unread
+from scheduler.device.protocol import DeviceInfo, DevicePort, FieldFault, Hardware, Reading, unread
 from scheduler.telemetry import agent_metrics as metrics
 from scheduler.telemetry.agent_http import Page, TextServer
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher
@@ -46,8 +46,9 @@ class AgentOptions:
     """Where /metrics and /healthz are; 0 takes a free port, None serves none."""
     read_deadline_s: float = 5.0
     """A look that takes longer is given up and every GPU unknown. The adapter gives up single calls sooner."""
-    open_deadline_s: float = 30.0
-    """Likewise for finding the GPUs; a driver that loads takes seconds."""
+    open_deadline_s: float = 120.0
+    """Likewise for finding the GPUs; a driver that loads takes seconds, and one that hangs on some of the GPUs is
+    left in peace until the adapter has given up each: giving up here would lose the others too."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -87,12 +88,17 @@ class Agent:
         self.publisher = NodePublisher(
             options.broker, cluster=options.cluster, node=options.node, clock=clock
         )
-        self.infos: tuple[DeviceInfo, ...] = ()
+        self._hardware = Hardware()
         self.readings: tuple[Reading, ...] = ()
         self.driver_error = "not yet opened"
         """Why there are no GPUs to read, for people; empty while there are."""
         pages = {"/metrics": self.metrics_page, "/healthz": self.health_page}
         self.server = TextServer(options.metrics_host, options.metrics_port or 0, pages)
+
+    @property
+    def infos(self) -> tuple[DeviceInfo, ...]:
+        """The GPUs, as the inventory names them."""
+        return self._hardware.devices
 
     async def run(self) -> NoReturn:
         """Read and publish, for ever, until cancelled; then say `offline` and let go of the driver."""
@@ -141,7 +147,7 @@ class Agent:
     async def _open(self) -> None:
         try:
             async with asyncio.timeout(self.options.open_deadline_s):
-                self.infos = await self._devices.open()
+                await self._devices.open()
         except DriverMismatch:
             raise
         except (DeviceError, TimeoutError) as error:
@@ -150,7 +156,7 @@ class Agent:
         self._opened = True
         self.driver_error = ""
         self._open_delays.reset()
-        self._publish_inventory()
+        self._publish_inventory(self._devices.hardware)
 
     def _lose_driver(self, reason: str) -> None:
         delay_s = self._open_delays.next_s()
@@ -159,13 +165,14 @@ class Agent:
         self.driver_error = reason
         self._opened = False
         self._next_open_mono_s = self._clock.mono_s() + delay_s
-        self.infos, self.readings = (), ()
+        self.readings = ()
         if first:
             # An inventory without GPUs says: this node lives, and nothing is known of its GPUs.
-            self._publish_inventory()
+            self._publish_inventory(Hardware())
 
-    def _publish_inventory(self) -> None:
-        payload = encode(make_inventory(self.options.node, self.infos, __version__))
+    def _publish_inventory(self, hardware: Hardware) -> None:
+        self._hardware = hardware
+        payload = encode(make_inventory(self.options.node, hardware, __version__))
         self._collector.begin(inventory_hash(payload), self._clock.mono_s())
         self.publisher.set_inventory(payload)
 
@@ -187,6 +194,9 @@ class Agent:
                 unread(info.uuid, began_mono_s, DeviceState.UNKNOWN, fault) for info in self.infos
             )
         self._read_times.add(self._clock.mono_s() - began_mono_s)
+        if self._devices.hardware != self._hardware:
+            _log.info("the GPUs have changed: the inventory goes out again")
+            self._publish_inventory(self._devices.hardware)
         self.readings = readings
         self._faults.add(readings)
         self._collector.add(readings)
@@ -194,7 +204,8 @@ class Agent:
     def health_page(self) -> Page:
         """Say whether the loop goes on (else 503: restart us), and what else is wrong (a restart cannot help)."""
         silent_s = self._clock.mono_s() - self._last_tick_mono_s
-        most_s = 2 * max(self.options.read_deadline_s, self.options.open_deadline_s) + self.options.interval_s
+        deadline_s = self.options.read_deadline_s if self._opened else self.options.open_deadline_s
+        most_s = 2 * (deadline_s + 1.0 / self.options.sample_hz)
         broker = "ok" if self.publisher.connected else self.publisher.last_error
         states = [
             f"gpu {info.index}: {reading.state}"
@@ -220,6 +231,7 @@ class Agent:
             (metrics.DRIVER_UP, self._opened),
             (metrics.GPUS, len(self.infos)),
             (metrics.READ_FAILURES, self._read_failures),
+            *((family, getattr(self._devices.counters, field)) for family, field in metrics.DRIVER_COUNTS),
         )
         times = [
             *metrics.header(metrics.READ_SECONDS),

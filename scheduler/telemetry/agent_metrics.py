@@ -74,6 +74,7 @@ GPU_FIELDS = (
     ),
     GpuGauge(Family("wattbalance_gpu_last_xid", "gauge", "Newest XID error code seen."), "xid"),
 )
+MIG = Family("wattbalance_gpu_mig_enabled", "gauge", "1 while the GPU is divided by MIG.")
 MEMORY_TOTAL = Family("wattbalance_gpu_memory_total_bytes", "gauge", "Memory that the GPU has.")
 LIMIT_MIN = Family("wattbalance_gpu_power_limit_min_watts", "gauge", "Lowest limit that can be set.")
 LIMIT_MAX = Family("wattbalance_gpu_power_limit_max_watts", "gauge", "Highest limit that can be set.")
@@ -94,12 +95,37 @@ READ_FAILURES = Family(
     "wattbalance_agent_read_failures_total", "counter", "Looks at all GPUs that failed whole."
 )
 READ_SECONDS = Family("wattbalance_agent_read_seconds", "histogram", "How long a look at all GPUs took.")
+# Of the adapter's own counters, by the name of the field.
+DRIVER_COUNTS = (
+    (
+        Family("wattbalance_agent_driver_failed_calls_total", "counter", "Driver calls that failed."),
+        "failed_calls",
+    ),
+    (
+        Family("wattbalance_agent_driver_timeouts_total", "counter", "Driver calls given up as hung."),
+        "timeouts",
+    ),
+    (
+        Family("wattbalance_agent_driver_stuck_threads", "gauge", "Driver calls that are hung now."),
+        "abandoned_threads",
+    ),
+    (
+        Family("wattbalance_agent_driver_reopens_total", "counter", "Times the driver was opened anew."),
+        "reopens",
+    ),
+    (Family("wattbalance_agent_xids_total", "counter", "XID errors of GPUs."), "xids"),
+    (
+        Family("wattbalance_agent_xids_ignored_total", "counter", "XID errors that an application caused."),
+        "ignored_xids",
+    ),
+)
 BUILD = Family("wattbalance_build_info", "gauge", "1; the version is the label.")
 
 FAMILIES = (
     *(gauge.family for gauge in GPU_FIELDS),
-    *(MEMORY_TOTAL, LIMIT_MIN, LIMIT_MAX, STATE, THROTTLE, FAULTS),
+    *(MIG, MEMORY_TOTAL, LIMIT_MIN, LIMIT_MAX, STATE, THROTTLE, FAULTS),
     *(PUBLISHED, DROPPED, CONNECTED, CONNECTS, DRIVER_UP, GPUS, READ_FAILURES, READ_SECONDS, BUILD),
+    *(family for family, _ in DRIVER_COUNTS),
 )
 
 
@@ -161,6 +187,7 @@ def gpu_text(node: str, infos: Sequence[DeviceInfo], readings: Sequence[Reading]
         for gauge in GPU_FIELDS
     ]
     for family, field in (
+        (MIG, "mig_enabled"),
         (MEMORY_TOTAL, "memory_total_bytes"),
         (LIMIT_MIN, "limit_min_w"),
         (LIMIT_MAX, "limit_max_w"),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from msgspec import UNSET
 
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import DeviceInfo, Reading
+from scheduler.device.protocol import DeviceLink, Hardware, Reading
 from scheduler.telemetry.sample import MOST_POWER_W, SCHEMA_VERSION, GpuInventory, Inventory, Sample
 
 # How often fields are sent that seldom change; in between only when they did. DESIGN 4.3.
@@ -20,8 +20,9 @@ Number = float | None
 Value = TypeVar("Value", int, float)
 
 
-def make_inventory(node: str, infos: Sequence[DeviceInfo], agent_version: str) -> Inventory:
+def make_inventory(node: str, hardware: Hardware, agent_version: str) -> Inventory:
     """Say what a node has."""
+    infos = hardware.devices
     return Inventory(
         v=SCHEMA_VERSION,
         node=node,
@@ -40,9 +41,17 @@ def make_inventory(node: str, infos: Sequence[DeviceInfo], agent_version: str) -
             )
             for info in infos
         ],
+        driver=hardware.driver,
         agent_version=agent_version,
+        topology={f"{link.first}-{link.second}": _path(link) for link in hardware.links},
         can_set_limit=bool(infos) and all(info.can_set_limit for info in infos),
     )
+
+
+def _path(link: DeviceLink) -> str:
+    """Say how two GPUs are connected: `nvlink=18 system`; `nvlink=?` where the links could not be counted."""
+    words = [] if link.nvlinks == 0 else [f"nvlink={'?' if link.nvlinks is None else link.nvlinks}"]
+    return " ".join([*words, *([link.ancestor] if link.ancestor else [])])
 
 
 class Collector:

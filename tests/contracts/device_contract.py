@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Protocol
 
 import pytest
 
 from scheduler.core.errors import DeviceError, DeviceTimeout, GpuLost
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import MEASURED_FIELDS, DevicePort, FieldFault, Reading, Throttle
+from scheduler.device.protocol import MEASURED_FIELDS, Ancestor, DevicePort, FieldFault, Reading, Throttle
+
+# Longer than any adapter lets pass between two looks at what seldom changes.
+SLOW_EVERY_S = 10.0
 
 
 class Hands(Protocol):
@@ -29,6 +33,10 @@ class Hands(Protocol):
     def reset_energy(self, gpu: int) -> None: ...
 
     def raise_xid(self, gpu: int, xid: int) -> None: ...
+
+    def set_mig(self, gpu: int, *, enabled: bool) -> None: ...
+
+    def set_constraints(self, gpu: int, limit_min_w: float, limit_max_w: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +73,20 @@ class DeviceContract:
             assert info.power_domain
             low, high = info.limit_min_w, info.limit_max_w
             assert low is None or high is None or 0 < low <= high
+
+    async def test_hardware_is_what_open_found_with_driver_and_links(self, devices: DevicePort) -> None:
+        infos = await devices.open()
+        hardware = devices.hardware
+        assert hardware.devices == infos
+        assert hardware.driver
+        pairs = [(link.first, link.second) for link in hardware.links]
+        assert set(pairs) <= set(combinations(range(len(infos)), 2))
+        assert len(set(pairs)) == len(pairs)
+        for link in hardware.links:
+            assert link.ancestor is not None or link.nvlinks != 0, "of a link something is known"
+            assert link.nvlinks is None or link.nvlinks >= 0
+        await devices.read()
+        assert devices.hardware == hardware, "nothing changed"
 
     async def test_read_answers_in_the_order_of_open(self, devices: DevicePort) -> None:
         want_uuids = [info.uuid for info in await devices.open()]
@@ -201,3 +223,31 @@ class DeviceFaultContract:
         while readings[6].xid is None:
             readings = await bench.devices.read()
         assert [reading.xid for reading in readings] == [None] * 6 + [79, None]
+
+    async def test_mig_and_the_range_of_limits_are_noticed_when_they_change(self, bench: Bench) -> None:
+        infos = await bench.devices.open()
+        await bench.devices.read()
+        bench.hands.set_mig(2, enabled=True)
+        bench.hands.set_constraints(5, 150.0, 350.0)
+        bench.hands.pass_time(SLOW_EVERY_S)
+        await bench.devices.read()
+        want = list(infos)
+        want[2] = replace(infos[2], mig_enabled=True)
+        want[5] = replace(infos[5], limit_min_w=150.0, limit_max_w=350.0)
+        assert bench.devices.hardware.devices == tuple(want)
+
+    async def test_a_gpu_that_is_lost_is_still_part_of_the_hardware(self, bench: Bench) -> None:
+        await bench.devices.open()
+        want = bench.devices.hardware
+        bench.hands.lose(3)
+        bench.hands.pass_time(SLOW_EVERY_S)
+        await bench.devices.read()
+        assert bench.devices.hardware == want
+
+    async def test_all_pairs_are_linked_and_halves_share_a_numa_node(self, bench: Bench) -> None:
+        await bench.devices.open()
+        links = {(link.first, link.second): link for link in bench.devices.hardware.links}
+        assert set(links) == set(combinations(range(8), 2))
+        assert {link.nvlinks for link in links.values()} == {12}
+        far = {pair for pair, link in links.items() if link.ancestor is Ancestor.SYSTEM}
+        assert far == {pair for pair in links if pair[0] < 4 <= pair[1]}

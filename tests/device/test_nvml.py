@@ -77,6 +77,13 @@ class StubHands:
     def reset_energy(self, gpu: int) -> None:
         self._stub.set(gpu, "energy_mj", 5)
 
+    def set_mig(self, gpu: int, *, enabled: bool) -> None:
+        self._stub.set(gpu, "mig", enabled)
+
+    def set_constraints(self, gpu: int, limit_min_w: float, limit_max_w: float) -> None:
+        self._stub.set(gpu, "limit_min_mw", limit_min_w * 1000)
+        self._stub.set(gpu, "limit_max_mw", limit_max_w * 1000)
+
 
 @pytest.fixture
 def bench(nvml: NvmlDevices, stub: NvmlStub, clock: ManualClock) -> Bench:
@@ -157,7 +164,7 @@ async def test_every_unit_is_converted(nvml: NvmlDevices, stub: NvmlStub) -> Non
     assert infos[0].memory_total_bytes == 80 * 1024**3
     assert infos[0].mig_enabled is False
     assert infos[0].can_set_limit is True
-    assert nvml.driver_version == "580.95.05"
+    assert nvml.hardware.driver == "580.95.05"
     assert reading.power_w == 252.5
     assert (reading.limit_w, reading.limit_requested_w) == (400.0, 400.0)
     assert reading.energy_j == 1000.0

@@ -35,10 +35,14 @@ class SimulatedHands:
         self.recover = devices.recover
         self.reset_energy = devices.reset_energy
         self.raise_xid = devices.raise_xid
+        self.set_constraints = devices.set_constraints
         self._devices = devices
 
     def unsupport(self, gpu: int, name: str) -> None:
         self._devices.unsupport(gpu, name)
+
+    def set_mig(self, gpu: int, *, enabled: bool) -> None:
+        self._devices.set_mig(gpu, enabled=enabled)
 
 
 @pytest.fixture

@@ -40,4 +40,4 @@ async def test_a_sound_gpu_tells_its_power_energy_and_temperature(devices: NvmlD
         assert reading.power_w
         assert reading.energy_j
         assert reading.temp_c
-    assert devices.driver_version
+    assert devices.hardware.driver

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from scheduler.core.clock import Clock
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import DeviceInfo, Reading
+from scheduler.device.protocol import DeviceCounters, DeviceInfo, DeviceLink, Hardware, Reading
 
 
 def make_info(index: int = 0, **fields: object) -> DeviceInfo:
@@ -36,12 +36,18 @@ class ScriptedDevices:
     def __init__(self, clock: Clock, gpus: int = 2) -> None:
         self._clock = clock
         self.infos = tuple(make_info(index) for index in range(gpus))
+        self.counters = DeviceCounters()
+        self.links: tuple[DeviceLink, ...] = ()
         self.make: Callable[[int], Reading] = make_reading
         self.open_error: Exception | None = None
         self.read_error: Exception | None = None
         self.hang = False
         self.opened = 0
         self.closed = 0
+
+    @property
+    def hardware(self) -> Hardware:
+        return Hardware(driver="580.95.05", devices=self.infos, links=self.links)
 
     async def open(self) -> tuple[DeviceInfo, ...]:
         self.opened += 1

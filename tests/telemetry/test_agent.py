@@ -19,7 +19,7 @@ from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.once import read_once, render_once
 from scheduler.telemetry.sample import Inventory, Sample, decode_inventory, decode_sample, inventory_hash
 from tests.brokers import free_port, run_mosquitto
-from tests.telemetry.agent_tools import ScriptedDevices, make_reading
+from tests.telemetry.agent_tools import ScriptedDevices, make_info, make_reading
 from tests.telemetry.bus_tools import Collector, eventually, running
 
 
@@ -113,6 +113,33 @@ async def test_a_driver_that_goes_away_is_opened_again() -> None:
     await desk.ticks(25)
     assert len(desk.inventory()[1].gpus) == 2
     assert desk.agent.driver_error == ""
+
+
+async def test_hardware_that_changes_is_published_again_and_samples_refer_to_it() -> None:
+    desk = Desk()
+    await desk.ticks(5)
+    before, inventory = desk.inventory()
+    assert (inventory.driver, inventory.gpus[1].mig_enabled) == ("580.95.05", None)
+    desk.devices.infos = (make_info(0), make_info(1, mig_enabled=True, limit_max_w=350.0))
+    await desk.ticks(1)
+    after, inventory = desk.inventory()
+    assert after != before
+    assert (inventory.gpus[1].mig_enabled, inventory.gpus[1].limit_max_w) == (True, 350.0)
+    sample = desk.sample()
+    assert sample is not None
+    assert sample.inventory == after
+    assert sample.power_w == [200.0, 200.0]
+    page = desk.agent.metrics_page().body
+    assert 'wattbalance_gpu_mig_enabled{node="n1",gpu="1",uuid="GPU-1",model="Test GPU"} 1.0' in page
+
+
+async def test_what_the_adapter_counts_is_on_the_page() -> None:
+    desk = Desk()
+    await desk.ticks(1)
+    desk.devices.counters.timeouts, desk.devices.counters.xids = 3, 2
+    page = desk.agent.metrics_page().body
+    assert 'wattbalance_agent_driver_timeouts_total{node="n1"} 3.0' in page
+    assert 'wattbalance_agent_xids_total{node="n1"} 2.0' in page
 
 
 async def test_a_replaced_driver_ends_the_process() -> None:

@@ -6,7 +6,15 @@ import pytest
 from msgspec import UNSET
 
 from scheduler.core.nouns import DeviceState
-from scheduler.device.protocol import FieldFault, Reading, unread
+from scheduler.device.protocol import (
+    Ancestor,
+    DeviceInfo,
+    DeviceLink,
+    FieldFault,
+    Hardware,
+    Reading,
+    unread,
+)
 from scheduler.telemetry.collect import Collector, make_inventory
 from scheduler.telemetry.sample import decode_inventory, decode_sample, encode
 from tests.telemetry.agent_tools import make_info, make_reading
@@ -119,9 +127,26 @@ def test_what_the_agent_makes_the_daemon_takes(collector: Collector) -> None:
     assert sample.unix_s == UNIX_S
 
 
+def make_hardware(*infos: DeviceInfo, **fields: object) -> Hardware:
+    return Hardware(devices=infos, driver="580.95.05", **fields)  # type: ignore[arg-type]  # Fields of a case.
+
+
 def test_an_inventory_may_set_limits_only_if_every_gpu_may() -> None:
-    both = make_inventory("n1", [make_info(0, can_set_limit=True), make_info(1, can_set_limit=True)], "1")
-    one = make_inventory("n1", [make_info(0, can_set_limit=True), make_info(1)], "1")
-    none = make_inventory("n1", [], "1")
+    free, bound = make_info(0, can_set_limit=True), make_info(1)
+    both = make_inventory("n1", make_hardware(free, make_info(1, can_set_limit=True)), "1")
+    one = make_inventory("n1", make_hardware(free, bound), "1")
+    none = make_inventory("n1", make_hardware(), "1")
     assert (both.can_set_limit, one.can_set_limit, none.can_set_limit) == (True, False, False)
     assert decode_inventory(encode(both), "n1") == both
+
+
+def test_an_inventory_names_the_driver_and_how_the_gpus_are_connected() -> None:
+    links = (
+        DeviceLink(first=0, second=1, ancestor=Ancestor.SWITCH, nvlinks=18),
+        DeviceLink(first=0, second=2, ancestor=Ancestor.SYSTEM, nvlinks=0),
+        DeviceLink(first=1, second=2, ancestor=None, nvlinks=None),
+    )
+    infos = (make_info(index) for index in range(3))
+    inventory = decode_inventory(encode(make_inventory("n1", make_hardware(*infos, links=links), "1")), "n1")
+    assert inventory.driver == "580.95.05"
+    assert inventory.topology == {"0-1": "nvlink=18 switch", "0-2": "system", "1-2": "nvlink=?"}

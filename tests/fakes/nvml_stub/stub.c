@@ -297,6 +297,39 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t d, unsigned *current, unsigned *p
     *current = *pending = (unsigned)d[MIG];
     return 0;
 }
+
+/* As many links as the field says, all to one peer: a switch that all GPUs share, or another GPU. */
+#define LINKS_OF_THE_MODEL 12
+nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t d, unsigned link, unsigned *o) {
+    GATE(F_NVLINK_STATE);
+    if (link >= LINKS_OF_THE_MODEL) return 2;
+    *o = link < d[NVLINKS];
+    return 0;
+}
+nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t d, unsigned link, pci_t *out) {
+    GATE(F_NVLINK_REMOTE);
+    if (link >= d[NVLINKS]) return 2;
+    memset(out, 0, sizeof *out);
+    if (d[NVLINK_PEER])
+        bus_id_of(row((unsigned)d[NVLINK_PEER] - 1), out->bus_id, sizeof out->bus_id);
+    else
+        snprintf(out->bus_id, sizeof out->bus_id, "00000000:C0:00.0");
+    return 0;
+}
+nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t d, nvmlDevice_t other, unsigned *o) {
+    GATE(F_ANCESTOR);
+    if (!known(other)) return 2;
+    *o = d[NUMA_NODE] != other[NUMA_NODE] ? 50 : d[PCIE_SWITCH] != other[PCIE_SWITCH] ? 40 : 10;
+    return 0;
+}
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t d, nvmlDevice_t other, unsigned caps, unsigned *o) {
+    GATE(F_P2P);
+    if (!known(other) || caps != 2) return 2;
+    int joined = d[NVLINK_PEER] ? row((unsigned)d[NVLINK_PEER] - 1) == other : !other[NVLINK_PEER];
+    unsigned status = (unsigned)(d[P2P_STATUS] ? d[P2P_STATUS] : other[P2P_STATUS]);
+    *o = joined && d[NVLINKS] && other[NVLINKS] ? status : 5;
+    return 0;
+}
 /* No processes: a test that needs some has to add them here first. */
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned *count, void *infos) {
     GATE(F_PROCESSES);

@@ -64,9 +64,14 @@ FIELDS = (
     "event_types",
     "sets",
     "ignore_sets",
+    "numa_node",
+    "pcie_switch",
+    "nvlinks",
+    "nvlink_peer",
+    "p2p_status",
     "name",
 )
-"""`name` is text over eight words, so it stands last."""
+"""`name` is text over eight words, so it stands last. `nvlink_peer`: 0 is a switch, n is GPU n - 1."""
 FUNCTIONS = (
     "all",
     "handle_by_index",
@@ -98,6 +103,10 @@ FUNCTIONS = (
     "field_power_average",
     "field_power_instant",
     "register_events",
+    "nvlink_state",
+    "nvlink_remote",
+    "ancestor",
+    "p2p",
 )
 """What `fault` can break on one GPU; `all` comes before any other."""
 
@@ -130,6 +139,7 @@ _A_GPU = {
     "remapped_correctable": 1,
     "remapped_uncorrectable": 2,
     "event_types": XID_EVENT | DOUBLE_BIT_ECC_EVENT | 1,
+    "nvlinks": 12,
 }
 
 
@@ -185,6 +195,9 @@ class NvmlStub:
                 self.set(gpu, field, value)
             self.set(gpu, "uuid", 0xA000 + gpu)
             self.set(gpu, "pci_bus", 0x10 + gpu)
+            # Two processors, and pairs of GPUs that share a PCIe switch.
+            self.set(gpu, "numa_node", gpu // 4)
+            self.set(gpu, "pcie_switch", gpu // 2)
             self.set(gpu, "name", "NVIDIA A100-SXM4-80GB")
 
     def env(self) -> dict[str, str]:
