@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 from scheduler import __version__
+from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Intents
@@ -38,6 +39,7 @@ from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
 from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
+from scheduler.notices import Notices
 from scheduler.policy import profiles, registry
 from scheduler.policy.base import Filter, Score
 from scheduler.report.api import Api
@@ -56,6 +58,8 @@ TICK_S = 0.25
 # Without these nothing can be placed; owners and namespaces may be refused by the role.
 REQUIRED = (Kind.NODE, Kind.POD)
 RELABEL_S = 5.0
+# A kube-scheduler with work asks several times a minute; one that stands by does not ask at all.
+ASKED_LATELY_S = 60.0
 
 
 class Daemon:
@@ -70,13 +74,19 @@ class Daemon:
             f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         )
         self.stopping = asyncio.Event()
-        self.bypassed = 0
-        """Pods with a managed resource that were bound without a decision of ours, while we led."""
         self.leader_pods: set[str] = set()
         self.broker_waited = False
+        self._promised = ""
         # 1. State and opinion.
         self.store = make_store(settings)
         self.decider = make_decider(settings, self.store)
+        self.bindings = Bindings(
+            settings.scheduler_names,
+            settings.managed_resources,
+            decision_of=self.decider.log.of_pod,
+            judges=self.leads,
+            is_asked=self._is_asked,
+        )
         self.store.on_bound = self._note_bound
         # 2. What comes in.
         kubeconfig = Path(settings.cluster.kubeconfig) if settings.cluster.kubeconfig else None
@@ -92,7 +102,8 @@ class Daemon:
         )
         # 3. Who acts.
         self.elector: Elector | None = None
-        if settings.lease.enabled:
+        # Who observes changes nothing, so there is nothing to guard and nobody to elect (docs/adr/0009).
+        if settings.lease.enabled and not self.observing:
             lease = settings.lease
             self.elector = self.cluster.elector(
                 namespace=self.namespace,
@@ -107,7 +118,7 @@ class Daemon:
         # 4. What goes out.
         self.fence = Fence()
         self.fence.not_ready = self.not_ready
-        self.fence.leads = self.leads
+        self.fence.leads = self.may_decide
         self.fence.term = lambda: self.elector.term if self.elector else 0
         self.verbs = Verbs(
             self.decider,
@@ -116,6 +127,10 @@ class Daemon:
             self.fence,
             observe=settings.mode is Mode.OBSERVE,
         )
+        self.notices = Notices(self.cluster.note, self.leads, clock)
+        self.cluster.events.may_write = self.leads
+        self.decider.on_no_fit = self.notices.no_fit
+        self.bindings.on_past = self._tell_past
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
@@ -133,20 +148,28 @@ class Daemon:
     # --- what this replica knows and may do ----------------------------------------------------------------------
 
     def leads(self) -> bool:
-        """Whether it may act now."""
-        if self.stopping.is_set():
+        """Whether it may act now: never while it observes."""
+        if self.stopping.is_set() or self.observing:
             return False
         return self.elector is None or self.elector.is_leading(self.clock.mono_s())
 
+    def may_decide(self) -> bool:
+        """Whether it may answer from off this machine: the leader, or anyone whose decisions change nothing."""
+        return self.leads() or (self.observing and not self.stopping.is_set())
+
     @property
     def role(self) -> str:
-        """`leader` or `standby`."""
+        """`leader` or `standby`; `observer` takes no part in that."""
+        if self.observing:
+            return "observer"
         return LEADER if self.leads() else "standby"
 
     @property
     def leader_name(self) -> str:
         """Who leads, as far as we know."""
-        return self.elector.leader if self.elector else self.identity
+        if self.elector is not None:
+            return self.elector.leader
+        return "" if self.observing else self.identity
 
     @property
     def observing(self) -> bool:
@@ -186,7 +209,7 @@ class Daemon:
             ):
                 found.append("broker_silent")
         found += [f"cannot_list_{kind.value}" for kind in self.cluster.refused]
-        if self.settings.mode is Mode.OBSERVE:
+        if self.observing:
             found.append("observing")
         return found
 
@@ -226,11 +249,14 @@ class Daemon:
     async def _watch(self, kind: Kind) -> None:
         first = True
         async for event in self.cluster.watch(kind):
-            self.store.apply(event, self.clock.mono_s())
             if kind is Kind.POD:
-                self._see_role(event)
+                self._see_pod(event)
+            else:
+                self.store.apply(event, self.clock.mono_s())
             if first and kind in self.store.synced:
                 first = False
+                if kind is Kind.POD:
+                    self._inherit()
                 log.info("synced", extra=kv(kind=kind.value))
                 if len(self.store.synced) == len(Kind):
                     # What was just listed stays: full collections need not walk it again (120 ms otherwise).
@@ -248,11 +274,35 @@ class Daemon:
         else:
             self.leader_pods.discard(meta.name)
 
+    def _see_pod(self, event: ClusterEvent) -> None:
+        now_mono_s = self.clock.mono_s()
+        if isinstance(event, Changed):
+            # A binding takes the promise with it, so it is looked up before the store sees it.
+            promise = self.store.reservations.get(event.object.metadata.uid)
+            self._promised = promise.node if promise is not None else ""
+        self.store.apply(event, now_mono_s)
+        self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
+        self._see_role(event)
+
     def _note_bound(self, pod: PodFacts) -> None:
-        """A pod was bound: by a decision of ours, or past us?"""
-        if self.leads() and self.decider.log.of_pod(pod.uid) is None:
-            self.bypassed += 1
-            log.info("bound past us", extra=kv(pod=f"{pod.namespace}/{pod.name}", node=pod.node))
+        self.bindings.bound(pod, self._promised, self.clock.mono_s())
+
+    def _tell_past(self, binding: Binding, why: Past) -> None:
+        pod = f"{binding.namespace}/{binding.name}"
+        log.info("bound past us", extra=kv(pod=pod, node=binding.node, reason=why.value))
+        self.notices.past(binding, why)
+
+    def _inherit(self) -> None:
+        until_mono_s = self.clock.mono_s() + float(self.settings.extender.reservation_s)
+        self.bindings.inherit(self.store.waiting, until_mono_s)
+
+    def _is_asked(self) -> bool:
+        """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""
+        doors = [each.address for each in self.settings.listeners if Face.EXTENDER in each.serves]
+        if not self.pod_name or self.elector is None or not all(door.loopback for door in doors):
+            return True
+        newest = next(iter(self.decider.log), None)
+        return newest is not None and self.clock.unix_s() - newest.unix_s < ASKED_LATELY_S
 
     async def _tick(self) -> None:
         while True:
@@ -272,6 +322,7 @@ class Daemon:
 
     async def _lead(self, term: int) -> None:
         """While we lead: carry the leader's label. When it ends: close connections that would stay with us."""
+        self._inherit()
         try:
             while True:
                 await self._take_label(term)

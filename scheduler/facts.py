@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from scheduler import __version__
+from scheduler.bindings import Bindings
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
@@ -30,7 +31,7 @@ class Replica(Protocol):
     subscriber: TelemetrySubscriber
     handler: StoreHandler
     counters: ExtenderCounters
-    bypassed: int
+    bindings: Bindings
 
     @property
     def role(self) -> str: ...  # noqa: D102 - see app.Daemon
@@ -155,7 +156,7 @@ def sources(replica: Replica) -> Sources:
         waiting_pods=lambda: len(store.waiting),
         reservations=lambda: len(store.reservations),
         reservations_lost=lost,
-        bypassed_pods=lambda: replica.bypassed,
+        bypassed_pods=lambda: replica.bindings.past,
         annotation_errors=lambda: store.intents.errors,
         extender_requests=lambda: counters.requests,
         extender_refused=lambda: counters.refused,

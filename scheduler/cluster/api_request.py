@@ -64,7 +64,7 @@ class Counters:
     """Answers 429."""
     events_written: int = 0
     events_dropped: Counter[str] = field(default_factory=Counter)
-    """By reason: `full`, `spam`, `failed`."""
+    """By reason: `full`, `spam`, `failed`, `not_leading`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ _API_VERSIONS = {
     "ReplicaSet": "apps/v1",
 }
 
-_SeriesKey = tuple[str, str, str, str, str, str, bool]
+_SeriesKey = tuple[str, str, str, str, str, str, str, bool]
 
 
 @dataclass(slots=True)
@@ -84,6 +85,8 @@ class EventWriter:
         self._clock = transport.clock
         self._counters = transport.counters
         self._instance = instance[:128] or "wattbalance"
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each write: what was queued while we led must not be written by a replica that lost it."""
         self._series: OrderedDict[_SeriesKey, _Series] = OrderedDict()
         self._queue: deque[_Series] = deque()
         self._wake = asyncio.Event()
@@ -97,7 +100,16 @@ class EventWriter:
             self._counters.events_dropped["spam"] += 1
             return
         # Without the text: a figure that changes in it does not make another event.
-        key = (note.kind, note.namespace, note.name, note.uid, note.reason, note.action, note.warning)
+        key = (
+            note.kind,
+            note.namespace,
+            note.name,
+            note.uid,
+            note.reason,
+            note.about,
+            note.action,
+            note.warning,
+        )
         series = self._series.get(key)
         if series is not None and now_mono_s - series.last_mono_s < SERIES_S:
             series.count += 1
@@ -125,6 +137,9 @@ class EventWriter:
             while self._queue:
                 series = self._queue.popleft()
                 series.queued = False
+                if not self.may_write():
+                    self._counters.events_dropped["not_leading"] += 1
+                    continue
                 try:
                     await self._write(series)
                     self._counters.events_written += 1

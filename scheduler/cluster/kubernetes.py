@@ -63,7 +63,7 @@ class KubernetesCluster:
         self.health = Health()
         self._pace = pace or Pace()
         self._probe_every_s = probe_every_s
-        self._events = EventWriter(self.transport, instance=instance)
+        self.events = EventWriter(self.transport, instance=instance)
         self._pods = Decoder(Kind.POD, self.counters)
         self._version: tuple[int, int] | None = None
 
@@ -101,7 +101,7 @@ class KubernetesCluster:
     async def run(self) -> None:
         """Write events and probe the server, for ever."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._events.run(), name="cluster.events")
+            group.create_task(self.events.run(), name="cluster.events")
             group.create_task(self._probe(), name="cluster.probe")
 
     def elector(
@@ -161,7 +161,7 @@ class KubernetesCluster:
 
     def note(self, event: EventNote) -> None:
         """Queue an Event; bounded, never awaited by a decision, repeated ones become a series."""
-        self._events.note(event)
+        self.events.note(event)
 
     async def has_api(self, group: str, version: str) -> bool:
         """Whether the server serves an API group in a version. Raises ClusterError if that cannot be learnt."""

@@ -67,6 +67,8 @@ class EventNote:
     reason: str
     """CamelCase, closed set."""
     note: str
+    about: str = ""
+    """Tells apart what is not the same event again, though its reason is; figures in `note` do not."""
     warning: bool = False
     action: str = "Scheduling"
 

@@ -6,7 +6,7 @@ Plain synchronous code; `now` is handed in. The store is changed only through it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,8 @@ class Decider:
         """(verb, profile, result) -> count."""
         self.disagreements = 0
         """Nodes offered with room that our count says are full."""
+        self.on_no_fit: Callable[[DecisionRecord], None] | None = None
+        """Told of each filter decision that left no node."""
         self._cycle = 0
         self._strangers: list[str] = []
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
@@ -121,6 +123,8 @@ class Decider:
         else:
             kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
         record = self._record("filter", request, judgement, profile, result, unix_s, reserved=reserved)
+        if result == "no_fit" and self.on_no_fit is not None:
+            self.on_no_fit(record)
         return Outcome(request, judgement, kept, profile.placement, result, reserved, record)
 
     def _answer(

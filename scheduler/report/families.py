@@ -129,9 +129,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter(
         "bypassed_pods",
-        "Pods with a managed resource that were bound without a decision of ours: the only sign that "
-        "`ignorable` has hidden us.",
-        _one(lambda s: s.bypassed_pods()),
+        "Pods with a managed resource that were bound without a decision of ours: not asked though their scheduler "
+        "should (no_decision: the only sign that `ignorable` has hidden us), to another node than we chose "
+        "(other_node), or by a scheduler that is none of scheduler_names (other_scheduler).",
+        _by(lambda s: s.bypassed_pods()),
+        "reason",
     ),
     _counter(
         "annotation_errors",

@@ -70,7 +70,8 @@ class Sources:
     reservations: Count = none
     reservations_lost: CountBy = nothing
     """Reservations that ended without their pod's binding, by reason (expired, evicted)."""
-    bypassed_pods: Count = none
+    bypassed_pods: CountBy = nothing
+    """By reason (no_decision, other_node, other_scheduler)."""
     annotation_errors: CountBy = nothing
     """By annotation key, without the prefix; keys are ours, never a user's text."""
     # extender

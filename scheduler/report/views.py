@@ -76,7 +76,7 @@ class Readiness(View, frozen=True):
 
     ready: bool
     role: str
-    """leader | standby"""
+    """leader | standby; observer in observe mode, which takes no part in the election"""
     leader: str = ""
     """Who leads, as far as this replica knows."""
     mode: str = "act"

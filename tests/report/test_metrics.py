@@ -63,7 +63,7 @@ def full_sources() -> Sources:
         waiting_pods=lambda: 4,
         reservations=lambda: 5,
         reservations_lost=lambda: {"expired": 6},
-        bypassed_pods=lambda: 7,
+        bypassed_pods=lambda: {"no_decision": 7},
         annotation_errors=lambda: {"pools": 8},
         extender_requests=lambda: {("filter", "ok"): 9},
         extender_refused=lambda: {"not-json": 10},

@@ -1,0 +1,170 @@
+"""Who bound a pod: a decision of ours, or somebody past us. Composition: what the store saw beside what was decided.
+
+Every replica sees every binding; the leader judges. What a predecessor decided is not in this replica's memory, so
+pods that waited when it began to lead are not held against anybody for as long as a promise lasts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scheduler.cluster.objects import Pod, requested
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import ClusterEvent, Gone, Listed
+from scheduler.core.nouns import GPU_RESOURCE, PREFIX
+from scheduler.decision.record import DecisionRecord
+
+DECISION_ANNOTATION = PREFIX + "decision"
+# What the API server fills in where a pod names none.
+DEFAULT_SCHEDULER = "default-scheduler"
+
+
+class Past(StrEnum):
+    """How a pod came past us: the label `reason` of wattbalance_bypassed_pods_total."""
+
+    NO_DECISION = "no_decision"
+    """Its scheduler should ask us, and did not, or was told that no node fits: `ignorable` hides us."""
+    OTHER_NODE = "other_node"
+    """We chose another node than the one it was bound to."""
+    OTHER_SCHEDULER = "other_scheduler"
+    """Its scheduler is none of `scheduler_names`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A pod with a managed resource that has just been seen bound."""
+
+    uid: str
+    namespace: str
+    name: str
+    node: str
+    scheduler: str
+    decided: bool
+    """It carries the annotation of a decision, which travels in a Binding of ours."""
+    daemon: bool
+    """A DaemonSet's: its place was never a choice."""
+
+    @classmethod
+    def of(cls, pod: PodFacts) -> Binding:
+        """As the store keeps it."""
+        return cls(
+            uid=pod.uid,
+            namespace=pod.namespace,
+            name=pod.name,
+            node=pod.node,
+            scheduler=pod.scheduler_name or DEFAULT_SCHEDULER,
+            decided=DECISION_ANNOTATION in (pod.meta.annotations or {}),
+            daemon=any(owner.kind == "DaemonSet" for owner in pod.meta.owner_references or ()),
+        )
+
+    @classmethod
+    def of_object(cls, pod: Pod) -> Binding:
+        """As the watch brings it: one that the store does not keep."""
+        meta = pod.metadata
+        return cls(
+            uid=meta.uid,
+            namespace=meta.namespace,
+            name=meta.name,
+            node=pod.spec.node_name,
+            scheduler=pod.spec.scheduler_name or DEFAULT_SCHEDULER,
+            decided=DECISION_ANNOTATION in (meta.annotations or {}),
+            daemon=any(owner.kind == "DaemonSet" for owner in meta.owner_references or ()),
+        )
+
+
+class Bindings:
+    """Counts pods that were bound past us, and tells who listens.
+
+    Args:
+        scheduler_names: whose pods should come to us.
+        managed_resources: a pod that asks for none of them is nobody's business here.
+        decision_of: the newest decision for a uid, if there is one.
+        judges: whether this replica judges now: it leads, and acts.
+        is_asked: whether it is this replica that kube-scheduler asks. Where each answers its own kube-scheduler, over
+            loopback, a decision that is missing here may have been made next door.
+    """
+
+    def __init__(
+        self,
+        scheduler_names: Iterable[str],
+        managed_resources: Iterable[str],
+        *,
+        decision_of: Callable[[str], DecisionRecord | None],
+        judges: Callable[[], bool],
+        is_asked: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.past: Counter[str] = Counter({reason.value: 0 for reason in Past})
+        """By reason, zeros too: a series that is not there cannot be watched."""
+        self.on_past: Callable[[Binding, Past], None] | None = None
+        self._names = frozenset(scheduler_names)
+        managed = frozenset(managed_resources)
+        self._gpus = GPU_RESOURCE in managed
+        self._others = tuple(sorted(managed - {GPU_RESOURCE}))
+        self._decision_of = decision_of
+        self._judges = judges
+        self._is_asked = is_asked
+        self._inherited: frozenset[str] = frozenset()
+        self._inherited_until_mono_s = 0.0
+        self._bound_others: set[str] = set()
+
+    def inherit(self, waiting: Iterable[str], until_mono_s: float) -> None:
+        """Pods that wait now may have been decided by somebody before us, until then."""
+        self._inherited = frozenset(waiting)
+        self._inherited_until_mono_s = until_mono_s
+
+    def bound(self, pod: PodFacts, promised: str, now_mono_s: float) -> None:
+        """A GPU pod was bound. `promised` is the node where it held a promise; empty if none."""
+        if self._gpus:
+            self._judge(Binding.of(pod), promised, now_mono_s)
+
+    def see(self, event: ClusterEvent, now_mono_s: float, *, synced: bool) -> None:
+        """Take one event of pods; for managed resources that the store does not count."""
+        if not self._others:
+            return
+        if isinstance(event, Listed):
+            self._bound_others &= event.keys
+        elif isinstance(event.object, Pod):
+            uid = event.object.metadata.uid
+            if isinstance(event, Gone):
+                self._bound_others.discard(uid)
+            elif uid not in self._bound_others:
+                self._see_other(event.object, now_mono_s, synced=synced)
+
+    def _see_other(self, pod: Pod, now_mono_s: float, *, synced: bool) -> None:
+        spec = pod.spec
+        if not spec.node_name or not any(requested(spec, name) > 0 for name in self._others):
+            return
+        if self._gpus and requested(spec) > 0:
+            # The store told of this one.
+            return
+        self._bound_others.add(pod.metadata.uid)
+        if synced:
+            self._judge(Binding.of_object(pod), "", now_mono_s)
+
+    def _judge(self, binding: Binding, promised: str, now_mono_s: float) -> None:
+        if not self._judges() or binding.decided:
+            return
+        past = self._past(binding, promised)
+        if past is None:
+            return
+        inherited = binding.uid in self._inherited and now_mono_s < self._inherited_until_mono_s
+        if past is Past.NO_DECISION and (inherited or not self._is_asked()):
+            return
+        self.past[past.value] += 1
+        if self.on_past is not None:
+            self.on_past(binding, past)
+
+    def _past(self, binding: Binding, promised: str) -> Past | None:
+        ours = binding.scheduler in self._names
+        record = self._decision_of(binding.uid)
+        chosen = promised or (record.chosen if record is not None else "")
+        # Without one chosen node kube-scheduler was left to take any that we had named (advisory placement, soft
+        # preferences); where none fitted, it was told so.
+        if chosen == binding.node or (record is not None and not chosen and record.result != "no_fit"):
+            return None
+        if not ours:
+            return Past.OTHER_SCHEDULER
+        return Past.OTHER_NODE if chosen else Past.NO_DECISION

@@ -1,0 +1,130 @@
+"""Kubernetes Events for people: why a pod waits for us, and that one was placed past us; at most a few a pod.
+
+Composition: decisions and bindings in, EventNotes out. Written by a leader that acts, never by a standby and never in
+observe mode; queueing, series and drops are in cluster/events.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from scheduler.bindings import Binding, Past
+from scheduler.cluster.port import EventNote
+from scheduler.core.clock import Clock
+from scheduler.core.nouns import Reason
+from scheduler.decision.record import DecisionRecord
+
+NO_NODE_FITS = "NoNodeFits"
+PLACED_PAST_US = "PlacedPastWattbalance"
+# The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
+SAME_AGAIN_S = 300.0
+# Something else about the same pod: reasons that flap must not become a stream of writes.
+OTHER_AGAIN_S = 30.0
+# Pods remembered; as many as decisions are.
+MOST_REMEMBERED = 10_000
+
+ADVICE: dict[str, str] = {
+    Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
+    Reason.BROKEN_GPUS.text: "GPUs there are lost or hung: reset or drain those nodes, or ask for fewer GPUs a pod",
+    Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
+    Reason.POLICY_FAILED.text: "wattbalance's log and wattbalance_policy_failures_total name the policy",
+    Reason.CORDONED.text: "uncordon the node, or wait",
+    Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission on that node",
+}
+PAST: dict[Past, str] = {
+    Past.NO_DECISION: (
+        "Bound to {node} without a decision of wattbalance, though scheduler {scheduler} should ask it: look at "
+        "kube-scheduler's log for errors of its extender, and at `ignorable` and `managedResources` there."
+    ),
+    Past.OTHER_NODE: (
+        "Bound to {node}, which is not the node that wattbalance had chosen: its answer came too late, or somebody "
+        "bound the pod by hand."
+    ),
+    Past.OTHER_SCHEDULER: (
+        "Bound to {node} by scheduler {scheduler}, which does not ask wattbalance: keep it off these nodes by a taint "
+        "such as wattbalance.io/scheduler=NAME:NoSchedule, or name it in scheduler_names."
+    ),
+}
+
+
+class Notices:
+    """Makes notes of decisions and bindings, unless the same was said of the pod a short while ago.
+
+    Args:
+        write: takes a note and does not wait.
+        may_write: whether this replica leads and acts.
+        clock: for how long ago.
+    """
+
+    def __init__(
+        self, write: Callable[[EventNote], None], may_write: Callable[[], bool], clock: Clock
+    ) -> None:
+        self._write = write
+        self._may_write = may_write
+        self._clock = clock
+        self._said: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+
+    def no_fit(self, record: DecisionRecord) -> None:
+        """No node of those offered fits a pod."""
+        about = ", ".join(sorted(record.reasons))
+        if not self._may_write() or not self._is_news(record.uid, NO_NODE_FITS, about):
+            return
+        # Where all it has to do is wait for a pool's turn, nothing is wrong.
+        warning = any(not text.startswith(Reason.WAITING_FOR_POOL.text) for text in record.reasons)
+        self._write(
+            EventNote(
+                kind="Pod",
+                namespace=record.namespace,
+                name=record.pod,
+                uid=record.uid,
+                reason=NO_NODE_FITS,
+                note=_refusal(record),
+                about=about,
+                warning=warning or not record.reasons,
+            )
+        )
+
+    def past(self, binding: Binding, why: Past) -> None:
+        """A pod was placed past us."""
+        if (
+            binding.daemon
+            or not self._may_write()
+            or not self._is_news(binding.uid, PLACED_PAST_US, why.value)
+        ):
+            return
+        self._write(
+            EventNote(
+                kind="Pod",
+                namespace=binding.namespace,
+                name=binding.name,
+                uid=binding.uid,
+                reason=PLACED_PAST_US,
+                note=PAST[why].format(node=binding.node, scheduler=binding.scheduler),
+                about=why.value,
+                warning=True,
+                action="Binding",
+            )
+        )
+
+    def _is_news(self, uid: str, reason: str, about: str) -> bool:
+        now_mono_s = self._clock.mono_s()
+        said, said_mono_s = self._said.get((uid, reason), ("", float("-inf")))
+        if now_mono_s - said_mono_s < (SAME_AGAIN_S if said == about else OTHER_AGAIN_S):
+            return False
+        self._said[uid, reason] = (about, now_mono_s)
+        self._said.move_to_end((uid, reason))
+        if len(self._said) > MOST_REMEMBERED:
+            self._said.popitem(last=False)
+        return True
+
+
+def _refusal(record: DecisionRecord) -> str:
+    asked = f"{record.asked} node" if record.asked == 1 else f"{record.asked} nodes"
+    gpus = f"{record.gpus} GPU" if record.gpus == 1 else f"{record.gpus} GPUs"
+    if not record.reasons:
+        return f"No node fits: wattbalance knows none of the nodes that kube-scheduler offered for {gpus}."
+    reasons = "; ".join(f"{count}: {text}" for text, count in sorted(record.reasons.items()))
+    advice = {hint for text in record.reasons for known, hint in ADVICE.items() if text.startswith(known)}
+    what_to_do = f" What helps: {'; '.join(sorted(advice))}." if advice else ""
+    return f"None of {asked} offered fits {gpus} (profile {record.profile}): {reasons}.{what_to_do}"

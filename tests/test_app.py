@@ -1,0 +1,270 @@
+"""The daemon as it is composed, in one process, on the simulated API server: what it writes there, and what never."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from scheduler import app, config
+from scheduler.core.clock import SystemClock
+from scheduler.simulate.apiserver import ApiServer
+from tests.brokers import free_port
+from tests.contracts.cluster_contract import beside, eventually
+
+TOKEN = "t"
+NAMESPACE = "wattbalance"
+KINDS = ("pods", "nodes", "namespaces", "events", "leases")
+ROLE = "wattbalance.io/role"
+
+
+@dataclass
+class World:
+    """An API server, and how to start replicas on it."""
+
+    api: ApiServer
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    @contextlib.asynccontextmanager
+    async def replica(self, pod_name: str = "", **changes: object) -> AsyncIterator[Replica]:
+        """Run a replica while the block runs; it is ready."""
+        kubeconfig = self.folder / "kubeconfig"
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "c", "cluster": {"server": self.api.url}}],
+                    "users": [{"name": "u", "user": {"token": TOKEN}}],
+                    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                    "current-context": "x",
+                }
+            )
+        )
+        port = free_port()
+        base: dict[str, object] = {
+            "cluster": {"name": "test", "kubeconfig": str(kubeconfig)},
+            # Nobody is there: placing goes on without readings.
+            "telemetry": {"broker": f"mqtt://127.0.0.1:{free_port()}", "wait_at_start": "0s"},
+            "listeners": [
+                {"address": f"127.0.0.1:{port}", "serves": ["extender", "api", "metrics", "probes"]}
+            ],
+            "lease": {"duration": "4s", "renew_deadline": "3s", "retry": "200ms"},
+            "shutdown": {"grace": "5s"},
+        }
+        path = self.folder / f"config-{port}.yaml"
+        path.write_text(yaml.safe_dump(base | changes))
+        self.monkeypatch.setenv("POD_NAMESPACE", NAMESPACE)
+        self.monkeypatch.setenv("POD_NAME", pod_name)
+        daemon = app.Daemon(config.load(path.read_text()), SystemClock())
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, beside(daemon.run()):
+            try:
+                await eventually(lambda: daemon.not_ready() is None)
+                yield Replica(daemon, session)
+            finally:
+                daemon.stopping.set()
+
+    def everything(self) -> dict[str, list[dict[str, object]]]:
+        """All objects of the cluster."""
+        return {kind: json.loads(json.dumps(self.api.list(kind))) for kind in KINDS}
+
+    def events(self, reason: str) -> list[dict[str, Any]]:
+        """Events of one reason."""
+        return [event for event in self.api.list("events") if event["reason"] == reason]
+
+    def add_pod(self, name: str, *, namespace: str = "default", node: str = "", **spec: object) -> None:
+        """A pod of one GPU that our scheduler should place."""
+        containers = [{"name": "main", "image": "i", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+        given = {"schedulerName": "wattbalance", "containers": containers, **spec}
+        if node:
+            given["nodeName"] = node
+        self.api.create("pods", {"metadata": {"name": name, "namespace": namespace}, "spec": given})
+
+    def add_node(self, name: str, **labels: str) -> None:
+        """A node of eight GPUs."""
+        self.api.create(
+            "nodes",
+            {
+                "metadata": {"name": name, "labels": labels},
+                "status": {"allocatable": {"nvidia.com/gpu": "8"}, "capacity": {"nvidia.com/gpu": "8"}},
+            },
+        )
+
+
+@dataclass
+class Replica:
+    """A running daemon and its door."""
+
+    daemon: app.Daemon
+    session: aiohttp.ClientSession
+
+    async def filter(self, pod: object, *nodes: str) -> dict[str, Any]:
+        """Ask as kube-scheduler does."""
+        async with self.session.post("/scheduler/filter", json={"Pod": pod, "NodeNames": nodes}) as answer:
+            assert answer.status == 200
+            return dict(await answer.json(content_type=None))
+
+    async def knows(self, *nodes: str) -> None:
+        """Wait until it has seen nodes."""
+        await eventually(lambda: set(nodes) <= self.daemon.store.nodes.keys())
+
+    async def leads(self) -> None:
+        """Wait until it leads."""
+        await eventually(self.daemon.leads)
+
+    def labelled(self, api: ApiServer) -> bool:
+        """Whether its pod carries the leader's label."""
+        pod = api.get("pods", self.daemon.pod_name, NAMESPACE)
+        return bool(pod["metadata"].get("labels", {}).get(ROLE) == "leader")
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A cluster with our namespace in it."""
+    api = ApiServer(SystemClock(), token=TOKEN)
+    for name in ("default", NAMESPACE):
+        with contextlib.suppress(Exception):
+            api.create("namespaces", {"metadata": {"name": name}})
+    await api.start()
+    try:
+        yield World(api, tmp_path, monkeypatch)
+    finally:
+        await api.stop()
+
+
+async def test_a_pod_that_fits_nowhere_gets_one_warning_however_often_it_is_asked_about(world: World) -> None:
+    world.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
+    world.add_pod("p")
+    async with world.replica() as replica:
+        await replica.knows("sick")
+        await replica.leads()
+        for _ in range(5):
+            answer = await replica.filter(world.api.get("pods", "p", "default"), "sick")
+            assert answer["NodeNames"] == []
+        await eventually(lambda: bool(world.events("NoNodeFits")))
+        world.add_pod("q")
+        await replica.filter(world.api.get("pods", "q", "default"), "sick")
+        await eventually(lambda: len(world.events("NoNodeFits")) == 2)
+    first, _ = world.events("NoNodeFits")
+    assert first["type"] == "Warning"
+    assert first["regarding"]["name"] == "p"
+    assert first["regarding"]["uid"] == world.api.get("pods", "p", "default")["metadata"]["uid"]
+    assert "node in quarantine" in first["note"]
+    assert "take the label" in first["note"]
+    assert "series" not in first
+
+
+async def test_a_pod_placed_past_us_gets_a_warning_and_is_counted_by_how(world: World) -> None:
+    world.add_node("n1")
+    async with world.replica() as replica:
+        await replica.knows("n1")
+        await replica.leads()
+        world.add_pod("unasked", node="n1")
+        world.add_pod("foreign", node="n1", schedulerName="default-scheduler")
+        world.add_pod("asked")
+        answer = await replica.filter(world.api.get("pods", "asked", "default"), "n1")
+        assert answer["NodeNames"] == ["n1"]
+        world.api.bind("asked", "default", "n1")
+        await eventually(lambda: len(world.events("PlacedPastWattbalance")) == 2)
+        await eventually(lambda: not replica.daemon.store.waiting)
+        async with replica.session.get("/metrics") as page:
+            text = await page.text()
+    for reason, want_count in (("no_decision", 1), ("other_scheduler", 1), ("other_node", 0)):
+        assert f'wattbalance_bypassed_pods_total{{reason="{reason}"}} {want_count}.0' in text
+    assert {event["regarding"]["name"] for event in world.events("PlacedPastWattbalance")} == {
+        "unasked",
+        "foreign",
+    }
+
+
+async def test_names_and_resources_of_the_configuration_say_what_comes_past_us(world: World) -> None:
+    world.add_node("n1")
+    async with world.replica(
+        scheduler_names=["gpu-scheduler"], managed_resources=["nvidia.com/mig-1g.5gb"]
+    ) as replica:
+        await replica.knows("n1")
+        await replica.leads()
+        world.add_pod("whole", node="n1")
+        mig = [{"name": "m", "image": "i", "resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}}]
+        world.add_pod("slice", node="n1", schedulerName="gpu-scheduler", containers=mig)
+        world.add_pod("other-slice", node="n1", containers=mig)
+        past = replica.daemon.bindings.past
+        await eventually(lambda: past["no_decision"] + past["other_scheduler"] == 2)
+        assert (past["no_decision"], past["other_scheduler"]) == (1, 1)
+
+
+async def test_a_standby_writes_no_event_though_it_answers_its_neighbour(world: World) -> None:
+    world.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
+    world.add_pod("p")
+    async with world.replica() as leader:
+        await leader.leads()
+        async with world.replica() as standby:
+            await standby.knows("sick")
+            assert not standby.daemon.leads()
+            answer = await standby.filter(world.api.get("pods", "p", "default"), "sick")
+            assert answer["NodeNames"] == []
+            world.add_pod("past", node="sick")
+            # Both see it; one tells.
+            await eventually(lambda: bool(world.events("PlacedPastWattbalance")))
+            await eventually(lambda: "past" in {pod.name for pod in standby.daemon.store.pods.values()})
+            assert sum(standby.daemon.bindings.past.values()) == 0
+    assert not world.events("NoNodeFits")
+    assert len(world.events("PlacedPastWattbalance")) == 1
+
+
+async def test_the_leader_carries_the_label(world: World) -> None:
+    for name in ("a", "b"):
+        world.add_pod(name, namespace=NAMESPACE)
+    async with world.replica("a") as first:
+        await first.leads()
+        await eventually(lambda: first.labelled(world.api))
+        async with world.replica("b") as second:
+            assert second.daemon.role == "standby"
+            assert not second.labelled(world.api)
+
+
+async def test_observing_changes_nothing_in_the_cluster(world: World) -> None:
+    world.add_node("well")
+    world.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
+    world.add_pod("p")
+    world.add_pod("own", namespace=NAMESPACE)
+    world.add_pod("past", node="well")
+    before = world.everything()
+    async with world.replica("own", mode="observe") as replica:
+        await replica.knows("well", "sick")
+        for nodes in (("well", "sick"), ("sick",)):
+            answer = await replica.filter(world.api.get("pods", "p", "default"), *nodes)
+            assert answer["NodeNames"] == list(nodes)
+        async with replica.session.get("/readyz") as page:
+            said = await page.json(content_type=None)
+        assert (said["role"], said["mode"], said["leader"]) == ("observer", "observe", "")
+        # Long enough for an election, a label and an event of a replica that acts (the tests above).
+        daemon = replica.daemon
+        await eventually(lambda: daemon.cluster.counters.requests["watch"] >= len(KINDS))
+        assert daemon.elector is None
+        assert set(daemon.cluster.counters.requests) <= {"get", "list", "watch"}
+        assert [record.result for record in daemon.decider.log] == ["observed", "observed"]
+    assert world.everything() == before
+
+
+async def test_any_replica_that_observes_answers_from_anywhere(world: World) -> None:
+    async with world.replica(mode="observe") as first, world.replica(mode="observe") as second:
+        for replica in (first, second):
+            assert replica.daemon.verbs.may_answer(False) is None
+
+
+async def test_a_standby_that_acts_answers_its_neighbour_only(world: World) -> None:
+    async with world.replica() as leader:
+        await leader.leads()
+        async with world.replica() as standby:
+            assert leader.daemon.verbs.may_answer(False) is None
+            assert standby.daemon.verbs.may_answer(True) is None
+            assert "standby" in (standby.daemon.verbs.may_answer(False) or "")
