@@ -122,9 +122,9 @@ def filter_answer(
     failed_rows: Rows,
     failed_codes: NDArray[np.uint8],
     unresolvable: NDArray[np.bool_],
-    kept_names: Sequence[str] = (),
     unknown_names: Sequence[str] = (),
     unknown_text: str = "",
+    nominated: str = "",
 ) -> bytes:
     """Write the ExtenderFilterResult of a question that sent names.
 
@@ -135,25 +135,30 @@ def filter_answer(
         failed_codes: why, beside `failed_rows`.
         unresolvable: where preemption cannot help, beside `failed_rows`. Those are named in
             FailedAndUnresolvableNodes, and in FailedNodes too for 1.20, which lacks the former.
-        kept_names: nodes without a row that it may go to.
         unknown_names: nodes without a row that it may not; preemption cannot help there.
         unknown_text: why.
+        nominated: where the pod waits to go. Called unresolvable, kube-scheduler would take it for lost and evict
+            a second set of pods elsewhere, while those of the first are still ending.
     """
     reason = b":" + msgspec.json.encode(unknown_text) + b","
     unknown = b"".join([msgspec.json.encode(name) + reason for name in unknown_names])
+    unknown_never = unknown
+    if nominated and nominated in unknown_names:
+        unknown_never = b"".join(
+            [msgspec.json.encode(name) + reason for name in unknown_names if name != nominated]
+        )
     failed = fragments.failures(failed_rows, failed_codes)
     never = failed
     if not unresolvable.all():
         never = fragments.failures(failed_rows[unresolvable], failed_codes[unresolvable])
-    kept = fragments.names(kept_rows) + b"".join([msgspec.json.encode(name) + b"," for name in kept_names])
     return b"".join(
         (
             b'{"Nodes":null,"NodeNames":[',
-            *_last_comma_off(kept),
+            *_last_comma_off(fragments.names(kept_rows)),
             b'],"FailedNodes":{',
             *_last_comma_off(failed, unknown),
             b'},"FailedAndUnresolvableNodes":{',
-            *_last_comma_off(never, unknown),
+            *_last_comma_off(never, unknown_never),
             b'},"Error":""}',
         )
     )
@@ -203,12 +208,11 @@ def prioritize_answer(
     rows: Rows,
     scores: NDArray[np.uint8],
     unknown_names: Sequence[str] = (),
-    unknown_scores: Sequence[int] | None = None,
 ) -> bytearray:
-    """Write the HostPriorityList; names without a row score 0 unless `unknown_scores` says otherwise."""
+    """Write the HostPriorityList; names without a row score 0."""
     answer = fragments.scores(rows, scores)
-    for name, score in zip(unknown_names, unknown_scores or [0] * len(unknown_names), strict=True):
-        answer += b"%s%s%s%d}," % (_HOST, msgspec.json.encode(name), _SCORE, min(score, MAX_SCORE))
+    for name in unknown_names:
+        answer += b"%s%s%s0}," % (_HOST, msgspec.json.encode(name), _SCORE)
     if len(answer) > 1:
         # The last item's comma.
         del answer[-1]

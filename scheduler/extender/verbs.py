@@ -112,7 +112,7 @@ class Verbs:
             return filter_all_answer(args)
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
-            return self._nodes_answer(args, rows, outcome, failed, unresolvable)
+            return self._nodes_answer(args, rows, outcome, failed)
         unknown = (
             []
             if outcome.kept.size and outcome.placement is Placement.DECISIVE
@@ -126,6 +126,7 @@ class Verbs:
             unresolvable=unresolvable,
             unknown_names=unknown,
             unknown_text=Reason.UNKNOWN_NODE.text,
+            nominated=request.nominated_node,
         )
 
     def _failed(self, outcome: Outcome) -> tuple[Rows, NDArray[np.bool_]]:
@@ -139,49 +140,45 @@ class Verbs:
         failed = outcome.judgement.failed
         return failed, failed != self.store.rows.get(outcome.request.nominated_node, -1)
 
-    def _nodes_answer(
-        self, args: FilterArgs, rows: Rows, outcome: Outcome, failed: Rows, unresolvable: NDArray[np.bool_]
-    ) -> bytes:
+    def _nodes_answer(self, args: FilterArgs, rows: Rows, outcome: Outcome, failed: Rows) -> bytes:
         """Answer in the form that was asked: whole nodes, as they came."""
         if args.nodes is None:
             raise BadRequest(BadRequest.MISSING_FIELD, "Nodes")
         texts, codes = self.decider.reason_texts, outcome.judgement.codes
         positions = {row: position for position, row in enumerate(rows.tolist())}
         reasons = {args.names[positions[row]]: texts[codes[row]] for row in failed.tolist()}
-        never = {
-            args.names[positions[row]]: texts[codes[row]]
-            for row, cannot in zip(failed.tolist(), unresolvable.tolist(), strict=True)
-            if cannot
-        }
+        nominated = outcome.request.nominated_node
+        never = {name: reason for name, reason in reasons.items() if name != nominated}
         kept = sorted(positions[row] for row in outcome.kept.tolist())
         return filter_nodes_answer(args.nodes, kept=kept, failed=reasons, unresolvable=never)
 
     def _rows(self, args: FilterArgs) -> tuple[Rows, list[Node]]:
         """Rows of the question, -1 for a name that nobody knows; nodes sent whole that we do not know."""
         rows = rows_of(args.names, self.store.rows)
-        strangers: list[Node] = []
-        if args.nodes is not None:
-            for position in np.flatnonzero(rows < 0).tolist():
-                rows[position] = self.store.snapshot.rows + len(strangers)
-                strangers.append(args.nodes.nodes[position])
-        return rows, strangers
+        if args.nodes is None:
+            return rows, []
+        strangers: dict[str, Node] = {}
+        row_of: dict[str, int] = {}
+        for position in np.flatnonzero(rows < 0).tolist():
+            name = args.names[position]
+            rows[position] = row_of.setdefault(name, self.store.snapshot.rows + len(row_of))
+            strangers.setdefault(name, args.nodes.nodes[position])
+        return rows, list(strangers.values())
 
     # --- prioritize and preempt ----------------------------------------------------------------------------------
 
     def prioritize(self, args: FilterArgs) -> bytes | bytearray:
-        """Score what is left, 0 to 10; unknown names score 0. In observe mode all score 0."""
+        """Score what is left, 0 to 10; nodes that we do not know score 0. In observe mode all score 0."""
         request = self._request(args.pod)
-        rows, strangers = self._rows(args)
-        known = rows >= 0
+        rows, _ = self._rows(args)
+        known = (rows >= 0) & (rows < self.store.snapshot.rows)
+        unknown = _missing(args.names, known)
+        # kube-scheduler adds up what it is told of one host.
+        rows = _once(rows[known] if unknown else rows, self.store.snapshot.rows)
         scores = np.zeros(len(rows), np.float64)
-        if not self.observe and not strangers:
-            scores[known] = self.decider.scores(
-                request, rows[known], self.clock.mono_s(), self.clock.unix_s()
-            )
-        whole = scaled(scores.astype(np.float32))
-        in_table = known & (rows < self.store.snapshot.rows)
-        unknown = _missing(args.names, in_table)
-        return prioritize_answer(self._answers(), rows[in_table], whole[in_table], unknown)
+        if not self.observe:
+            scores = self.decider.scores(request, rows, self.clock.mono_s(), self.clock.unix_s())
+        return prioritize_answer(self._answers(), rows, scaled(scores.astype(np.float32)), unknown)
 
     def preempt(self, args: PreemptArgs) -> bytes | bytearray:
         """Keep the candidates that we would accept; victims unchanged; never add, reserve or reorder."""
@@ -300,7 +297,15 @@ class Verbs:
 
 
 def _missing(names: list[str], known: NDArray[np.bool_]) -> list[str]:
-    return [] if known.all() else [names[at] for at in np.flatnonzero(~known).tolist()]
+    """Names without a row, each once."""
+    return [] if known.all() else list(dict.fromkeys(names[at] for at in np.flatnonzero(~known).tolist()))
+
+
+def _once(rows: Rows, count: int) -> Rows:
+    """The same rows, none of them twice; as they came if there was none."""
+    seen = np.zeros(count, bool)
+    seen[rows] = True
+    return rows if np.count_nonzero(seen) == len(rows) else seen.nonzero()[0]
 
 
 def _waited_s(pod: Pod, unix_s: float) -> float:

@@ -74,18 +74,6 @@ def test_filter_with_nothing_to_say_still_sends_a_list() -> None:
     }
 
 
-def test_filter_may_keep_nodes_without_a_row() -> None:
-    answer = filter_answer(
-        Fragments(["a"], REASONS),
-        kept_rows=rows(0),
-        failed_rows=NONE,
-        failed_codes=codes(),
-        unresolvable=np.empty(0, bool),
-        kept_names=["new"],
-    )
-    assert json.loads(answer)["NodeNames"] == ["a", "new"]
-
-
 def test_all_reason_codes_can_be_used() -> None:
     texts = [f"waiting for pool dc-{code}" for code in range(256)]
     every = np.arange(256, dtype=np.intp)
@@ -178,8 +166,8 @@ def test_gathered_answers_equal_plainly_written_ones(names: list[str | None], da
 
 
 def test_scores_beyond_ten_are_ten() -> None:
-    answer = prioritize_answer(Fragments(["a", "b"], REASONS), rows(0, 1), codes(255, 10), ["c"], [99])
-    assert [item["Score"] for item in json.loads(answer)] == [10, 10, 10]
+    answer = prioritize_answer(Fragments(["a", "b"], REASONS), rows(0, 1), codes(255, 10))
+    assert [item["Score"] for item in json.loads(answer)] == [10, 10]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,59 @@ def test_the_pods_nominated_node_stays_preemptible_so_that_the_pod_waits() -> No
     assert set(answer["FailedAndUnresolvableNodes"]) == {"bad2"}
 
 
+@pytest.mark.parametrize("placement", list(Placement))
+def test_a_nominated_node_that_we_do_not_know_is_waited_for_too(placement: Placement) -> None:
+    # kube-scheduler asks about the nominated node alone, then about all.
+    answer = World(placement).filter(by_names("new", nominated="new"))
+    assert answer["NodeNames"] == []
+    assert answer["FailedNodes"] == {"new": Reason.UNKNOWN_NODE.text}
+    assert answer["FailedAndUnresolvableNodes"] == {}
+    answer = World(placement).filter(by_names("bad", "new", "who", nominated="new"))
+    assert set(answer["FailedNodes"]) == {"bad", "new", "who"}
+    assert set(answer["FailedAndUnresolvableNodes"]) == {"bad", "who"}
+
+
+@pytest.mark.parametrize("nominated", ["bad", "new"])
+def test_a_nominated_node_sent_whole_is_waited_for_too(nominated: str) -> None:
+    question = by_nodes(whole("bad"), whole("new", **QUARANTINE), nominated=nominated)
+    answer = World().filter(question)
+    assert set(answer["FailedNodes"]) == {"bad", "new"}
+    assert set(answer["FailedAndUnresolvableNodes"]) == {"bad", "new"} - {nominated}
+
+
+def read_pairs(answer: bytes | bytearray) -> list[tuple[str, Any]]:
+    """The answer as pairs, so that a key that stands twice shows."""
+    pairs: list[tuple[str, Any]] = json.loads(answer, object_pairs_hook=list)
+    return pairs
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_a_node_named_twice_is_answered_once(placement: Placement) -> None:
+    twice = ("who", "a", "bad", "b", "a", "bad", "who")
+    world = World(placement)
+    question = read_filter(json.dumps(by_names(*twice)).encode())
+    answer = dict(read_pairs(world.verbs.filter(question)))
+    if placement is Placement.ADVISORY:
+        assert sorted(answer["NodeNames"]) == ["a", "b"]
+        assert sorted(name for name, _ in answer["FailedNodes"]) == ["bad", "who"]
+        assert sorted(name for name, _ in answer["FailedAndUnresolvableNodes"]) == ["bad", "who"]
+    else:
+        assert len(answer["NodeNames"]) == 1
+    # kube-scheduler adds up the scores of one host.
+    assert sorted(each["Host"] for each in world.prioritize(by_names(*twice))) == ["a", "b", "bad", "who"]
+
+
+def test_a_node_sent_whole_twice_is_answered_once() -> None:
+    world = World(Placement.ADVISORY)
+    new, known, bad = whole("new"), whole("a"), whole("new-bad", **QUARANTINE)
+    question = by_nodes(new, known, bad, new, known, bad)
+    answer = world.filter(question)
+    assert sorted(answer["NodeNames"]) == ["a", "new"]
+    assert len(answer["Nodes"]["items"]) == 2
+    assert set(answer["FailedNodes"]) == {"new-bad"}
+    assert sorted(each["Host"] for each in world.prioritize(question)) == ["a", "new", "new-bad"]
+
+
 def test_filter_by_nodes_gives_back_the_very_objects() -> None:
     world = World()
     offered = whole("a", site="x")
@@ -197,6 +250,13 @@ def test_prioritize_scores_known_nodes_and_zero_for_the_unknown_and_refused() ->
     assert scores["bad"] == scores["who"] == 0
     assert 10 >= scores["a"] > scores["b"] >= 0
     assert all(isinstance(score, int) for score in scores.values())
+
+
+def test_a_node_that_we_do_not_know_takes_no_score_from_those_that_we_know() -> None:
+    world = World(Placement.ADVISORY)
+    scores = {e["Host"]: e["Score"] for e in world.prioritize(by_nodes(whole("a"), whole("new")))}
+    assert scores["a"] > 0
+    assert scores["new"] == 0
 
 
 # --- preempt ---------------------------------------------------------------------------------------------------------
