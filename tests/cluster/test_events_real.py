@@ -1,4 +1,4 @@
-"""What `kubectl describe pod` shows of us: events that a real `serve`, with its own role, wrote to a real API server."""
+"""What `kubectl describe pod` shows of us: events written by a real `serve`, with its own role, on a real server."""
 
 from __future__ import annotations
 
