@@ -1,4 +1,7 @@
-"""The election against a fake API server that keeps one Lease and can be made to misbehave."""
+"""The election against a fake API server that keeps one Lease and can be made to misbehave.
+
+Leases end on a clock that only the test moves, so a machine that stalls loses none.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,30 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import from_server
 from scheduler.cluster.lease import Elector
 from scheduler.cluster.lease_record import LeaseTimes, micro_time
 from scheduler.cluster.transport import Transport
-from scheduler.core.clock import SystemClock
+from scheduler.core.clock import ManualClock
 from tests.contracts.cluster_contract import Json, beside, eventually
 
-CLOCK = SystemClock()
-QUICK = LeaseTimes(lease_s=1.0, deadline_s=0.6, retry_s=0.05, release_s=0.5)
+# The clock's seconds, but for the retries, which are slept, and the hand-back, which is waited for.
+TIMES = LeaseTimes(lease_s=15.0, deadline_s=10.0, retry_s=0.02, release_s=60.0)
+# For servers that do not answer: real seconds, after which a request counts as lost and is sent again.
+IMPATIENT = Limits(lease_timeout_s=0.2)
+PATIENT = Limits(lease_timeout_s=60.0)
 
 
 @dataclass
 class Store:
     """One Lease behind HTTP."""
 
+    clock: ManualClock = field(default_factory=ManualClock)
+    """Of all electors."""
     lease: Json | None = None
     version: int = 0
+    requests: int = 0
     status: int = 0
     """Answer everything with this; 0 = behave."""
     silent: asyncio.Event = field(default_factory=asyncio.Event)
@@ -41,6 +51,7 @@ class Store:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """As an API server does."""
+        self.requests += 1
         if self.silent.is_set():
             await asyncio.sleep(3600)
         if self.status:
@@ -85,18 +96,28 @@ class Store:
         self.lease = {"kind": "Lease", "metadata": metadata, "spec": spec}
 
     @contextlib.asynccontextmanager
-    async def electors(self, *identities: str, times: LeaseTimes = QUICK) -> AsyncIterator[list[Elector]]:
+    async def electors(self, *identities: str, limits: Limits = PATIENT) -> AsyncIterator[list[Elector]]:
         """Electors with a transport each."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.answer)
         async with TestServer(app, host="127.0.0.1") as server, contextlib.AsyncExitStack() as stack:
             found = []
             for identity in identities:
-                transport = Transport(from_server(str(server.make_url("")), clock=CLOCK), CLOCK)
+                credentials = from_server(str(server.make_url("")), clock=self.clock)
+                transport = Transport(credentials, self.clock, limits=limits)
                 await transport.open()
                 stack.push_async_callback(transport.close)
-                found.append(Elector(transport, namespace="x", identity=identity, times=times))
+                found.append(Elector(transport, namespace="x", identity=identity, times=TIMES))
             yield found
+
+    async def more_requests(self, count: int) -> None:
+        """Wait until so many more have come."""
+        want = self.requests + count
+        await eventually(lambda: self.requests >= want)
+
+    def leads(self, elector: Elector) -> bool:
+        """Whether it may act now."""
+        return elector.is_leading(self.clock.mono_s())
 
 
 def meta(item: Json) -> Json:
@@ -104,11 +125,6 @@ def meta(item: Json) -> Json:
     found = item["metadata"]
     assert isinstance(found, dict)
     return found
-
-
-def leads(elector: Elector) -> bool:
-    """Whether it may act now."""
-    return elector.is_leading(CLOCK.mono_s())
 
 
 async def forever(_: int) -> None:
@@ -119,7 +135,7 @@ async def forever(_: int) -> None:
 async def test_a_missing_lease_is_made_and_its_times_have_six_digits() -> None:
     store = Store()
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         assert store.spec["holderIdentity"] == "a"
         assert store.spec["leaseTransitions"] == a.term == 1
         for name in ("acquireTime", "renewTime"):
@@ -133,12 +149,12 @@ def test_a_full_second_still_has_six_digits_and_is_utc() -> None:
 async def test_renewing_keeps_the_term_and_the_time_of_acquisition() -> None:
     store = Store()
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         term, acquired = a.term, store.spec["acquireTime"]
         first = store.renewals
         await eventually(lambda: store.renewals >= first + 4)
         assert (a.term, store.spec["acquireTime"]) == (term, acquired)
-        assert leads(a)
+        assert store.leads(a)
 
 
 async def test_a_lease_of_a_living_holder_is_left_alone_however_old_its_wall_clock_is() -> None:
@@ -155,11 +171,15 @@ async def test_a_lease_of_a_living_holder_is_left_alone_however_old_its_wall_clo
         for number in range(12):
             # Renewed, with a clock that stands in 1970.
             store.put({**store.spec, "renewTime": micro_time(float(number))})
-            await asyncio.sleep(0.15)
-            assert not leads(a)
+            # The first may have been answered before the renewal; with the third, the answer to the second is taken in.
+            await store.more_requests(3)
+            store.clock.advance(14.0)
+            await store.more_requests(2)
+            assert not store.leads(a)
         assert a.leader == "b"
         # Now it stops.
-        await eventually(lambda: leads(a))
+        store.clock.advance(1.0)
+        await eventually(lambda: store.leads(a))
         assert a.term == 8
 
 
@@ -174,7 +194,12 @@ async def test_a_lease_renewed_in_the_future_is_taken_all_the_same_when_nobody_r
         }
     )
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: a.leader == "b")
+        store.clock.advance(14.0)
+        await store.more_requests(2)
+        assert not store.leads(a)
+        store.clock.advance(1.0)
+        await eventually(lambda: store.leads(a))
         assert a.term == 2
 
 
@@ -182,7 +207,7 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     store = Store()
     store.put({"holderIdentity": "", "leaseDurationSeconds": 600, "leaseTransitions": 3})
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         assert a.term == 4
 
 
@@ -196,17 +221,19 @@ async def test_a_silent_server_ends_leading_and_the_work_is_awaited() -> None:
             await asyncio.Event().wait()
         finally:
             # Clean-up takes a while; leading anew has to wait for it.
-            order.append(f"cancelled {term} {leads(a)}")
+            order.append(f"cancelled {term} {store.leads(a)}")
             await asyncio.sleep(0.2)
             order.append(f"end {term}")
 
-    async with store.electors("a") as [a], beside(a.run(lead)):
-        await eventually(lambda: leads(a))
-        deadline_mono_s = a.deadline_mono_s
+    async with store.electors("a", limits=IMPATIENT) as [a], beside(a.run(lead)):
+        await eventually(lambda: store.leads(a))
         store.silent.set()
+        store.clock.advance(9.0)
+        await store.more_requests(2)
+        assert store.leads(a)
+        store.clock.advance(1.0)
+        assert not store.leads(a)
         await eventually(lambda: "end 1" in order)
-        # Never later than the deadline that stood when the server fell silent, plus one renewal under way.
-        assert deadline_mono_s <= CLOCK.mono_s()
         store.silent.clear()
         await eventually(lambda: "begin 2" in order)
         assert order == ["begin 1", "cancelled 1 False", "end 1", "begin 2"]
@@ -216,33 +243,37 @@ async def test_a_silent_server_ends_leading_and_the_work_is_awaited() -> None:
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
 async def test_a_server_that_refuses_ends_leading_at_the_deadline(status: int) -> None:
     store = Store()
-    async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+    async with store.electors("a", limits=IMPATIENT) as [a], beside(a.run(forever)):
+        await eventually(lambda: store.leads(a))
         store.status = status
-        await asyncio.sleep(0.1)
-        # One refusal is not the end.
+        # A few refusals are not the end.
+        await store.more_requests(2)
         assert a.losses == 0
+        store.clock.advance(10.0)
         await eventually(lambda: a.losses == 1)
-        assert not leads(a)
+        assert not store.leads(a)
         store.status = 0
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b'{"spec": 3}', b"[]"])
 async def test_an_answer_that_is_no_lease_counts_as_not_renewed(body: bytes) -> None:
     store = Store()
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         store.body = body
+        await store.more_requests(2)
+        assert a.losses == 0
+        store.clock.advance(10.0)
         await eventually(lambda: a.losses == 1)
         store.body = None
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
 
 
 async def test_a_conflict_over_labels_is_read_again_and_renewed_with_the_labels_kept() -> None:
     store = Store()
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         store.conflicts = 1
         first = store.renewals
         await eventually(lambda: store.renewals >= first + 2)
@@ -253,8 +284,8 @@ async def test_a_conflict_over_labels_is_read_again_and_renewed_with_the_labels_
 
 async def test_a_renewal_whose_answer_is_lost_does_not_end_leading() -> None:
     store = Store()
-    async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+    async with store.electors("a", limits=IMPATIENT) as [a], beside(a.run(forever)):
+        await eventually(lambda: store.leads(a))
         first = store.renewals
         store.lost_answers = 1
         # The lost one was carried out, so the next meets a conflict with itself.
@@ -264,19 +295,18 @@ async def test_a_renewal_whose_answer_is_lost_does_not_end_leading() -> None:
 
 async def test_a_lease_taken_by_force_ends_leading_at_once() -> None:
     store = Store()
-    slow = LeaseTimes(lease_s=600.0, deadline_s=300.0, retry_s=0.05)
-    async with store.electors("a", times=slow) as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+    async with store.electors("a") as [a], beside(a.run(forever)):
+        await eventually(lambda: store.leads(a))
         store.put({**store.spec, "holderIdentity": "b", "leaseTransitions": 9})
         await eventually(lambda: a.losses == 1)
-        assert not leads(a)
+        assert not store.leads(a)
         assert a.leader == "b"
 
 
 async def test_a_deleted_lease_is_made_again_with_a_higher_term() -> None:
     store = Store()
     async with store.electors("a") as [a], beside(a.run(forever)):
-        await eventually(lambda: leads(a))
+        await eventually(lambda: store.leads(a))
         store.lease = None
         await eventually(lambda: a.takeovers == 2)
         assert a.term == 2
@@ -294,10 +324,10 @@ async def test_stopping_ends_the_work_first_and_then_hands_back() -> None:
 
     async with store.electors("a") as [a]:
         async with beside(a.run(lead)):
-            await eventually(lambda: leads(a))
+            await eventually(lambda: store.leads(a))
         assert holder_at_end == ["a"]
         assert store.spec["holderIdentity"] == ""
-        assert not leads(a)
+        assert not store.leads(a)
 
 
 async def test_what_the_work_raises_comes_out_and_the_lease_is_handed_back() -> None:
@@ -322,19 +352,22 @@ async def test_two_never_lead_at_once_through_silence_and_recovery() -> None:
         await asyncio.Event().wait()
 
     async with (
-        store.electors("a", "b") as [a, b],
+        store.electors("a", "b", limits=IMPATIENT) as [a, b],
         beside(a.run(lead), b.run(lead)),
     ):
         for _ in range(3):
-            await eventually(lambda: leads(a) or leads(b))
+            await eventually(lambda: store.leads(a) or store.leads(b))
             store.silent.set()
-            for _ in range(40):
-                both += leads(a) and leads(b)
-                await asyncio.sleep(0.02)
-            assert not leads(a)
-            assert not leads(b)
+            # Past the deadline and past the lease.
+            for _ in range(20):
+                both += store.leads(a) and store.leads(b)
+                store.clock.advance(1.0)
+                await asyncio.sleep(0.01)
+            assert not store.leads(a)
+            assert not store.leads(b)
             store.silent.clear()
-        await eventually(lambda: leads(a) or leads(b))
+        await eventually(lambda: store.leads(a) or store.leads(b))
+        both += store.leads(a) and store.leads(b)
         assert not both
     # Each leading had a term of its own, ever higher.
     assert terms == sorted(set(terms))
