@@ -8,84 +8,13 @@ from typing import Any
 import pytest
 
 from scheduler.cluster.port import Changed, Kind
-from scheduler.core.clock import ManualClock
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable
-from scheduler.core.nouns import GPU_RESOURCE, Placement, Reason
+from scheduler.core.nouns import Placement, Reason
 from scheduler.extender import verbs as verbs_module
-from scheduler.extender.verbs import NO_UID, Fence, Verbs
-from scheduler.extender.wire import BadRequest, BindArgs, read_filter, read_preempt
-from tests.builders import make_decider, make_node, make_pod, make_sample, make_store, see_node, see_pod
-from tests.fakes.cluster import FakeCluster
-
-QUARANTINE = {"wattbalance.io/quarantine": "xid-79"}
-
-
-class World:
-    """Three nodes of eight GPUs, of which `bad` is in quarantine, and the verbs over them."""
-
-    def __init__(self, placement: Placement = Placement.DECISIVE, *, observe: bool = False) -> None:
-        self.clock = ManualClock()
-        self.store = make_store()
-        for name in ("a", "b"):
-            see_node(self.store, name)
-        see_node(self.store, "bad", labels=QUARANTINE)
-        self.decider = make_decider(self.store, placement)
-        self.cluster = FakeCluster()
-        self.fence = Fence()
-        self.verbs = Verbs(self.decider, self.cluster, self.clock, self.fence, observe=observe)
-
-    def filter(self, question: dict[str, object]) -> Any:
-        return json.loads(self.verbs.filter(read_filter(json.dumps(question).encode())))
-
-    def prioritize(self, question: dict[str, object]) -> Any:
-        return json.loads(self.verbs.prioritize(read_filter(json.dumps(question).encode())))
-
-    def preempt(self, question: dict[str, object]) -> Any:
-        return json.loads(self.verbs.preempt(read_preempt(json.dumps(question).encode())))
-
-    async def bind(self, node: str = "a", uid: str = "uid-p1", name: str = "p1") -> str:
-        answer = await self.verbs.bind(BindArgs(namespace="team-a", name=name, uid=uid, node=node))
-        error = json.loads(answer)["Error"]
-        assert isinstance(error, str)
-        return error
-
-    def promise(self, node: str = "a") -> None:
-        self.filter(by_names(node))
-        assert self.store.reservations.get("uid-p1") is not None
-
-    @property
-    def promised(self) -> bool:
-        return self.store.reservations.get("uid-p1") is not None
-
-
-def pod(name: str = "p1", gpus: int = 1, uid: str | None = None, nominated: str = "") -> dict[str, object]:
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": "team-a",
-            "uid": f"uid-{name}" if uid is None else uid,
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-        },
-        "spec": {"containers": [{"name": "c", "resources": {"limits": {GPU_RESOURCE: str(gpus)}}}]},
-        "status": {"nominatedNodeName": nominated},
-    }
-
-
-def by_names(*names: str, **fields: Any) -> dict[str, object]:
-    return {"Pod": pod(**fields), "Nodes": None, "NodeNames": list(names)}
-
-
-def whole(name: str, **labels: str) -> dict[str, object]:
-    return {
-        "metadata": {"name": name, "labels": labels},
-        "spec": {"podCIDR": "10.0.0.0/24"},
-        "status": {"allocatable": {GPU_RESOURCE: "8"}, "nodeInfo": {"kernelVersion": "6"}},
-    }
-
-
-def by_nodes(*nodes: dict[str, object], **fields: Any) -> dict[str, object]:
-    return {"Pod": pod(**fields), "Nodes": {"metadata": {}, "items": list(nodes)}, "NodeNames": None}
-
+from scheduler.extender.verbs import NO_UID
+from scheduler.extender.wire import BadRequest, read_filter
+from tests.builders import make_node, make_pod, make_sample, see_node, see_pod
+from tests.extender.world import QUARANTINE, World, by_names, by_nodes, pod, whole
 
 # --- filter ---------------------------------------------------------------------------------------------------------
 
