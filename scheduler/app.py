@@ -209,6 +209,8 @@ class Daemon:
             ):
                 found.append("broker_silent")
         found += [f"cannot_list_{kind.value}" for kind in self.cluster.refused]
+        if self.cluster.forbidden:
+            found.append("forbidden")
         if self.observing:
             found.append("observing")
         return found

@@ -19,7 +19,7 @@ from scheduler.report.views import GpuView, NodeView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
 
 # Every reason there can be; a list that cannot be read is named by its kind.
-DEGRADED = ("broker_away", "broker_silent", "observing")
+DEGRADED = ("broker_away", "broker_silent", "forbidden", "observing")
 
 
 class Replica(Protocol):
@@ -129,6 +129,7 @@ class Facts:
             mode="observe" if self._replica.observing else "act",
             degraded=self._replica.degraded(),
             reasons=[why_not] if why_not else [],
+            forbidden=self._replica.cluster.forbidden,
         )
 
 

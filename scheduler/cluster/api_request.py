@@ -37,7 +37,8 @@ class Target:
     def rule(self, verb: str) -> str:
         """The sentence that tells an administrator what to add."""
         where = f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
-        kind = "Role" if self.namespace else "ClusterRole"
+        # As in deploy/rbac.yaml: only the Lease is asked for in our own namespace alone.
+        kind = "Role" if self.resource == "leases" else "ClusterRole"
         return (
             f"may not {verb} {self.rbac_resource} {where}; add to wattbalance's {kind}: "
             f'{{apiGroups: ["{self.group}"], resources: ["{self.rbac_resource}"], verbs: ["{verb}"]}}'

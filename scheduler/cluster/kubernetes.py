@@ -98,6 +98,11 @@ class KubernetesCluster:
         """Kinds that cannot be followed, and why."""
         return self.health.refused
 
+    @property
+    def forbidden(self) -> list[str]:
+        """What our role did not allow when it was last tried, each with the rule to add; for a person."""
+        return sorted(self.transport.forbidden.values())
+
     async def run(self) -> None:
         """Write events and probe the server, for ever."""
         async with asyncio.TaskGroup() as group:

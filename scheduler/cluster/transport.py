@@ -52,6 +52,8 @@ class Transport:
         self.counters = counters or Counters()
         self.last_contact_mono_s: float | None = None
         """When the server last answered or sent a byte; None = never."""
+        self.forbidden: dict[tuple[str, str], str] = {}
+        """By verb and resource: what the server would not let us do when we last tried, for a person."""
         self._credentials = credentials
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
@@ -192,6 +194,7 @@ class Transport:
         if response.status < 500:
             self.heard()
         if response.status < 400:
+            self.forbidden.pop((verb, target.rbac_resource), None)
             return response
         async with response:
             raise self._error(verb, target, response, await response.read())
@@ -238,10 +241,13 @@ class Transport:
         self.counters.errors[verb, target.resource, str(code)] += 1
         said = status_of(answer).message or answer[:200].decode(errors="replace").strip()
         text = f"{verb} {target.path}: HTTP {code}: {said}"
-        if code == FORBIDDEN:
-            return ApiForbidden(f"{target.rule(verb)} (the server said: {said})", status=code)
-        if code == UNAUTHORIZED:
-            return ApiForbidden(f"{text}; the token or certificate is not accepted", status=code)
+        if code in (FORBIDDEN, UNAUTHORIZED):
+            if code == FORBIDDEN:
+                text = f"{target.rule(verb)} (the server said: {said})"
+            else:
+                text = f"{text}; the token or certificate is not accepted"
+            self.forbidden[verb, target.rbac_resource] = text
+            return ApiForbidden(text, status=code)
         if code == NOT_FOUND:
             return ApiNotFound(text, status=code)
         # A wrong uid in a patch is `Invalid` in some versions, `Conflict` in others: both mean another object.

@@ -85,6 +85,8 @@ class Readiness(View, frozen=True):
     """What is missing although it answers, each from a closed set."""
     reasons: list[str] = []
     """Why it is not ready; sentences for a person."""
+    forbidden: list[str] = []
+    """What the API server refused when it was last tried, each with the rule to add to our role."""
 
 
 class NodeViews(Protocol):

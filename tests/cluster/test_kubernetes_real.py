@@ -101,7 +101,7 @@ async def test_what_the_role_lacks_is_named_with_the_rule_to_add(plane: ControlP
         with pytest.raises(ApiForbidden) as caught:
             await cluster.label_pod("default", "p", {"a": "b"})
         want = (
-            "may not patch pods in namespace default; add to wattbalance's Role: "
+            "may not patch pods in namespace default; add to wattbalance's ClusterRole: "
             '{apiGroups: [""], resources: ["pods"], verbs: ["patch"]}'
         )
         assert want in str(caught.value)

@@ -21,7 +21,7 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
         pytest.skip(WHY_NOT)
     if mosquitto_path() is None:
         pytest.skip("mosquitto is not installed: scripts/install-debian installs it")
-    with run_system(tmp_path_factory.mktemp("system")) as system:
+    with run_system(tmp_path_factory.mktemp("system"), audited=True) as system:
         yield system
 
 

@@ -113,6 +113,15 @@ class Replica:
             return json.loads(answer.read())
 
 
+def readiness(replica: Replica) -> dict[str, Any]:
+    """The body of /readyz, whatever its status is."""
+    try:
+        return dict(replica.get("/readyz"))
+    except urllib.error.HTTPError as error:
+        with error:
+            return dict(json.loads(error.read()))
+
+
 @dataclass
 class System:
     """A control plane, a broker, and what was started on them."""
@@ -120,6 +129,7 @@ class System:
     plane: ControlPlane
     broker: Broker
     folder: Path
+    audit_file: Path | None = None
     user: str = ACCOUNT
     """As whom `serve` asks the API server."""
     processes: list[Process] = field(default_factory=list)
@@ -251,6 +261,17 @@ class System:
             {"gracePeriodSeconds": 0, "kind": "DeleteOptions"},
         )
 
+    def requests(self) -> list[dict[str, Any]]:
+        """Our requests so far as the API server wrote them down (audit.k8s.io/v1), oldest first."""
+        assert self.audit_file is not None, "not audited"
+        if not self.audit_file.exists():
+            return []
+        # A line may be half written yet.
+        whole, _, _ = self.audit_file.read_text().rpartition("\n")
+        asked = (json.loads(line) for line in whole.splitlines())
+        # Tests ask as the same user, by another client.
+        return [request for request in asked if request.get("userAgent") == "wattbalance"]
+
     def clear(self) -> None:
         """Stop what was started, and delete all pods and nodes and the Lease."""
         while self.processes:
@@ -269,13 +290,27 @@ class System:
 
 
 @contextlib.contextmanager
-def run_system(folder: Path) -> Iterator[System]:
-    """Start the control plane, with our role in it, and the broker; stop all at the end."""
-    with ControlPlane(users={ACCOUNT: ACCOUNT_GROUPS}) as plane, run_mosquitto(folder) as broker:
+def run_system(folder: Path, *, audited: bool = False) -> Iterator[System]:
+    """Start the control plane, with our role in it, and the broker; stop all at the end.
+
+    `audited`: the API server writes down each of our requests, for `System.requests`.
+    """
+    audit_file = folder / "audit.log" if audited else None
+    plane = ControlPlane(
+        users={ACCOUNT: ACCOUNT_GROUPS}, apiserver_args=_audit_args(audit_file) if audit_file else ()
+    )
+    with plane, run_mosquitto(folder) as broker:
         plane.apply_file(RBAC)
-        system = System(plane, broker, folder)
+        system = System(plane, broker, folder, audit_file)
         try:
             yield system
         finally:
             while system.processes:
                 system.processes.pop().stop()
+
+
+def _audit_args(file: Path) -> list[str]:
+    policy = file.with_suffix(".policy.yaml")
+    rules = [{"level": "Metadata", "users": [ACCOUNT], "omitStages": ["RequestReceived"]}, {"level": "None"}]
+    policy.write_text(yaml.safe_dump({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
+    return [f"--audit-policy-file={policy}", f"--audit-log-path={file}"]

@@ -258,6 +258,7 @@ async def test_a_standby_that_knows_enough_is_ready(client: Client, world: World
         "mode": "act",
         "degraded": ["broker"],
         "reasons": [],
+        "forbidden": [],
     }
 
 
