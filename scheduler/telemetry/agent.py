@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import random
 import uuid
@@ -254,7 +256,19 @@ async def run_agent(options: AgentOptions, devices: DevicePort, clock: Clock) ->
         ConfigError: a name cannot be one level of a topic.
         ExceptionGroup: an address is taken (OSError), the driver was replaced (DriverMismatch): end the process.
     """
+    return_free_memory()
     await Agent(options, devices, clock).run()
+
+
+def return_free_memory() -> None:
+    """Hand back to the kernel what loading the program needed and does not any more.
+
+    Where no bytecode lies beside the sources (a read-only image, an install that did not compile), the compiler leaves
+    11 MiB behind that the C library would keep for ever: 42 instead of 31 MiB (measured 2026-11-21, glibc 2.36).
+    """
+    # Not every C library has it; then there is nothing to be done.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_boot_id() -> str:

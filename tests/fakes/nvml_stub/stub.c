@@ -405,7 +405,8 @@ nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t d, unsigned long long types, 
 }
 nvmlReturn_t nvmlEventSetWait_v2(event_set_t *set, event_t *out, unsigned timeout_ms) {
     LIBRARY(F_EVENT_WAIT);
-    for (unsigned waited = 0;; waited += 2) {
+    unsigned poll_ms = header()[EVENT_POLL_MS] ? (unsigned)header()[EVENT_POLL_MS] : 2;
+    for (unsigned waited = 0;; waited += poll_ms) {
         while (set->seen < header()[XID_SEQ]) {
             word *event = header() + XIDS + 3 * (set->seen++ % XIDS_KEPT);
             if (!(set->registered >> event[0] & 1)) continue;
@@ -417,6 +418,6 @@ nvmlReturn_t nvmlEventSetWait_v2(event_set_t *set, event_t *out, unsigned timeou
             return 0;
         }
         if (waited >= timeout_ms) return 10;
-        nap_ms(2);
+        nap_ms(poll_ms);
     }
 }
