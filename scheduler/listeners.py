@@ -2,11 +2,6 @@
 
 Composition only: what answers stands in the rooms. One application a listener; a listener may serve several
 roles. Certificates and client CAs are read again when their files change.
-
-How long a connection may last, and how many there may be: Go keeps a connection for 90 s after its last answer,
-and may keep one that it opened and never used. So a silent connection has 120 s, and one with half a header
-gets no other limit: who wants to hold a connection need not send the half. What bounds the harm is their
-number, at which the one that has been silent longest makes room.
 """
 
 from __future__ import annotations
@@ -14,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import socket
 import ssl
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -25,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from scheduler.connections import CONNECTIONS, SILENT_S, ConnectionCounters, Gate, HttpLog, Site
 from scheduler.extender.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -36,11 +30,6 @@ _log = logging.getLogger(__name__)
 
 ROLES = frozenset({"extender", "api", "metrics", "probes"})
 
-SILENT_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
-HANDSHAKE_S = 10.0  # a whole one takes two round trips and 2 ms; asyncio's own limit is 60 s
-STUCK_S = 30.0  # an answer of which the client takes nothing for so long ends its connection
-# kube-scheduler keeps a handful, a browser six. Four listeners stay at half of the usual 1,024 open files.
-CONNECTIONS = 128
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
 LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
@@ -164,95 +153,6 @@ class Certificates:
         return context
 
 
-class Gate:
-    """Lets so many connections in and no more: beyond that, each that comes sends another away.
-
-    Without it, whoever opens connections and says nothing takes every file that the process may open, those to the
-    API server and the broker too. First goes who never asked anything, the earliest first, TLS handshakes
-    included; then who has been idle longest. While all are being answered, the one that comes is refused.
-    """
-
-    def __init__(self, server: web.Server, address: str, connections: int) -> None:
-        self._server = server
-        self._address = address
-        self._connections = connections
-        # In the order they came, each with the loop's own task that accepts it, which ends with the handshake.
-        self._open: dict[RequestHandler, asyncio.Task[object] | None] = {}
-        self.turned_away = 0
-
-    def __call__(self) -> RequestHandler:
-        """Make the protocol of a connection that was just accepted; the loop calls this."""
-        self._open = {
-            connection: accepting
-            for connection, accepting in self._open.items()
-            if connection.transport is not None or (accepting is not None and not accepting.done())
-        }
-        if len(self._open) >= self._connections:
-            self._make_room()
-        connection = self._server()
-        self._open[connection] = asyncio.current_task()
-        return connection
-
-    def _make_room(self) -> None:
-        if not self.turned_away:
-            _log.warning("%s has %d connections: silent ones are closed", self._address, self._connections)
-        self.turned_away += 1
-        # aiohttp has no public word for what its connections are doing; the tests hold it to these.
-        silent = [
-            each
-            for each in self._open
-            if each._current_request is None and not each._messages  # noqa: SLF001 - as said
-        ]
-        if not silent:
-            accepting = asyncio.current_task()
-            if accepting is not None:
-                accepting.cancel()
-            return
-        first = min(
-            silent,
-            # Moved on by each answer.
-            key=lambda each: each._next_keepalive_close_time if each._request_count else 0.0,  # noqa: SLF001 - as said
-        )
-        accepting = self._open.pop(first)
-        if first.transport is not None:
-            # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
-            first.force_close()
-        elif accepting is not None:
-            accepting.cancel()
-
-
-class _Site(web.BaseSite):
-    """aiohttp's TCPSite, behind a gate, and with limits on handshakes and on answers that nobody takes."""
-
-    def __init__(
-        self, runner: web.AppRunner, gate: Gate, spec: ListenerSpec, certificates: Certificates | None
-    ) -> None:
-        super().__init__(runner, ssl_context=certificates.front if certificates is not None else None)
-        self._gate = gate
-        self._spec = spec
-
-    @property
-    def name(self) -> str:
-        return self._spec.address
-
-    async def start(self) -> None:
-        await super().start()
-        host, port = self._spec.host_port()
-        server = await asyncio.get_running_loop().create_server(
-            self._gate,
-            host,
-            port,
-            backlog=self._backlog,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
-        )
-        self._server = server
-        if sys.platform == "linux":
-            for listening in server.sockets:
-                # Inherited by what is accepted. The kernel's own clock: it costs an answer nothing.
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))
-
-
 class Listeners:
     """All listening sockets of the daemon.
 
@@ -284,22 +184,17 @@ class Listeners:
         self._grace_s = grace_s
         self._silent_s = silent_s
         self._connections = connections
-        self._gates: list[Gate] = []
         self._runners: list[web.AppRunner] = []
         self._certificates: list[tuple[Certificates, web.AppRunner]] = []
         self._outdated: set[RequestHandler] = set()
         self.reloads = ReloadCounters()
+        self.refused = ConnectionCounters()
         self.ready = asyncio.Event()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The bound host and port of each listener, in the order given; a port 0 has become a real one."""
         return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
-
-    @property
-    def turned_away(self) -> int:
-        """Connections closed, or not let in, because there were too many."""
-        return sum(gate.turned_away for gate in self._gates)
 
     async def run(self) -> None:
         """Listen until cancelled, reading certificates again when they change; then stop.
@@ -379,18 +274,21 @@ class Listeners:
                 app,
                 handle_signals=False,
                 access_log=None,
+                logger=HttpLog(self.refused),
                 keepalive_timeout=self._silent_s,
                 lingering_time=LINGER_S,
+                # Nobody who asks us compresses, and 100 KB can be made to unfold into 100 MB.
+                auto_decompress=False,
                 shutdown_timeout=self._grace_s,
             )
             undo.push_async_callback(runner.cleanup)
             await runner.setup()
             if runner.server is None:
                 raise RuntimeError("a runner that was set up has a server")
-            gate = Gate(runner.server, spec.address, self._connections)
-            await _Site(runner, gate, spec, certificates).start()
+            gate = Gate(runner.server, spec.address, self._connections, self.refused)
+            host, port = spec.host_port()
+            await Site(runner, gate, host, port, certificates.front if certificates else None).start()
             undo.pop_all()
-        self._gates.append(gate)
         self._runners.append(runner)
         if certificates is not None:
             self._certificates.append((certificates, runner))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from scheduler import listeners as listeners_module
-from scheduler.listeners import SILENT_S, Listeners, ListenerSpec, TlsFiles
+from scheduler import connections as connections_module
+from scheduler.connections import SILENT_S
+from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
 from tests.certs import Authority
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(caplog: pytest.LogCapt
             assert await is_closed(reader)
         # The earliest went; the last are still there.
         assert all(is_open(reader) for reader in readers[-(most - 3) :])
-        assert listeners.turned_away == 1 + crowd + 1 - most
+        assert listeners.refused.crowded == 1 + crowd + 1 - most
         assert caplog.text.count("silent ones are closed") == 1
 
 
@@ -295,7 +296,7 @@ async def test_nobody_who_is_being_answered_is_sent_away() -> None:
         may_answer.set()
         for reader, _ in busy:
             assert b"200" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
-        assert listeners.turned_away == 1
+        assert listeners.refused.crowded == 1
 
 
 async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> None:
@@ -308,11 +309,11 @@ async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> 
         assert await serial_served(port, site.client(site.old)) == site.serial
         for reader in readers[: crowd - most]:
             assert await is_closed(reader)
-        assert listeners.turned_away == crowd + 1 - most
+        assert listeners.refused.crowded == crowd + 1 - most
 
 
 async def test_a_tls_handshake_that_never_comes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listeners_module, "HANDSHAKE_S", 0.3)
+    monkeypatch.setattr(connections_module, "HANDSHAKE_S", 0.3)
     site = Site(tmp_path)
     async with (
         listening(spec(site.files)) as listeners,
@@ -323,7 +324,7 @@ async def test_a_tls_handshake_that_never_comes_ends(tmp_path: Path, monkeypatch
 
 
 async def test_an_answer_that_nobody_takes_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listeners_module, "STUCK_S", 1.0)
+    monkeypatch.setattr(connections_module, "STUCK_S", 1.0)
     ended = asyncio.Event()
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -359,3 +360,31 @@ def test_an_address_is_read(
     given = ListenerSpec(address=address, serves=frozenset())
     assert given.host_port() == want_host_port
     assert given.is_loopback() == want_loopback
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n"]
+)
+async def test_what_is_not_http_is_counted_and_fills_no_log(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(spec()) as listeners:
+        async with connected(listeners.addresses[0][1]) as (reader, writer):
+            writer.write(sent)
+            assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.0 400")
+        assert listeners.refused.malformed == 1
+    assert not caplog.records
+
+
+async def test_a_fault_of_ours_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: web.Request) -> web.Response:
+        raise ZeroDivisionError("ours")
+
+    async with (
+        listening(spec(), routes=[web.get("/healthz", broken)]) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        writer.write(GET)
+        assert b"500" in await asyncio.wait_for(reader.readline(), 10)
+        assert listeners.refused.malformed == 0
+    assert "ZeroDivisionError: ours" in caplog.text

@@ -108,9 +108,14 @@ class _NoNodes:
 class Doors:
     """A world served by a real listener, together with its metrics."""
 
-    def __init__(self, world: World, port: int) -> None:
+    def __init__(self, world: World, port: int, server: ExtenderServer) -> None:
         self.world = world
         self.port = port
+        self._server = server
+
+    def asking(self) -> int:
+        """How many questions are being read or answered."""
+        return len(self._server._answering)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Talk]:
@@ -176,15 +181,16 @@ async def served(world: World) -> AsyncIterator[Doors]:
         extender_full_nodes=lambda: counters.full_nodes,
         request_seconds=lambda: counters.latency,
     )
+    server = ExtenderServer(world.verbs, counters, ManualClock())
     routes = {
-        "extender": ExtenderServer(world.verbs, counters, ManualClock()).routes(),
+        "extender": server.routes(),
         "metrics": metrics_routes(MetricsPage(sources, _NoNodes())),
     }
     spec = ListenerSpec(address="127.0.0.1:0", serves=frozenset(routes))
     listeners = Listeners([spec], routes, grace_s=0.5)
     await listeners.start()
     try:
-        yield Doors(world, listeners.addresses[0][1])
+        yield Doors(world, listeners.addresses[0][1], server)
     finally:
         await listeners.stop()
         if others := asyncio.all_tasks() - before:

@@ -1,0 +1,155 @@
+"""Connections: how many a listener keeps, how long one may say or take nothing, and whose faults are logged.
+
+Go keeps a connection for 90 s after its last answer, and may keep one that it opened and never used. So a silent
+connection has 120 s, and one with half a header gets no other limit: who wants to hold a connection need not
+send that half. What bounds the harm is their number, at which the one that has been silent longest makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import sys
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+_log = logging.getLogger(__name__)
+
+SILENT_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
+HANDSHAKE_S = 10.0  # a whole one takes two round trips and 2 ms; asyncio's own limit is 60 s
+STUCK_S = 30.0  # an answer of which the client takes nothing for so long ends its connection
+# kube-scheduler keeps a handful, a browser six. Four listeners stay at half of the usual 1,024 open files.
+CONNECTIONS = 128
+
+
+@dataclass(slots=True)
+class ConnectionCounters:
+    """What listeners closed before any room was asked. Plain numbers that report reads."""
+
+    crowded: int = 0
+    """Connections that made room for others, or found none."""
+    malformed: int = 0
+    """Requests that are not HTTP."""
+
+
+class Gate:
+    """Lets so many connections in and no more: beyond that, each that comes sends another away.
+
+    Without it, whoever opens connections and says nothing takes every file that the process may open, those to the
+    API server and the broker too. First goes who never asked anything, the earliest first, TLS handshakes
+    included; then who has been idle longest. While all are being answered, the one that comes is refused.
+    """
+
+    def __init__(
+        self, server: web.Server, address: str, connections: int, counters: ConnectionCounters
+    ) -> None:
+        self._server = server
+        self._address = address
+        self._connections = connections
+        self._counters = counters
+        # In the order they came, each with the loop's own task that accepts it, which ends with the handshake.
+        self._open: dict[RequestHandler, asyncio.Task[object] | None] = {}
+
+    def __call__(self) -> RequestHandler:
+        """Make the protocol of a connection that was just accepted; the loop calls this."""
+        self._open = {
+            connection: accepting
+            for connection, accepting in self._open.items()
+            if connection.transport is not None or (accepting is not None and not accepting.done())
+        }
+        if len(self._open) >= self._connections:
+            self._make_room()
+        connection = self._server()
+        self._open[connection] = asyncio.current_task()
+        return connection
+
+    def _make_room(self) -> None:
+        if not self._counters.crowded:
+            _log.warning("%s has %d connections: silent ones are closed", self._address, self._connections)
+        self._counters.crowded += 1
+        # aiohttp has no public word for what its connections are doing; the tests hold it to these.
+        silent = [
+            each
+            for each in self._open
+            if each._current_request is None and not each._messages  # noqa: SLF001 - as said
+        ]
+        if not silent:
+            accepting = asyncio.current_task()
+            if accepting is not None:
+                accepting.cancel()
+            return
+        first = min(
+            silent,
+            # Moved on by each answer.
+            key=lambda each: each._next_keepalive_close_time if each._request_count else 0.0,  # noqa: SLF001 - as said
+        )
+        accepting = self._open.pop(first)
+        if first.transport is not None:
+            # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
+            first.force_close()
+        elif accepting is not None:
+            accepting.cancel()
+
+
+class Site(web.BaseSite):
+    """aiohttp's TCPSite, behind a gate, and with limits on handshakes and on answers that nobody takes."""
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        gate: Gate,
+        host: str | None,
+        port: int,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        super().__init__(runner, ssl_context=ssl_context)
+        self._gate = gate
+        self._host = host
+        self._port = port
+
+    @property
+    def name(self) -> str:
+        """Where it listens."""
+        return f"{self._host or ''}:{self._port}"
+
+    async def start(self) -> None:
+        """Bind and listen.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await super().start()
+        server = await asyncio.get_running_loop().create_server(
+            self._gate,
+            self._host,
+            self._port,
+            backlog=self._backlog,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
+        )
+        self._server = server
+        if sys.platform == "linux":
+            for listening in server.sockets:
+                # Inherited by what is accepted. The kernel's own clock: it costs an answer nothing.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK_S * 1000))
+
+
+class HttpLog(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log, where a client's fault is counted and not told with a traceback each time."""
+
+    def __init__(self, counters: ConnectionCounters) -> None:
+        super().__init__(logging.getLogger("aiohttp.server"), {})
+        self._counters = counters
+
+    def exception(self, msg: object, *args: object, exc_info: object = True, **_: object) -> None:
+        """Log an error of ours."""
+        error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            self._counters.malformed += 1
+            return
+        self.error(msg, *args, exc_info=error)
