@@ -1,0 +1,204 @@
+"""What the API server would hold, a store that hears of it, and books kept again from scratch to check the store by.
+
+The machines that drive it are in test_reservation_machine.py and test_eviction_machine.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+from hypothesis.stateful import RuleBasedStateMachine, invariant
+
+from scheduler.cluster.objects import Node, Pod
+from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
+from scheduler.cluster.reservations import Reservation, Reservations
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import PoolSpec
+from scheduler.decision.decider import Decider
+from tests.builders import make_decider, make_store
+
+POOLS = (PoolSpec(name="first", selector={"pool": "first"}, spill_after_s=30.0), PoolSpec(name="second"))
+NODES = [f"n{i}" for i in range(4)]
+MAY_BE_UNBOUNDED = {"healthy_gpus", "reading_age_s"}
+
+
+def gpus_of(pod: Pod) -> int:
+    return int(pod.spec.containers[0].resources.limits["nvidia.com/gpu"])  # type: ignore[index,union-attr]  # make_pod's shape
+
+
+class CheckedReservations(Reservations):
+    """The real ones, with a look at what is free at the very instant of a promise."""
+
+    def __init__(self, reservation_s: float, check: Callable[[Reservation], None]) -> None:
+        super().__init__(reservation_s)
+        self._check = check
+
+    def make(
+        self,
+        uid: str,
+        node: str,
+        gpus: float,
+        load: float,
+        now_mono_s: float,
+        *,
+        waits_for_volume: bool = False,
+    ) -> Reservation:
+        made = super().make(uid, node, gpus, load, now_mono_s, waits_for_volume=waits_for_volume)
+        self._check(made)
+        return made
+
+
+class Books(RuleBasedStateMachine):
+    """`pods` and `nodes` are the API's truth; `gap` is open while the watch is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.pods: dict[str, Pod] = {}
+        self.nodes: dict[str, Node] = {}
+        self.inventories: dict[str, int] = {}
+        self.gap = False
+        self.serial = 0
+        self.made: list[str] = []
+        """Whom a promise was made to, in that order; the last mention counts."""
+        self.store, self.decider = self._fresh()
+
+    def _fresh(self) -> tuple[Store, Decider]:
+        store = make_store(POOLS, CheckedReservations(30.0, self._was_free))
+        return store, make_decider(store)
+
+    # --- the books, kept again from scratch ------------------------------------------------------------------------
+
+    def _bound(self, store: Store, node: str) -> float:
+        return sum(facts.gpus for facts in store.pods.values() if facts.node == node)
+
+    def _reserved(self, store: Store, node: str) -> float:
+        return sum(held.gpus for held in store.reservations.on_node(node))
+
+    def _held(self) -> list[Reservation]:
+        return [held for node in [*NODES, "nowhere"] for held in self.store.reservations.on_node(node)]
+
+    def _usable(self, store: Store, node: str) -> float:
+        row = store.rows[node]
+        return float(min(store.snapshot.gpu_count[row], store.snapshot.healthy_gpus[row]))
+
+    def _was_free(self, made: Reservation) -> None:
+        store = self.store
+        assert made.node in store.rows, "promised on a node that is unknown"
+        others = self._reserved(store, made.node) - made.gpus
+        free = self._usable(store, made.node) - self._bound(store, made.node) - others
+        assert made.gpus <= free, f"promised {made.gpus} of {free}"
+        facts = store.pods.get(made.uid)
+        assert facts is None or not facts.node, "promised to a pod that is bound"
+        self.made.append(made.uid)
+
+    def _tell(self, kind: Kind, thing: Pod | Node, *, gone: bool = False) -> None:
+        if not self.gap:
+            self._hear(Gone(kind, thing) if gone else Changed(kind, thing))
+
+    def _hear(self, event: ClusterEvent) -> None:
+        """Apply one event; a pod's takes back its own promise at most, and a binding's those that it must."""
+        thing = None if isinstance(event, Listed) else event.object
+        if not isinstance(thing, Pod):
+            self.store.apply(event, self.now)
+            return
+        uid, node = thing.metadata.uid, thing.spec.node_name
+        known = self.store.pods.get(uid)
+        others = [held for held in self._held() if held.uid != uid]
+        self.store.apply(event, self.now)
+        now_known = self.store.pods.get(uid)
+        want_kept = {held.uid for held in others}
+        if now_known is not None and node in self.store.rows and (known is None or known.node != node):
+            here = sorted(
+                (held for held in others if held.node == node),
+                key=lambda held: len(self.made) - self.made[::-1].index(held.uid),
+            )
+            room = max(self._usable(self.store, node) - self._bound(self.store, node), 0)
+            while sum(held.gpus for held in here) > room:
+                want_kept.remove(here.pop().uid)
+        kept = {held.uid for held in self._held()} - {uid}
+        assert kept == want_kept, "the youngest of the node, until the sum fits, and only those"
+
+    def _waiting(self) -> list[str]:
+        return sorted(uid for uid, pod in self.pods.items() if not pod.spec.node_name)
+
+    def _list_all(self, *, pods_first: bool = False) -> None:
+        kinds: list[tuple[Kind, dict[str, Pod] | dict[str, Node]]] = [
+            (Kind.NODE, self.nodes),
+            (Kind.POD, self.pods),
+        ]
+        for kind, things in kinds[::-1] if pods_first else kinds:
+            for thing in things.values():
+                self._hear(Changed(kind, thing))
+            self._hear(Listed(kind, frozenset(things)))
+
+    # --- what always holds -----------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_columns_say_what_the_objects_say(self) -> None:
+        store, snapshot = self.store, self.store.snapshot
+        pools = [0] * len(store.pool_names)
+        for name, row in store.rows.items():
+            bound, reserved = self._bound(store, name), self._reserved(store, name)
+            assert snapshot.present[row]
+            assert snapshot.bound_gpus[row] == bound
+            assert snapshot.reserved_gpus[row] == reserved
+            assert snapshot.free_gpus[row] == max(self._usable(store, name) - bound - reserved, 0)
+            assert 0 <= snapshot.load_sum[row] <= max(snapshot.gpu_count[row], self.inventories.get(name, 0))
+            pools[snapshot.pool[row]] += 1
+        assert snapshot.pool_sizes == tuple(pools)
+        assert int(snapshot.present.sum()) == len(store.rows) == len(store.nodes)
+        nobodys = ~snapshot.present
+        for column in (snapshot.bound_gpus, snapshot.reserved_gpus, snapshot.free_gpus, snapshot.gpu_count):
+            assert not column[nobodys].any()
+
+    @invariant()
+    def promises_are_for_waiting_pods_on_known_nodes(self) -> None:
+        held = self._held()
+        assert len(held) == len(self.store.reservations)
+        for reservation in held:
+            assert reservation == self.store.reservations.get(reservation.uid)
+            assert reservation.node in self.store.rows
+            facts = self.store.pods.get(reservation.uid)
+            assert facts is None or not facts.node
+            if not self.gap:
+                assert reservation.uid in self.pods or facts is None
+
+    @invariant()
+    def without_a_gap_the_store_knows_the_truth(self) -> None:
+        if self.gap:
+            return
+        assert {uid: facts.node for uid, facts in self.store.pods.items()} == {
+            uid: pod.spec.node_name for uid, pod in self.pods.items()
+        }
+        assert set(self.store.rows) == set(self.nodes)
+        assert set(self.store.waiting) == set(self._waiting())
+
+    @invariant()
+    def gpus_are_counted_once_and_where_the_pod_is(self) -> None:
+        store = self.store
+        counted = Counter(uid for record in store.nodes.values() for uid in record.pods)
+        assert all(times == 1 for times in counted.values())
+        promised = {held.uid for held in self._held()}
+        assert not promised & counted.keys(), "a pod holds its GPUs or is promised them"
+        if self.gap:
+            return
+        for name, row in store.rows.items():
+            here = [pod for pod in self.pods.values() if pod.spec.node_name == name]
+            assert store.snapshot.bound_gpus[row] == sum(gpus_of(pod) for pod in here)
+
+    @invariant()
+    def columns_are_sound_and_read_only(self) -> None:
+        snapshot = self.store.snapshot
+        for field in fields(snapshot):
+            column = getattr(snapshot, field.name)
+            if not isinstance(column, np.ndarray):
+                continue
+            assert not column.flags.writeable, field.name
+            assert not np.isnan(column).any(), field.name
+            if field.name not in MAY_BE_UNBOUNDED:
+                assert np.isfinite(column).all(), field.name
+        assert (snapshot.free_gpus >= 0).all()
