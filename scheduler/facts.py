@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Protocol
 
@@ -14,7 +16,9 @@ from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.server import ExtenderCounters
-from scheduler.report.sources import Sources
+from scheduler.extender.verbs import Verbs
+from scheduler.listeners import Listeners
+from scheduler.report.families import Sources
 from scheduler.report.views import GpuView, NodeView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
 
@@ -31,6 +35,8 @@ class Replica(Protocol):
     subscriber: TelemetrySubscriber
     handler: StoreHandler
     counters: ExtenderCounters
+    verbs: Verbs
+    listeners: Listeners
     bindings: Bindings
 
     @property
@@ -150,30 +156,33 @@ def sources(replica: Replica) -> Sources:
         return {reason: store.counters[f"reservations_{reason}"] for reason in ("expired", "evicted")}
 
     return Sources(
-        version=__version__,
+        build_info=lambda: {(__version__, platform.python_version()): 1},
         decisions=lambda: decider.results,
         policy_failures=lambda: decider.failures.counts,
-        disagreements=lambda: decider.disagreements,
+        count_disagreements=lambda: decider.disagreements,
         waiting_pods=lambda: len(store.waiting),
         reservations=lambda: len(store.reservations),
         reservations_lost=lost,
         bypassed_pods=lambda: replica.bindings.past,
         annotation_errors=lambda: store.intents.errors,
         extender_requests=lambda: counters.requests,
-        extender_refused=lambda: counters.refused,
-        extender_full_nodes=lambda: counters.full_nodes,
-        request_seconds=lambda: counters.latency,
+        extender_bad_requests=lambda: counters.refused,
+        extender_full_node_requests=lambda: counters.full_nodes,
+        extender_request_seconds=lambda: counters.latency,
+        binds=lambda: replica.verbs.binds,
+        connections_refused=lambda: asdict(replica.listeners.refused),
+        certificate_reloads=lambda: asdict(replica.listeners.reloads),
         samples=lambda: subscriber.received,
         samples_dropped=dropped,
-        clocks_skewed=lambda: len(subscriber.intake.skewed_s),
+        nodes_clock_skewed=lambda: len(subscriber.intake.skewed_s),
         broker_connected=lambda: subscriber.connected,
         api_requests=lambda: cluster.counters.requests,
         api_errors=lambda: cluster.counters.errors,
         watch_restarts=lambda: cluster.counters.watch_restarts,
-        relists=lambda: cluster.counters.relists,
+        watch_relists=lambda: cluster.counters.relists,
         api_throttled=lambda: cluster.counters.throttled,
         watch_events=lambda: cluster.counters.watch_events,
-        undecodable=lambda: cluster.counters.undecodable,
+        undecodable_objects=lambda: cluster.counters.undecodable,
         events_written=lambda: cluster.counters.events_written,
         events_dropped=lambda: cluster.counters.events_dropped,
         leader=replica.leads,

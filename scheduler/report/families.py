@@ -1,20 +1,24 @@
-"""Every metric of the daemon: name, kind, meaning, labels, source. docs/metrics.md is made of it.
+"""Every metric of the daemon, declared once: name, kind, meaning, labels, and where its figures come from.
 
-Two tables: what comes from counters (`FAMILIES`), and what is told of each node and pool (`NODE_FAMILIES`,
-`POOL_FAMILIES`, `AGE_FAMILIES`), which is thousands of series and therefore written by page.py itself.
+Counters of the other rooms are fields of `Sources`, which facts.py ties in; the field's name is the metric's. What is
+told of each node and pool (`NODE_FAMILIES`, `POOL_FAMILIES`, `AGE_FAMILIES`) is thousands of series, and therefore
+written by metrics.py itself. docs/metrics.md is made of all of them.
 """
+# ruff: noqa: RUF009 - the calls in `Sources` make dataclass fields
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any, Protocol
 
-from scheduler.report.sources import Sources
 from scheduler.report.views import NodeView
 
-Series = Iterable[tuple[tuple[str, ...], float]]
+Count = Callable[[], float]
+By = Callable[[], Mapping[str, int]] | Callable[[], Mapping[str, bool]]
+ByTwo = Callable[[], Mapping[tuple[str, str], int]]
+ByThree = Callable[[], Mapping[tuple[str, str, str], int]]
 
 
 class Kind(StrEnum):
@@ -23,6 +27,20 @@ class Kind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
+
+
+class Histogram(Protocol):
+    """A plain histogram, as extender.server.Latency is."""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """By bucket of extender.server.BUCKETS_S, not cumulated; the last one is everything above."""
+        ...
+
+    @property
+    def sum_s(self) -> float:
+        """Sum of what was observed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +55,134 @@ class Described:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Described):
-    """One family that is read from counters."""
+    """One family whose figures a field of `Sources` gives."""
 
-    read: Callable[[Sources], Series]
+    source: str
+
+    def series(self, sources: Sources) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Ask for the figures now: label values, and the figure beside them."""
+        told = getattr(sources, self.source)()
+        by_labels = told if isinstance(told, Mapping) else {(): told}
+        for key in sorted(by_labels):
+            values = key if isinstance(key, tuple) else (key,)
+            if len(values) != len(self.labels):
+                message = f"{self.name} has the labels {self.labels}, not {values}"
+                raise ValueError(message)
+            yield values, float(by_labels[key])
+
+
+def _zero() -> int:
+    return 0
+
+
+def _nothing() -> Mapping[str, int]:
+    return {}
+
+
+def _declared(kind: Kind, text: str, labels: tuple[str, ...]) -> Any:  # noqa: ANN401 - as dataclasses.field
+    # What is not tied in reads as nothing counted.
+    default = _nothing if labels else _zero
+    return field(default=default, metadata={"kind": kind, "text": text, "labels": labels})
+
+
+def _counter(text: str, *labels: str) -> Any:  # noqa: ANN401 - likewise
+    return _declared(Kind.COUNTER, text, labels)
+
+
+def _gauge(text: str, *labels: str) -> Any:  # noqa: ANN401 - likewise
+    return _declared(Kind.GAUGE, text, labels)
+
+
+def _histogram(text: str, *labels: str) -> Any:  # noqa: ANN401 - likewise
+    return _declared(Kind.HISTOGRAM, text, labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """One field a family, asked when a page is scraped, never before. Counters get `_total` after their name.
+
+    Label values come from closed sets of the room that counts, never from a user's text.
+    """
+
+    build_info: ByTwo = _gauge("Always 1; the labels say what runs.", "version", "python")
+    leader: Count = _gauge("1 if this replica holds the Lease.")
+    observing: Count = _gauge("1 if nothing is acted upon, only decided and counted.")
+    degraded: By = _gauge("1 for each thing that is missing although this replica answers.", "reason")
+    decisions: ByThree = _counter("Decisions made.", "verb", "profile", "result")
+    policy_failures: By = _counter(
+        "Calls in which a policy raised or answered nonsense; its score was dropped, its filter "
+        "answered unknown.",
+        "policy",
+    )
+    count_disagreements: Count = _counter(
+        "Nodes that kube-scheduler offered as having room and that are full by our count."
+    )
+    waiting_pods: Count = _gauge("GPU pods without a node.")
+    reservations: Count = _gauge("Pods to which GPUs are promised and which are not bound yet.")
+    reservations_lost: By = _counter("Promises that ended without their pod being bound.", "reason")
+    bypassed_pods: By = _counter(
+        "Pods with a managed resource that were bound without a decision of ours: not asked though "
+        "their scheduler should (no_decision: the only sign that `ignorable` has hidden us), to another "
+        "node than we chose (other_node), or by a scheduler that is none of scheduler_names "
+        "(other_scheduler).",
+        "reason",
+    )
+    annotation_errors: By = _counter(
+        "Annotations with a value that could not be used; the default was.", "key"
+    )
+    extender_requests: ByTwo = _counter("Extender requests by what became of them.", "verb", "result")
+    extender_bad_requests: By = _counter("Extender requests that could not be answered.", "reason")
+    extender_full_node_requests: Count = _counter(
+        "Requests that sent whole nodes: set nodeCacheCapable: true in kube-scheduler's configuration."
+    )
+    extender_request_seconds: Callable[[], Mapping[str, Histogram]] = _histogram(
+        "Time from the head of an extender request to its answer, answered ones only.", "verb"
+    )
+    binds: By = _counter(
+        "Bindings asked of us by result: bound, already, conflict, gone, cordoned, unknown_node, not_leading, failed.",
+        "result",
+    )
+    connections_refused: By = _counter(
+        "Connections that listeners closed before any of our code was asked: malformed (no HTTP), crowded (too many; "
+        "the one that was silent longest goes).",
+        "reason",
+    )
+    certificate_reloads: By = _counter(
+        "Certificates of listeners that changed on disk: ok, or failed, when the one before is still served.",
+        "result",
+    )
+    samples: Count = _counter("Samples taken into the state.")
+    samples_dropped: By = _counter("Messages of agents that were not used.", "reason")
+    nodes_clock_skewed: Count = _gauge(
+        "Nodes whose clock is off by more than 5 s; their samples count all the same."
+    )
+    broker_connected: Count = _gauge("1 while the MQTT broker answers.")
+    api_requests: By = _counter("Requests to the Kubernetes API server.", "verb")
+    api_errors: ByThree = _counter(
+        "Requests to the Kubernetes API server that failed, by HTTP status, or timeout, or connection.",
+        "verb",
+        "resource",
+        "code",
+    )
+    api_throttled: Count = _counter("Answers 429 of the Kubernetes API server.")
+    watch_restarts: By = _counter("Watches that ended and were taken up again.", "kind")
+    watch_relists: By = _counter("Lists after the first.", "kind")
+    watch_events: By = _counter("Events of watches, bookmarks left out.", "kind")
+    undecodable_objects: By = _counter(
+        "Kubernetes objects that were skipped because they are not what their kind should be.", "kind"
+    )
+    events_written: Count = _counter("Kubernetes Events written.")
+    events_dropped: By = _counter("Kubernetes Events not written.", "reason")
+
+
+FAMILIES: tuple[Family, ...] = tuple(
+    Family(
+        name=f"wattbalance_{each.name}{'_total' if each.metadata['kind'] is Kind.COUNTER else ''}",
+        source=each.name,
+        **each.metadata,
+    )
+    for each in fields(Sources)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,161 +191,6 @@ class NodeFamily(Described):
 
     read: Callable[[NodeView], Iterable[tuple[tuple[str, ...], float | None]]]
 
-
-def _one(read: Callable[[Sources], float]) -> Callable[[Sources], Series]:
-    return lambda sources: [((), float(read(sources)))]
-
-
-def _by(read: Callable[[Sources], Mapping[str, int]]) -> Callable[[Sources], Series]:
-    return lambda sources: [((key,), float(value)) for key, value in sorted(read(sources).items())]
-
-
-def _by_tuple(
-    read: Callable[[Sources], Mapping[tuple[str, str], int] | Mapping[tuple[str, str, str], int]],
-) -> Callable[[Sources], Series]:
-    return lambda sources: [(key, float(value)) for key, value in sorted(read(sources).items())]
-
-
-def _counter(name: str, text: str, read: Callable[[Sources], Series], *labels: str) -> Family:
-    return Family(name=f"wattbalance_{name}_total", kind=Kind.COUNTER, text=text, labels=labels, read=read)
-
-
-def _gauge(name: str, text: str, read: Callable[[Sources], Series], *labels: str) -> Family:
-    return Family(name=f"wattbalance_{name}", kind=Kind.GAUGE, text=text, labels=labels, read=read)
-
-
-REQUEST_SECONDS = Described(
-    name="wattbalance_extender_request_seconds",
-    kind=Kind.HISTOGRAM,
-    text="Time from the head of an extender request to its answer, answered ones only.",
-    labels=("verb",),
-)
-
-FAMILIES: tuple[Family, ...] = (
-    _gauge(
-        "build_info",
-        "Always 1; the labels say what runs.",
-        lambda sources: [((sources.version, platform.python_version()), 1.0)],
-        "version",
-        "python",
-    ),
-    _gauge("leader", "1 if this replica holds the Lease.", _one(lambda s: s.leader())),
-    _gauge(
-        "observing", "1 if nothing is acted upon, only decided and counted.", _one(lambda s: s.observing())
-    ),
-    _gauge(
-        "degraded",
-        "1 for each thing that is missing although this replica answers.",
-        lambda s: [((reason,), float(holds)) for reason, holds in sorted(s.degraded().items())],
-        "reason",
-    ),
-    _counter(
-        "decisions",
-        "Decisions made.",
-        _by_tuple(lambda s: s.decisions()),
-        "verb",
-        "profile",
-        "result",
-    ),
-    _counter(
-        "policy_failures",
-        "Calls in which a policy raised or answered nonsense; its score was dropped, its filter answered unknown.",
-        _by(lambda s: s.policy_failures()),
-        "policy",
-    ),
-    _counter(
-        "count_disagreements",
-        "Nodes that kube-scheduler offered as having room and that are full by our count.",
-        _one(lambda s: s.disagreements()),
-    ),
-    _gauge("waiting_pods", "GPU pods without a node.", _one(lambda s: s.waiting_pods())),
-    _gauge(
-        "reservations",
-        "Pods to which GPUs are promised and which are not bound yet.",
-        _one(lambda s: s.reservations()),
-    ),
-    _counter(
-        "reservations_lost",
-        "Promises that ended without their pod being bound.",
-        _by(lambda s: s.reservations_lost()),
-        "reason",
-    ),
-    _counter(
-        "bypassed_pods",
-        "Pods with a managed resource that were bound without a decision of ours: not asked though their scheduler "
-        "should (no_decision: the only sign that `ignorable` has hidden us), to another node than we chose "
-        "(other_node), or by a scheduler that is none of scheduler_names (other_scheduler).",
-        _by(lambda s: s.bypassed_pods()),
-        "reason",
-    ),
-    _counter(
-        "annotation_errors",
-        "Annotations with a value that could not be used; the default was.",
-        _by(lambda s: s.annotation_errors()),
-        "key",
-    ),
-    _counter(
-        "extender_requests",
-        "Extender requests by what became of them.",
-        _by_tuple(lambda s: s.extender_requests()),
-        "verb",
-        "result",
-    ),
-    _counter(
-        "extender_bad_requests",
-        "Extender requests that could not be answered.",
-        _by(lambda s: s.extender_refused()),
-        "reason",
-    ),
-    _counter(
-        "extender_full_node_requests",
-        "Requests that sent whole nodes: set nodeCacheCapable: true in kube-scheduler's configuration.",
-        _one(lambda s: s.extender_full_nodes()),
-    ),
-    _counter("samples", "Samples taken into the state.", _one(lambda s: s.samples())),
-    _counter(
-        "samples_dropped",
-        "Messages of agents that were not used.",
-        _by(lambda s: s.samples_dropped()),
-        "reason",
-    ),
-    _gauge(
-        "nodes_clock_skewed",
-        "Nodes whose clock is off by more than 5 s; their samples count all the same.",
-        _one(lambda s: s.clocks_skewed()),
-    ),
-    _gauge("broker_connected", "1 while the MQTT broker answers.", _one(lambda s: s.broker_connected())),
-    _counter(
-        "api_requests", "Requests to the Kubernetes API server.", _by(lambda s: s.api_requests()), "verb"
-    ),
-    _counter(
-        "api_errors",
-        "Requests to the Kubernetes API server that failed, by HTTP status, or timeout, or connection.",
-        _by_tuple(lambda s: s.api_errors()),
-        "verb",
-        "resource",
-        "code",
-    ),
-    _counter("api_throttled", "Answers 429 of the Kubernetes API server.", _one(lambda s: s.api_throttled())),
-    _counter(
-        "watch_restarts",
-        "Watches that ended and were taken up again.",
-        _by(lambda s: s.watch_restarts()),
-        "kind",
-    ),
-    _counter("watch_relists", "Lists after the first.", _by(lambda s: s.relists()), "kind"),
-    _counter(
-        "watch_events", "Events of watches, bookmarks left out.", _by(lambda s: s.watch_events()), "kind"
-    ),
-    _counter(
-        "undecodable_objects",
-        "Kubernetes objects that were skipped because they are not what their kind should be.",
-        _by(lambda s: s.undecodable()),
-        "kind",
-    ),
-    _counter("events_written", "Kubernetes Events written.", _one(lambda s: s.events_written())),
-    _counter("events_dropped", "Kubernetes Events not written.", _by(lambda s: s.events_dropped()), "reason"),
-)
 
 NODE_FAMILIES: tuple[NodeFamily, ...] = (
     NodeFamily(
@@ -262,4 +250,4 @@ NODES_SILENT = Described(
 )
 AGE_FAMILIES = (AGE_PERCENTILES, NODES_SILENT)
 
-ALL: tuple[Described, ...] = (*FAMILIES, REQUEST_SECONDS, *AGE_FAMILIES, *POOL_FAMILIES, *NODE_FAMILIES)
+ALL: tuple[Described, ...] = (*FAMILIES, *AGE_FAMILIES, *POOL_FAMILIES, *NODE_FAMILIES)

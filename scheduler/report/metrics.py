@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -20,6 +21,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from scheduler.extender.server import BUCKETS_S
 from scheduler.report.families import (
     AGE_PERCENTILES,
     FAMILIES,
@@ -29,12 +31,12 @@ from scheduler.report.families import (
     POOL_LOAD,
     POOL_NODES,
     POOL_POWER,
-    REQUEST_SECONDS,
     Described,
     Family,
+    Histogram,
     Kind,
+    Sources,
 )
-from scheduler.report.sources import Sources
 from scheduler.report.views import NodeView, NodeViews
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,6 +44,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NODES_A_TURN = 32
 # Not a label `quantile`: Prometheus keeps that one for summaries.
 PERCENTILES = (50, 90, 99, 100)
+_BOUNDS = [*map(repr, BUCKETS_S), "+Inf"]
 
 
 class CounterCollector(Collector):
@@ -53,27 +56,25 @@ class CounterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family, those without series too."""
         for family in FAMILIES:
-            yield _metric(family, self._sources)
-        histogram = HistogramMetricFamily(
-            REQUEST_SECONDS.name, REQUEST_SECONDS.text, labels=REQUEST_SECONDS.labels
-        )
-        bounds = [*(repr(bound_s) for bound_s in self._sources.request_bounds_s), "+Inf"]
-        for verb, latency in sorted(self._sources.request_seconds().items()):
-            # Prometheus wants them cumulated; the extender does not, since one addition a request is enough.
-            total = 0
-            buckets: list[tuple[str, float]] = []
-            for bound, count in zip(bounds, latency.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            histogram.add_metric([verb], buckets, latency.sum_s)
-        yield histogram
+            build = _histogram if family.kind is Kind.HISTOGRAM else _metric
+            yield build(family, self._sources)
 
 
 def _metric(family: Family, sources: Sources) -> Metric:
     build = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
     metric = build(family.name, family.text, labels=family.labels)
-    for labels, value in family.read(sources):
+    for labels, value in family.series(sources):
         metric.add_metric(labels, value)
+    return metric
+
+
+def _histogram(family: Family, sources: Sources) -> Metric:
+    metric = HistogramMetricFamily(family.name, family.text, labels=family.labels)
+    by_label: Mapping[str, Histogram] = getattr(sources, family.source)()
+    for label, histogram in sorted(by_label.items()):
+        # Prometheus wants them cumulated; who observes does not, since one addition each is enough.
+        buckets = list(zip(_BOUNDS, accumulate(histogram.counts), strict=True))
+        metric.add_metric([label], buckets, histogram.sum_s)
     return metric
 
 

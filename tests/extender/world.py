@@ -15,9 +15,9 @@ from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.extender.wire import BindArgs, read_filter, read_preempt
 from scheduler.listeners import Listeners, ListenerSpec
+from scheduler.report.families import Sources
 from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes
-from scheduler.report.sources import Sources
 from tests.builders import make_decider, make_store, see_node
 from tests.fakes.cluster import FakeCluster
 
@@ -177,9 +177,9 @@ async def served(world: World) -> AsyncIterator[Doors]:
     counters = ExtenderCounters()
     sources = Sources(
         extender_requests=lambda: counters.requests,
-        extender_refused=lambda: counters.refused,
-        extender_full_nodes=lambda: counters.full_nodes,
-        request_seconds=lambda: counters.latency,
+        extender_bad_requests=lambda: counters.refused,
+        extender_full_node_requests=lambda: counters.full_nodes,
+        extender_request_seconds=lambda: counters.latency,
     )
     server = ExtenderServer(world.verbs, counters, ManualClock())
     routes = {

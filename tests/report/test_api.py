@@ -11,10 +11,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from scheduler.decision.record import DecisionLog, DecisionRecord
 from scheduler.report.api import Api
+from scheduler.report.families import Sources
 from scheduler.report.metrics import CONTENT_TYPE, MetricsPage
 from scheduler.report.paging import Key, page_of
 from scheduler.report.probes import metrics_routes, probe_routes
-from scheduler.report.sources import Sources
 from scheduler.report.views import NodeView, PodView, Readiness
 
 Client = TestClient[web.Request, web.Application]

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.extender.server import Latency
+from scheduler.facts import sources
 from scheduler.report import document, families
+from scheduler.report.families import Sources
 from scheduler.report.metrics import MetricsPage
-from scheduler.report.sources import Sources
 from scheduler.report.views import NodeView
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -56,30 +58,33 @@ def full_sources() -> Sources:
     for seconds_s in (0.0001, 0.0012, 0.0013, 99.0):
         latency.observe(seconds_s)
     return Sources(
-        version="1.2.3",
+        build_info=lambda: {("1.2.3", "3.11.7"): 1},
         decisions=lambda: {("filter", "training", "placed"): 1},
         policy_failures=lambda: {"pack": 2},
-        disagreements=lambda: 3,
+        count_disagreements=lambda: 3,
         waiting_pods=lambda: 4,
         reservations=lambda: 5,
         reservations_lost=lambda: {"expired": 6},
         bypassed_pods=lambda: {"no_decision": 7},
         annotation_errors=lambda: {"pools": 8},
         extender_requests=lambda: {("filter", "ok"): 9},
-        extender_refused=lambda: {"not-json": 10},
-        extender_full_nodes=lambda: 11,
-        request_seconds=lambda: {"filter": latency},
+        extender_bad_requests=lambda: {"not-json": 10},
+        extender_full_node_requests=lambda: 11,
+        extender_request_seconds=lambda: {"filter": latency},
+        binds=lambda: {"bound": 24},
+        connections_refused=lambda: {"crowded": 25},
+        certificate_reloads=lambda: {"failed": 26},
         samples=lambda: 12,
         samples_dropped=lambda: {"garbage": 13},
-        clocks_skewed=lambda: 14,
+        nodes_clock_skewed=lambda: 14,
         broker_connected=lambda: True,
         api_requests=lambda: {"GET": 15},
         api_errors=lambda: {("GET", "pods", "500"): 16},
         api_throttled=lambda: 17,
         watch_restarts=lambda: {"Pod": 18},
-        relists=lambda: {"Pod": 19},
+        watch_relists=lambda: {"Pod": 19},
         watch_events=lambda: {"Pod": 20},
-        undecodable=lambda: {"Pod": 21},
+        undecodable_objects=lambda: {"Pod": 21},
         events_written=lambda: 22,
         events_dropped=lambda: {"full": 23},
         leader=lambda: True,
@@ -102,6 +107,9 @@ async def test_every_counter_is_shown_under_its_own_name() -> None:
         "extender_requests_total": 9,
         "extender_bad_requests_total": 10,
         "extender_full_node_requests_total": 11,
+        "binds_total": 24,
+        "connections_refused_total": 25,
+        "certificate_reloads_total": 26,
         "samples_total": 12,
         "samples_dropped_total": 13,
         "nodes_clock_skewed": 14,
@@ -256,3 +264,19 @@ async def test_promtool_finds_nothing_to_say(tmp_path: Path) -> None:
     page = await MetricsPage(full_sources(), Nodes(node("a"), node("b"))).render()
     done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, check=False)
     assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+def test_every_family_is_tied_to_a_counter_of_the_daemon() -> None:
+    class Anything:
+        def __getattr__(self, name: str) -> Anything:
+            return self
+
+    tied = sources(Anything())  # type: ignore[arg-type]  # nothing is asked of it: only the ties are looked at
+    left_out = [each.name for each in fields(Sources) if getattr(tied, each.name) is each.default]
+    assert left_out == []
+
+
+async def test_a_figure_with_other_labels_than_declared_is_an_error() -> None:
+    page = MetricsPage(Sources(extender_requests=lambda: {("filter",): 1}), Nodes())  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="extender_requests_total has the labels"):
+        await page.render()
