@@ -58,6 +58,8 @@ TICK_S = 0.25
 # Without these nothing can be placed; owners and namespaces may be refused by the role.
 REQUIRED = (Kind.NODE, Kind.POD)
 RELABEL_S = 5.0
+# A full collection after so many of the second generation's: not before the start is over.
+NO_FULL_COLLECTIONS = 1_000_000
 # A kube-scheduler with work asks several times a minute; one that stands by does not ask at all.
 ASKED_LATELY_S = 60.0
 
@@ -77,6 +79,8 @@ class Daemon:
         self.leader_pods: set[str] = set()
         self.broker_waited = False
         self._promised = ""
+        self._settled = False
+        self._gc_threshold = gc.get_threshold()
         # 1. State and opinion.
         self.store = make_store(settings)
         self.decider = make_decider(settings, self.store)
@@ -190,12 +194,17 @@ class Daemon:
                 return refused[kind]
         if self.stopping.is_set():
             return "stopping"
-        missing = [kind.value for kind in Kind if kind not in self.store.synced and kind not in refused]
-        if missing:
+        if missing := self._missing():
             return f"not synced yet: {', '.join(missing)}"
         if not self.broker_waited:
             return "waiting for the broker"
         return None
+
+    def _missing(self) -> list[str]:
+        """Kinds whose first list is still to come."""
+        return [
+            kind.value for kind in Kind if kind not in self.store.synced and kind not in self.cluster.refused
+        ]
 
     def degraded(self) -> list[str]:
         """What is missing though we answer: a closed set of words for metrics and `/readyz`."""
@@ -219,6 +228,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Run until `stopping` is set, then stop in order. Any failing task ends all."""
+        gc.set_threshold(*self._gc_threshold[:2], NO_FULL_COLLECTIONS)
+        try:
+            await self._run()
+        finally:
+            gc.set_threshold(*self._gc_threshold)
+
+    async def _run(self) -> None:
         async with self.cluster, asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(guard("listeners.run", self.listeners.run()), name="listeners.run"),
@@ -260,10 +276,6 @@ class Daemon:
                 if kind is Kind.POD:
                     self._inherit()
                 log.info("synced", extra=kv(kind=kind.value))
-                if len(self.store.synced) == len(Kind):
-                    # What was just listed stays: full collections need not walk it again (120 ms otherwise).
-                    gc.collect()
-                    gc.freeze()
 
     def _see_role(self, event: ClusterEvent) -> None:
         if not isinstance(event, Changed | Gone) or not isinstance(event.object, Pod):
@@ -310,6 +322,12 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             now_mono_s = self.clock.mono_s()
+            if not self._settled and not self._missing():
+                self._settled = True
+                # What was just listed stays: full collections need not walk it, neither later nor while it comes
+                # (60 ms each). Cycles that the start left behind stay with it; a few kilobytes.
+                gc.freeze()
+                gc.set_threshold(*self._gc_threshold)
             self.store.tick(now_mono_s)
             self.store.reservations.forget_old_choices(now_mono_s)
 

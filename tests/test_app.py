@@ -220,6 +220,27 @@ async def test_a_standby_writes_no_event_though_it_answers_its_neighbour(world: 
     assert len(world.events("PlacedPastWattbalance")) == 1
 
 
+async def test_a_pod_that_came_and_went_in_a_watch_gap_holds_no_gpus(world: World) -> None:
+    world.add_node("n1")
+    world.add_pod("here")
+    async with world.replica() as replica:
+        await replica.knows("n1")
+        await eventually(lambda: bool(replica.daemon.store.waiting))
+        unseen = {
+            "metadata": {"name": "unseen", "namespace": "default", "uid": "unseen"},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/gpu": "8"}}}]},
+        }
+        assert (await replica.filter(unseen, "n1"))["NodeNames"] == ["n1"]
+        assert replica.daemon.store.reservations.get("unseen") is not None
+        here = world.api.get("pods", "here", "default")
+        world.api.faults.expire_watches = True
+        world.api.drop_watches()
+        await eventually(lambda: replica.daemon.store.reservations.get("unseen") is None)
+        world.api.faults.expire_watches = False
+        assert (await replica.filter(here, "n1"))["NodeNames"] == ["n1"]
+        assert replica.daemon.store.reservations.get(here["metadata"]["uid"]) is not None
+
+
 async def test_the_leader_carries_the_label(world: World) -> None:
     for name in ("a", "b"):
         world.add_pod(name, namespace=NAMESPACE)

@@ -82,4 +82,4 @@ class Limits:
     silence_s: float = 90.0
     """A watch without a byte for this long is dead: bookmarks come each 60 s where there is traffic."""
     page_size: int = 500
-    """client-go's own; larger pages hold the event loop for longer."""
+    """client-go's own."""

@@ -1,5 +1,6 @@
 """Bytes to slim objects, page by page. The usual object takes one pass; an odd one is repaired or skipped, and counted.
 
+A page is decoded object by object as its reader goes on, since 500 pods at once are milliseconds of held loop.
 Odd are nulls where a field is absent otherwise (clients in other languages send them, and some servers hand them
 on). Whatever cannot be read must not stop the others.
 """
@@ -7,6 +8,7 @@ on). Whatever cannot be read must not stop the others.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 
 Object = Node | Pod | Partial
 
+# Where an object may be seen to end and is none: tried so often, then the rest of the page is scanned as a whole.
+# Arrays of objects within one are short; 8 claim templates are more than anybody has.
+MOST_FALSE_ENDS = 8
+
 
 class ListMeta(Slim, frozen=True):
     """metadata of a list."""
@@ -36,21 +42,6 @@ class WatchLine(msgspec.Struct, frozen=True, gc=False):
 
     type: str
     object: msgspec.Raw
-
-
-class _NodeList(Slim, frozen=True):
-    metadata: ListMeta = ListMeta()
-    items: list[Node] | None = None
-
-
-class _PodList(Slim, frozen=True):
-    metadata: ListMeta = ListMeta()
-    items: list[Pod] | None = None
-
-
-class _PartialList(Slim, frozen=True):
-    metadata: ListMeta = ListMeta()
-    items: list[Partial] | None = None
 
 
 class _RawList(Slim, frozen=True):
@@ -68,12 +59,20 @@ class _VersionOnly(Slim, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page of a list."""
+    """One page of a list. `items` are decoded as they are taken, and may raise ApiUnavailable."""
 
-    items: list[Object]
-    keys: list[str]
+    items: Iterator[Object]
     resource_version: str
     next_token: str
+
+
+class _Unusual(Exception):
+    """A list that does not look as Go writes it."""
+
+
+_ITEMS = b'"items":['
+_RAW = msgspec.json.Decoder(msgspec.Raw)
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Decoder:
@@ -84,12 +83,6 @@ class Decoder:
         self._counters = counters
         of_kind: dict[Kind, type[Object]] = {Kind.NODE: Node, Kind.POD: Pod}
         self._type = of_kind.get(kind, Partial)
-        lists: dict[type[Object], type[_NodeList | _PodList | _PartialList]] = {
-            Node: _NodeList,
-            Pod: _PodList,
-            Partial: _PartialList,
-        }
-        self._list = msgspec.json.Decoder(lists[self._type])
         self._raw_list = msgspec.json.Decoder(_RawList)
         self._one = msgspec.json.Decoder(self._type)
         self._version = msgspec.json.Decoder(_VersionOnly)
@@ -100,23 +93,68 @@ class Decoder:
 
     def page(self, body: bytes) -> Page:
         """Decode one page. Raises ApiUnavailable if it is not a list at all."""
+        # Go writes a list's items last, without white space. Who writes otherwise is read all the same, in one go.
+        start = body.find(_ITEMS) + len(_ITEMS)
+        end = body.rfind(b"]}")
         try:
-            whole = self._list.decode(body)
-            items: list[Object] = [item for item in whole.items or () if self.key(item)]
-            metadata = whole.metadata
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            if start < len(_ITEMS) or end < start or body[end + 2 :].strip():
+                raise _Unusual
             try:
-                raw = self._raw_list.decode(body)
+                head = self._raw_list.decode(body[:start] + b"]}")
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _Unusual from error
+            items = self._split(body, start, end)
+        except _Unusual:
+            try:
+                head = self._raw_list.decode(body)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ApiUnavailable(f"list of {self._kind}: not a list: {error}") from error
-            metadata = raw.metadata
-            items = [found for item in raw.items or () if (found := self.one(item)) is not None]
+            items = self._each(head.items or ())
+        metadata = head.metadata
         return Page(
-            items=items,
-            keys=[self.key(item) for item in items],
-            resource_version=metadata.resource_version,
-            next_token=metadata.continue_ or "",
+            items=items, resource_version=metadata.resource_version, next_token=metadata.continue_ or ""
         )
+
+    def _each(self, items: Iterable[msgspec.Raw]) -> Iterator[Object]:
+        for item in items:
+            if (found := self.one(item)) is not None:
+                yield found
+
+    def _split(self, body: bytes, start: int, end: int) -> Iterator[Object]:
+        """Decode `{…},{…}` between two places, one at a time, without a scan that only finds the ends.
+
+        All objects of a list begin with the same key. Where that key follows `},` an object *may* have ended: it has
+        if what stands before is a whole object, which no part of an object is. A string cannot hold the mark, since
+        quotes in it are escaped.
+        """
+        view = memoryview(body)
+        mark = b"}," + body[start : body.find(b":", start, end) + 2]
+        false_ends = 0
+        tried = start
+        while start < end:
+            found = body.find(mark, tried, end)
+            stop = end if found < 0 else found + 1
+            try:
+                item: Object | None = self._one.decode(view[start:stop])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                if not _is_whole(view[start:stop]):
+                    tried = stop
+                    false_ends += 1
+                    if found < 0 or false_ends > MOST_FALSE_ENDS:
+                        yield from self._each(self._rest(view[start:end]))
+                        return
+                    continue
+                item = self.one(bytes(view[start:stop]))
+            if item is not None and self.key(item):
+                yield item
+            start = tried = stop + 1
+            false_ends = 0
+
+    def _rest(self, text: memoryview) -> list[msgspec.Raw]:
+        try:
+            return _RAWS.decode(b"[" + bytes(text) + b"]")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ApiUnavailable(f"list of {self._kind}: not a list: {error}") from error
 
     def one(self, raw: msgspec.Raw | bytes) -> Object | None:
         """Decode one object; None if it cannot be read even without its nulls."""
@@ -142,6 +180,15 @@ class Decoder:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
         return (metadata.resource_version or "") if metadata is not None else ""
+
+
+def _is_whole(text: memoryview) -> bool:
+    """Whether it is one JSON value, whatever its type."""
+    try:
+        _RAW.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _without_nulls(value: object) -> object:

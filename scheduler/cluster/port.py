@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -33,7 +35,9 @@ class Listed:
     """
 
     kind: Kind
-    keys: frozenset[str]
+    keys: AbstractSet[str]
+    began_mono_s: float = -math.inf
+    """When the list was asked for: what was known of before, and is not in it, is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,10 @@ class Reservations:
             self._ends = [(each.until_mono_s, uid) for uid, each in self._by_uid.items()]
             heapify(self._ends)
 
+    def made_before(self, mono_s: float) -> list[Reservation]:
+        """Those that are older than an instant."""
+        return [r for r in self._by_uid.values() if r.made_mono_s < mono_s]
+
     def note_choice(self, uid: str, node: str, now_mono_s: float) -> None:
         """Count that this node was answered for this pod."""
         choices = self._choices.pop(uid, None) or _Choices()

@@ -141,7 +141,14 @@ class Store:
     def _listed(self, event: Listed, now_mono_s: float) -> None:
         # A relist after a gap: whatever it did not name was deleted while nobody looked.
         if event.kind is Kind.POD:
-            for uid in self.pods.keys() - event.keys:
+            # Not a difference of sets: of 50,000 uids that is 5 ms of held loop.
+            gone = [uid for uid in self.pods if uid not in event.keys]
+            # Created and deleted within the gap: all that was ever here of them is a promise.
+            promised = self.reservations.made_before(event.began_mono_s)
+            gone += [
+                held.uid for held in promised if held.uid not in event.keys and held.uid not in self.pods
+            ]
+            for uid in gone:
                 self._pod_gone(uid, now_mono_s)
         elif event.kind is Kind.NODE:
             for name in self.nodes.keys() - event.keys:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.brokers import mosquitto_path
-from tests.controlplane import WHY_NOT, assets, pod_manifest
+from tests.controlplane import WHY_NOT, assets, node_manifest, pod_manifest
 from tests.e2e.system import Replica, System, run_system, wait_for
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_a_pod_that_waits_and_one_that_was_placed_past_us_say_so(system: System)
     scheduler = system.scheduler(replica.port)
     try:
         wait_for("it leads", lambda: leading(replica))
-        system.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
+        system.plane.apply(node_manifest("sick", labels={"wattbalance.io/quarantine": "xid-79"}))
         wait_for("it knows the node", lambda: replica.get("/api/v1/nodes")["items"])
         system.add_pod("waits")
         system.plane.apply(pod_manifest("foreign", node="sick"))
@@ -70,7 +70,7 @@ def test_observing_leaves_no_trace(system: System) -> None:
     try:
         assert replica.get("/readyz")["role"] == "observer"
         system.add_own_pod("own")
-        system.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
+        system.plane.apply(node_manifest("sick", labels={"wattbalance.io/quarantine": "xid-79"}))
         wait_for("it knows the node", lambda: replica.get("/api/v1/nodes")["items"])
         system.plane.apply(pod_manifest("foreign", node="sick"))
         system.plane.apply(pod_manifest("asked"))
