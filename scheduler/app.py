@@ -247,6 +247,11 @@ class Daemon:
                 ),
                 group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
                 group.create_task(guard("store.tick", self._tick()), name="store.tick"),
+                *(
+                    [group.create_task(guard("extender.binds", binder.run()), name="extender.binds")]
+                    if (binder := self.verbs.binder) is not None
+                    else []
+                ),
                 group.create_task(self._wait_for_broker(), name="telemetry.wait"),
             ]
             election = None

@@ -22,10 +22,17 @@ from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import ClusterEvent, EventNote, Kind
 from scheduler.cluster.reflector import Health, Pace, Reflector
 from scheduler.cluster.transport import Transport
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
+from scheduler.core.errors import (
+    ApiConflict,
+    ApiForbidden,
+    ApiNotFound,
+    ApiRejected,
+    ApiUnavailable,
+    ClusterError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from scheduler.cluster.access import Credentials
@@ -127,7 +134,16 @@ class KubernetesCluster:
             raise ApiUnavailable(f"get pod {namespace}/{name}: the answer is not a pod")
         return pod
 
-    async def bind(self, namespace: str, name: str, uid: str, node: str, annotations: dict[str, str]) -> None:
+    async def bind(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        node: str,
+        annotations: dict[str, str],
+        *,
+        may_send: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Post a Binding; its annotations are merged onto the pod in the same write.
 
         The API server accepts a node that does not exist: the caller must know it. A second Binding is a conflict
@@ -136,7 +152,7 @@ class KubernetesCluster:
         Raises:
             ApiConflict: bound already, perhaps by us; or the name belongs to another pod by now.
             ApiNotFound: the pod is gone.
-            ApiForbidden, ApiRejected: not done, and trying again cannot help.
+            ApiForbidden, ApiRejected: not done, and trying again cannot help; or `may_send` said no.
             ApiUnavailable: the outcome is unknown, and the pod must be read.
         """
         if await self._server_version() < UID_IN_BINDING_SINCE:
@@ -150,6 +166,9 @@ class KubernetesCluster:
             "metadata": {"name": name, "namespace": namespace, "uid": uid, "annotations": annotations},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         }
+        if not may_send():
+            # Reading the pod may have taken longer than we lead.
+            raise ApiRejected(f"the Binding of pod {namespace}/{name} was not sent: we may not act any more")
         await self.transport.call(
             "create", _pod(namespace, name, "binding"), params={"fieldManager": FIELD_MANAGER}, body=body
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,11 +88,20 @@ class ClusterPort(Protocol):
         """Read one pod from the API server itself (never a cache). Raises ApiNotFound."""
         ...
 
-    async def bind(self, namespace: str, name: str, uid: str, node: str, annotations: dict[str, str]) -> None:
-        """Post a Binding with annotations on it.
+    async def bind(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        node: str,
+        annotations: dict[str, str],
+        *,
+        may_send: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Post a Binding with annotations on it. `may_send` is asked at the last moment: do we still lead?
 
-        Raises ApiConflict (bound already, perhaps by us), ApiNotFound, ApiRejected, or ApiUnavailable: the
-        outcome is then unknown, and the pod must be read.
+        Raises ApiConflict (bound already, perhaps by us), ApiNotFound, ApiRejected (also where it may not be sent),
+        or ApiUnavailable: the outcome is then unknown, and the pod must be read.
         """
         ...
 

@@ -99,6 +99,12 @@ class Reservations:
         self._keep(replace(held, until_mono_s=now_mono_s + length_s, renewals=held.renewals + 1))
         return True
 
+    def hold(self, uid: str, until_mono_s: float) -> None:
+        """Keep a promise at least until then: whether its pod was bound is not known yet. Not a renewal."""
+        held = self._by_uid.get(uid)
+        if held is not None and held.until_mono_s < until_mono_s:
+            self._keep(replace(held, until_mono_s=until_mono_s))
+
     def release(self, uid: str) -> Reservation | None:
         """Take the promise back."""
         held = self._by_uid.pop(uid, None)

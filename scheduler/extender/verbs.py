@@ -7,13 +7,10 @@ Trust what was offered: for GPUs that kube-scheduler counts our count only order
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,9 +18,8 @@ from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
-from scheduler.core.errors import ApiConflict, ApiNotFound, ApiUnavailable, ClusterError
 from scheduler.core.log import kv
-from scheduler.core.nouns import PREFIX, Placement, PodRequest, Reason
+from scheduler.core.nouns import Placement, PodRequest, Reason
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.answers import (
@@ -36,15 +32,13 @@ from scheduler.extender.answers import (
     prioritize_answer,
     scaled,
 )
+from scheduler.extender.binder import Binder
 from scheduler.extender.wire import BadRequest, BindArgs, FilterArgs, PreemptArgs, rows_of
 
 _log = logging.getLogger(__name__)
 
 Rows = NDArray[np.intp]
 NO_UID = "no-uid"
-# How often, and how long apart, a pod is read after a bind whose outcome is unknown, within kube-scheduler's 5 s.
-READS_AFTER_BIND = 3
-READ_PAUSE_S = 0.3
 
 
 class Fence:
@@ -72,14 +66,27 @@ class Verbs:
     ) -> None:
         self.decider = decider
         self.store: Store = decider.store
-        self.cluster = cluster
+        self.binder: Binder | None = None
+        """What bind is answered with; None if it is off."""
+        if cluster is not None and not observe:
+            self.binder = Binder(
+                self.store,
+                decider.log,
+                cluster,
+                clock,
+                leads=lambda: fence.leads(),  # noqa: PLW0108 - app.py sets it later
+                term=lambda: fence.term(),  # noqa: PLW0108 - likewise
+            )
         self.clock = clock
         self.fence = fence
         self.observe = observe
-        self.binds: Counter[str] = Counter()
-        """Results of bind: bound | already | conflict | gone | cordoned | unknown_node | not_leading | failed."""
         self._fragments: Fragments | None = None
         self._fragments_generation = -1
+
+    @property
+    def binds(self) -> Mapping[str, int]:
+        """How often bind was answered, by result."""
+        return self.binder.results if self.binder is not None else {}
 
     def may_answer(self, loopback: bool) -> str | None:  # noqa: FBT001 - the server's protocol
         """A replica that is not ready never answers; a standby only to its own kube-scheduler, over loopback."""
@@ -196,84 +203,9 @@ class Verbs:
 
     async def bind(self, args: BindArgs) -> bytes | bytearray:
         """Post the Binding. Twice is success; an outcome that is unknown is looked up before the promise goes."""
-        result, error = await self._bind(args)
-        self.binds[result] += 1
-        _log.info(
-            "bind", extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result, error=error)
-        )
-        return bind_answer(error)
-
-    async def _bind(self, args: BindArgs) -> tuple[str, str]:
-        pod = f"{args.namespace}/{args.name}"
-        if self.cluster is None or self.observe:
-            return "failed", "bind is off: remove bindVerb from kube-scheduler's extender configuration"
-        refused = self._why_not_bind(args, pod)
-        if refused is not None:
-            return refused
-        record = self.decider.log.of_pod(args.uid)
-        score = next((r.score for r in record.best if r.node == args.node), None) if record else None
-        decision = {
-            "node": args.node,
-            "profile": record.profile if record else "",
-            "score": score,
-            "cycle": record.cycle if record else "",
-            "term": self.fence.term(),
-        }
-        annotations = {PREFIX + "decision": msgspec.json.encode(decision).decode()}
-        try:
-            await self.cluster.bind(args.namespace, args.name, args.uid, args.node, annotations)
-        except ApiNotFound:
-            self.store.release(args.uid, self.clock.mono_s())
-            return "gone", f"pod {pod} is gone"
-        except (ApiConflict, ApiUnavailable):
-            return await self._after_bind(self.cluster, args)
-        except ClusterError as error:
-            self.store.release(args.uid, self.clock.mono_s())
-            return "failed", str(error)
-        return "bound", ""
-
-    def _why_not_bind(self, args: BindArgs, pod: str) -> tuple[str, str] | None:
-        """What memory says against the Binding, or that it is done already; None if nothing."""
-        held = self.store.pods.get(args.uid)
-        if held is not None and held.node:
-            if held.node == args.node:
-                return "already", ""
-            return "conflict", f"pod {pod} is bound to {held.node} already"
-        row = self.store.rows.get(args.node)
-        if row is None:
-            # The API server would accept it (a Binding's target is not checked).
-            return "unknown_node", f"node {args.node} is gone"
-        if self.store.snapshot.cordoned[row]:
-            return "cordoned", f"node {args.node} was cordoned meanwhile"
-        if not self.fence.leads():
-            return "not_leading", "this replica no longer leads; ask again"
-        return None
-
-    async def _after_bind(self, cluster: ClusterPort, args: BindArgs) -> tuple[str, str]:
-        """Read what became of a Binding that was refused or never answered."""
-        pod = f"{args.namespace}/{args.name}"
-        for attempt in range(READS_AFTER_BIND):
-            try:
-                found = await cluster.get_pod(args.namespace, args.name)
-            except ApiNotFound:
-                self.store.release(args.uid, self.clock.mono_s())
-                return "gone", f"pod {pod} is gone"
-            except ClusterError as error:
-                if not error.retryable or attempt == READS_AFTER_BIND - 1:
-                    break
-                await asyncio.sleep(READ_PAUSE_S)
-                continue
-            if args.uid and found.metadata.uid != args.uid:
-                self.store.release(args.uid, self.clock.mono_s())
-                return "conflict", f"pod {pod} has uid {found.metadata.uid} now, not {args.uid}"
-            if found.spec.node_name == args.node:
-                return "already", ""
-            self.store.release(args.uid, self.clock.mono_s())
-            if found.spec.node_name:
-                return "conflict", f"pod {pod} is bound to {found.spec.node_name} already"
-            return "failed", f"the Binding of pod {pod} was not carried out"
-        # Neither bound nor unbound as far as we know: the promise stays until the watch tells, or it runs out.
-        return "failed", f"whether pod {pod} was bound is unknown: the API server does not answer"
+        if self.binder is None:
+            return bind_answer("bind is off: remove bindVerb from kube-scheduler's extender configuration")
+        return bind_answer(await self.binder.bind(args))
 
     # --- shared --------------------------------------------------------------------------------------------------
 

@@ -139,7 +139,8 @@ class Sources:
         "Time from the head of an extender request to its answer, answered ones only.", "verb"
     )
     binds: By = _counter(
-        "Bindings asked of us by result: bound, already, conflict, gone, cordoned, unknown_node, not_leading, failed.",
+        "Bindings asked of us by result: bound, already, conflict, gone, cordoned, unknown_node, not_leading, failed, "
+        "unknown (looked up until it is known).",
         "result",
     )
     connections_refused: By = _counter(

@@ -122,6 +122,29 @@ def readiness(replica: Replica) -> dict[str, Any]:
             return dict(json.loads(error.read()))
 
 
+def until_seen(replica: Replica, *nodes: str) -> None:
+    """Wait until a replica knows these nodes."""
+    wait_for(
+        f"{nodes} are known", lambda: set(nodes) <= {n["name"] for n in replica.get("/api/v1/nodes")["items"]}
+    )
+
+
+def view(replica: Replica, name: str) -> dict[str, Any]:
+    """A node as the API shows it; KeyError if it is not there."""
+    for node in replica.get("/api/v1/nodes")["items"]:
+        if node["name"] == name:
+            return dict(node)
+    raise KeyError(name)
+
+
+def metric(replica: Replica, series: str) -> float:
+    """The figure of one series, written as on the page; KeyError if it is not there."""
+    for line in replica.text("/metrics").splitlines():
+        if line.startswith(f"{series} "):
+            return float(line.rsplit(" ", 1)[1])
+    raise KeyError(series)
+
+
 @dataclass
 class System:
     """A control plane, a broker, and what was started on them."""
@@ -219,7 +242,7 @@ class System:
             }
         )
 
-    def add_node(self, name: str, gpus: int = 8, site: str = "dc-1", **labels: str) -> None:
+    def add_node(self, name: str, gpus: int = 8, /, *, site: str = "dc-1", **labels: str) -> None:
         """Create a ready node."""
         self.plane.apply(node_manifest(name, gpus=gpus, labels={"site": site, **labels}))
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.brokers import free_port
 from tests.controlplane import pod_manifest
-from tests.e2e.system import NAMESPACE, Replica, System, wait_for
+from tests.e2e.system import NAMESPACE, Replica, System, until_seen, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -44,12 +44,6 @@ def start_two(system: System) -> tuple[Replica, Replica]:
 
 def question(system: System, pod: str, *nodes: str) -> dict[str, object]:
     return {"Pod": system.pod(pod), "NodeNames": list(nodes)}
-
-
-def until_seen(replica: Replica, *nodes: str) -> None:
-    wait_for(
-        f"{nodes} are known", lambda: set(nodes) <= {n["name"] for n in replica.get("/api/v1/nodes")["items"]}
-    )
 
 
 def test_the_standby_takes_over_when_the_leader_is_killed(system: System) -> None:

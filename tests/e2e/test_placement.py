@@ -8,7 +8,7 @@ import pytest
 
 from tests.controlplane import Daemon, pod_manifest
 from tests.e2e.conftest import StartAgent
-from tests.e2e.system import Replica, System, wait_for
+from tests.e2e.system import Replica, System, metric, until_seen, view, wait_for
 from tests.fakes.nvml_stub.stub import NvmlStub
 
 pytestmark = pytest.mark.e2e
@@ -30,23 +30,6 @@ def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
     daemon = system.scheduler(replica.port)
     yield daemon
     daemon.stop()
-
-
-def until_seen(replica: Replica, *nodes: str) -> None:
-    wait_for(
-        f"{nodes} are known", lambda: set(nodes) <= {n["name"] for n in replica.get("/api/v1/nodes")["items"]}
-    )
-
-
-def view(replica: Replica, name: str) -> dict[str, object]:
-    return next(dict(node) for node in replica.get("/api/v1/nodes")["items"] if node["name"] == name)
-
-
-def metric(replica: Replica, series: str) -> float:
-    for line in replica.text("/metrics").splitlines():
-        if line.startswith(f"{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise KeyError(series)
 
 
 def test_training_packs_onto_the_fullest_node_that_fits(

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from tests.controlplane import pod_manifest
-from tests.e2e.system import ACCOUNT, NAMESPACE, RBAC, Replica, System, readiness, wait_for
+from tests.e2e.system import ACCOUNT, NAMESPACE, RBAC, Replica, System, readiness, until_seen, wait_for
 
 pytestmark = pytest.mark.e2e
 
 Right = tuple[str, str, str]
 # Used after minutes only, when an event repeats; tests/contracts shows that it is needed.
-SELDOM: set[Right] = {("events.k8s.io", "events", verb) for verb in ("create", "patch")}
+SELDOM: set[Right] = {("events.k8s.io", "events", "patch")}
 ROLES = "/apis/rbac.authorization.k8s.io/v1"
 CLUSTER_ROLE = f"{ROLES}/clusterroles/wattbalance"
 ROLE = f"{ROLES}/namespaces/{NAMESPACE}/roles/wattbalance"
@@ -100,12 +100,16 @@ def test_all_of_the_role_is_used_and_nothing_else_is_asked_for(system: System) -
     before = len(system.requests())
     system.add_own_pod("rights-a")
     system.add_node("rights-node")
+    system.add_node("rights-sick", **{"wattbalance.io/quarantine": "xid-79"})
     replica = system.serve("rights-a", extender={"bind": True})
     wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
     system.plane.apply(pod_manifest("rights-pod"))
     uid = system.pod("rights-pod")["metadata"]["uid"]
     names = {"PodName": "rights-pod", "PodNamespace": "default", "PodUID": uid, "Node": "rights-node"}
-    wait_for("the node is known", lambda: replica.get("/api/v1/nodes")["items"])
+    system.plane.apply(pod_manifest("rights-refused"))
+    refused = {"Pod": system.pod("rights-refused"), "NodeNames": ["rights-sick"]}
+    until_seen(replica, "rights-node", "rights-sick")
+    assert replica.post("filter", refused)["NodeNames"] == []
     assert replica.post("bind", names) == {"Error": ""}
 
     def labelled() -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import ClusterEvent, EventNote, Kind
-from scheduler.core.errors import ApiConflict, ApiNotFound, ClusterError
+from scheduler.core.errors import ApiConflict, ApiNotFound, ApiRejected, ClusterError
 from tests.builders import make_pod
 
 
@@ -22,13 +23,28 @@ class FakeCluster:
     reads_fail: list[ClusterError] = field(default_factory=list)
     bindings: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     reads: int = 0
+    frozen: bool = False
+    """Connected and silent: nothing is ever answered."""
 
     def add(self, pod: Pod) -> None:
         """Put a pod into the cluster."""
         self.pods[pod.metadata.name] = pod
 
-    async def bind(self, namespace: str, name: str, uid: str, node: str, annotations: dict[str, str]) -> None:
+    async def bind(
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        node: str,
+        annotations: dict[str, str],
+        *,
+        may_send: Callable[[], bool] = lambda: True,
+    ) -> None:
         """As the API server does: 404 for a stranger, 409 for another uid or a second Binding."""
+        if self.frozen:
+            await asyncio.Event().wait()
+        if not may_send():
+            raise ApiRejected("not sent")
         failure = self.bind_fails.pop(0) if self.bind_fails else None
         if failure is None or self.bound_all_the_same:
             self._bind(name, uid, node, annotations)
@@ -47,6 +63,8 @@ class FakeCluster:
     async def get_pod(self, namespace: str, name: str) -> Pod:
         """Read one."""
         self.reads += 1
+        if self.frozen:
+            await asyncio.Event().wait()
         if self.reads_fail:
             raise self.reads_fail.pop(0)
         if name not in self.pods:

@@ -1,0 +1,202 @@
+"""Bindings of ours, where kube-scheduler leaves them to us (bindVerb): sent once, looked up when in doubt.
+
+Twice is success. A Binding whose answer did not come may have been carried out, or be on its way still: the pod is
+read, within the time that kube-scheduler waits; what is not known by then is looked up until it is. Until then the
+pod's promise stays, so that its GPUs are not given to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from scheduler.cluster.port import ClusterPort
+from scheduler.cluster.store import Store
+from scheduler.core.clock import Clock
+from scheduler.core.errors import ApiConflict, ApiNotFound, ApiUnavailable, ClusterError
+from scheduler.core.log import kv
+from scheduler.core.nouns import PREFIX
+from scheduler.decision.record import DecisionLog
+from scheduler.extender.wire import BindArgs
+
+_log = logging.getLogger(__name__)
+
+# kube-scheduler waits 5 s unless told otherwise, and nobody reads a later answer.
+ANSWER_LIMIT_S = 4.0
+# Of these, what the Binding may take; the rest is for looking up what became of it.
+SEND_LIMIT_S = 2.5
+READ_PAUSE_S = 0.3
+LOOK_UP_EVERY_S = 1.0
+
+Answer = tuple[str, str]
+"""The result, and what kube-scheduler is told; nothing where the pod is bound."""
+
+
+class Binder:
+    """Sends Bindings, and remembers those whose outcome is unknown; run `run()` beside it."""
+
+    def __init__(
+        self,
+        store: Store,
+        decisions: DecisionLog,
+        cluster: ClusterPort,
+        clock: Clock,
+        *,
+        leads: Callable[[], bool],
+        term: Callable[[], int],
+    ) -> None:
+        self.results: Counter[str] = Counter()
+        """bound | already | conflict | gone | cordoned | unknown_node | not_leading | failed | unknown."""
+        self.unknown: dict[str, BindArgs] = {}
+        """By uid: Bindings that were sent, and nobody knows what became of them."""
+        self._store = store
+        self._decisions = decisions
+        self._cluster = cluster
+        self._clock = clock
+        self._leads = leads
+        self._term = term
+
+    async def bind(self, args: BindArgs) -> str:
+        """Bind a pod. Returns what to tell kube-scheduler: nothing if the pod is bound to that node."""
+        result, error = self._why_not(args) or await self._bind(args)
+        self.results[result] += 1
+        _log.info(
+            "bind", extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result, error=error)
+        )
+        return error
+
+    async def run(self) -> None:
+        """Look up what is unknown, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_UP_EVERY_S)
+            for uid in list(self.unknown):
+                self._hold(uid)
+            for args in list(self.unknown.values()):
+                if not await self._look_up(args):
+                    # Nobody answers: the others need not ask.
+                    break
+
+    def _why_not(self, args: BindArgs) -> Answer | None:
+        """What memory says against the Binding, or that it is done already; None if nothing."""
+        pod = f"{args.namespace}/{args.name}"
+        held = self._store.pods.get(args.uid)
+        if held is not None and held.node:
+            if held.node == args.node:
+                return "already", ""
+            return "conflict", f"pod {pod} is bound to {held.node} already"
+        row = self._store.rows.get(args.node)
+        if row is None:
+            # The API server would accept it (a Binding's target is not checked).
+            return "unknown_node", f"node {args.node} is gone"
+        if self._store.snapshot.cordoned[row]:
+            return "cordoned", f"node {args.node} was cordoned meanwhile"
+        if not self._leads():
+            return "not_leading", "this replica no longer leads; ask again"
+        return None
+
+    async def _bind(self, args: BindArgs) -> Answer:
+        pod = f"{args.namespace}/{args.name}"
+        try:
+            async with asyncio.timeout(SEND_LIMIT_S):
+                await self._cluster.bind(
+                    args.namespace,
+                    args.name,
+                    args.uid,
+                    args.node,
+                    self._annotations(args),
+                    may_send=self._leads,
+                )
+        except ApiNotFound:
+            self._release(args)
+            return "gone", f"pod {pod} is gone"
+        except ApiConflict:
+            return await self._after(args, sent=False)
+        except (ApiUnavailable, TimeoutError):
+            return await self._after(args, sent=True)
+        except ClusterError as error:
+            self._release(args)
+            if not self._leads():
+                return "not_leading", "this replica no longer leads; ask again"
+            return "failed", str(error)
+        return "bound", ""
+
+    def _annotations(self, args: BindArgs) -> dict[str, str]:
+        record = self._decisions.of_pod(args.uid)
+        decision = {
+            "node": args.node,
+            "profile": record.profile if record else "",
+            "score": next((r.score for r in record.best if r.node == args.node), None) if record else None,
+            "cycle": record.cycle if record else "",
+            "term": self._term(),
+        }
+        return {PREFIX + "decision": msgspec.json.encode(decision).decode()}
+
+    async def _after(self, args: BindArgs, *, sent: bool) -> Answer:
+        """Read what became of a Binding that was refused, or (`sent`) never answered."""
+        pod = f"{args.namespace}/{args.name}"
+        if sent:
+            self.unknown[args.uid] = args
+            self._hold(args.uid)
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S - SEND_LIMIT_S):
+                while True:
+                    try:
+                        return await self._read(args, sent=sent)
+                    except ApiUnavailable:
+                        await asyncio.sleep(READ_PAUSE_S)
+        except (ClusterError, TimeoutError):
+            # Neither bound nor unbound as far as we know: run() goes on asking, and the promise stays until then.
+            return "unknown", f"whether pod {pod} was bound is unknown: the API server does not answer"
+
+    async def _read(self, args: BindArgs, *, sent: bool) -> Answer:
+        """Read the pod and settle the matter. Raises ClusterError if it cannot be read."""
+        pod = f"{args.namespace}/{args.name}"
+        try:
+            found = await self._cluster.get_pod(args.namespace, args.name)
+        except ApiNotFound:
+            self._release(args)
+            return "gone", f"pod {pod} is gone"
+        if args.uid and found.metadata.uid != args.uid:
+            self._release(args)
+            return "conflict", f"pod {pod} has uid {found.metadata.uid} now, not {args.uid}"
+        if found.spec.node_name == args.node:
+            self.unknown.pop(args.uid, None)
+            return "already", ""
+        if found.spec.node_name:
+            self._release(args)
+            return "conflict", f"pod {pod} is bound to {found.spec.node_name} already"
+        self.unknown.pop(args.uid, None)
+        if not sent:
+            self._release(args)
+        # What was sent may arrive after this reading: the promise runs out by itself, or serves the next attempt.
+        return "failed", f"the Binding of pod {pod} was not carried out"
+
+    async def _look_up(self, args: BindArgs) -> bool:
+        """Try once to learn what became of a Binding. Returns whether somebody answered."""
+        held = self._store.pods.get(args.uid)
+        if held is not None and held.node:
+            # The watch was faster.
+            self.unknown.pop(args.uid, None)
+            return True
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                result, _ = await self._read(args, sent=True)
+        except (ClusterError, TimeoutError):
+            return False
+        _log.info(
+            "bind looked up",
+            extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result),
+        )
+        return True
+
+    def _hold(self, uid: str) -> None:
+        reservations = self._store.reservations
+        reservations.hold(uid, self._clock.mono_s() + reservations.reservation_s)
+
+    def _release(self, args: BindArgs) -> None:
+        self.unknown.pop(args.uid, None)
+        self._store.release(args.uid, self._clock.mono_s())

@@ -1,0 +1,215 @@
+"""Bindings of ours: sent once, twice is success, and looked up where nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+
+from scheduler.cluster.port import Changed, Kind
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable
+from scheduler.extender import binder as binder_module
+from tests.builders import make_node, make_pod, see_pod
+from tests.extender.world import World
+
+
+def results(world: World) -> dict[str, int]:
+    assert world.verbs.binder is not None
+    return dict(world.verbs.binder.results)
+
+
+async def test_bind_posts_the_binding_with_the_decision_on_it() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    assert await world.bind() == ""
+    ((name, node, annotations),) = world.cluster.bindings
+    assert (name, node) == ("p1", "a")
+    decision = json.loads(annotations["wattbalance.io/decision"])
+    assert decision["node"] == "a"
+    assert decision["cycle"]
+    assert 0 <= decision["score"] <= 1
+    assert world.promised, "until the watch tells of it: the GPUs are not free"
+    assert results(world) == {"bound": 1}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_binding_twice_is_success(*, watched: bool) -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    assert await world.bind() == ""
+    if watched:
+        see_pod(world.store, make_pod(node="a"))
+    assert await world.bind() == ""
+    assert len(world.cluster.bindings) == 1
+    assert results(world) == {"bound": 1, "already": 1}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_a_pod_that_is_bound_elsewhere_is_a_conflict(*, watched: bool) -> None:
+    world = World()
+    world.promise()
+    world.cluster.add(make_pod(node="b"))
+    if watched:
+        see_pod(world.store, make_pod(node="b"))
+    assert "bound to b" in await world.bind()
+    assert not world.promised
+    assert results(world) == {"conflict": 1}
+
+
+async def test_a_pod_of_the_same_name_and_another_uid_is_not_bound() -> None:
+    world = World()
+    world.promise()
+    world.cluster.add(make_pod(uid="uid-new"))
+    assert "uid-new" in await world.bind()
+    assert not world.cluster.bindings
+    assert not world.promised
+    assert results(world) == {"conflict": 1}
+
+
+async def test_a_pod_that_is_gone_lets_go_of_its_promise() -> None:
+    world = World()
+    world.promise()
+    assert "gone" in await world.bind()
+    assert not world.promised
+    assert results(world) == {"gone": 1}
+
+
+async def test_a_node_that_was_cordoned_or_went_meanwhile_is_refused_before_the_api_is_asked() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    assert "gone" in await world.bind("who")
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), 0.0)
+    assert "cordoned" in await world.bind("a")
+    assert not world.cluster.bindings
+    assert results(world) == {"unknown_node": 1, "cordoned": 1}
+
+
+async def test_a_replica_that_does_not_lead_binds_nothing() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.fence.leads = lambda: False
+    assert "no longer leads" in await world.bind()
+    assert not world.cluster.bindings
+    assert results(world) == {"not_leading": 1}
+
+
+async def test_a_bind_that_timed_out_and_was_carried_out_is_success() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    world.cluster.bound_all_the_same = True
+    assert await world.bind() == ""
+    assert world.promised
+    assert results(world) == {"already": 1}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits of a bind that a test can wait for."""
+    monkeypatch.setattr(binder_module, "SEND_LIMIT_S", 0.05)
+    monkeypatch.setattr(binder_module, "ANSWER_LIMIT_S", 0.1)
+    monkeypatch.setattr(binder_module, "READ_PAUSE_S", 0.001)
+    monkeypatch.setattr(binder_module, "LOOK_UP_EVERY_S", 0.001)
+
+
+async def until(check: Callable[[], bool]) -> None:
+    while not check():
+        await asyncio.sleep(0.001)
+
+
+async def test_a_bind_that_timed_out_and_was_not_carried_out_keeps_its_promise_for_a_late_arrival() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    assert "not carried out" in await world.bind()
+    # What was sent may be carried out after the pod was read; else the promise runs out.
+    kept = [world.promised]
+    world.store.tick(world.clock.mono_s() + 2 * world.store.reservations.reservation_s)
+    kept.append(world.promised)
+    assert kept == [True, False]
+    assert results(world) == {"failed": 1}
+
+
+async def test_a_bind_that_was_refused_lets_go_of_its_promise() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiConflict("somebody wrote to the pod")]
+    assert "not carried out" in await world.bind()
+    assert not world.promised
+
+
+@pytest.mark.usefixtures("quick")
+async def test_while_the_outcome_of_a_bind_is_unknown_the_promise_stays() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiUnavailable("timed out")]
+    world.cluster.bound_all_the_same = True
+    world.cluster.reads_fail = [ApiUnavailable("still away")] * 100_000
+    assert "unknown" in await world.bind()
+    assert results(world) == {"unknown": 1}
+    binder = world.verbs.binder
+    assert binder is not None
+    looking = asyncio.ensure_future(binder.run())
+    try:
+        for _ in range(3):
+            # Each time longer than a promise lasts; only the looking keeps it.
+            reads = world.cluster.reads
+            await until(lambda seen=reads: world.cluster.reads > seen + 1)  # type: ignore[misc]
+            world.clock.advance(0.9 * world.store.reservations.reservation_s)
+            world.store.tick(world.clock.mono_s())
+            assert world.promised
+        world.cluster.reads_fail.clear()
+        await until(lambda: not binder.unknown)
+        # It was bound: the promise waits for the watch to tell of it.
+        assert world.promised
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_api_server_that_never_answers_does_not_keep_the_scheduler_waiting() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.frozen = True
+    assert "unknown" in await world.bind()
+    assert world.promised
+
+
+async def test_a_binding_is_not_sent_once_we_do_not_lead() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    answers = iter([True, False, False])
+    world.fence.leads = lambda: next(answers)
+    assert "no longer leads" in await world.bind()
+    assert not world.cluster.bindings
+    assert results(world) == {"not_leading": 1}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_read_that_works_at_last_settles_it() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.cluster.bind_fails = [ApiConflict("somebody was faster")]
+    world.cluster.bound_all_the_same = True
+    world.cluster.reads_fail = [ApiUnavailable("away"), ApiUnavailable("away")]
+    assert await world.bind() == ""
+
+
+async def test_a_forbidden_bind_says_so_and_lets_go() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.cluster.bind_fails = [ApiForbidden("may not create pods/binding")]
+    assert "pods/binding" in await world.bind()
+    assert not world.promised
+    assert results(world) == {"failed": 1}
