@@ -153,6 +153,20 @@ class Certificates:
         return context
 
 
+async def _elsewhere(request: web.Request) -> web.Response:
+    """Say in JSON what this listener has, to who asked for something else."""
+    here, allowed = [], set[str]()
+    for resource in request.app.router.resources():
+        if resource is not request.match_info.route.resource:
+            here.append(resource.canonical)
+            allowed |= (await resource.resolve(request))[1]
+    if allowed:
+        text = f"{request.path} takes {' and '.join(sorted(allowed))}, not {request.method}"
+        return web.json_response({"error": text}, status=405, headers={"Allow": ",".join(sorted(allowed))})
+    text = f"nothing at {request.path}; this listener has {', '.join(here) or 'nothing'}"
+    return web.json_response({"error": text}, status=404)
+
+
 class Listeners:
     """All listening sockets of the daemon.
 
@@ -268,6 +282,8 @@ class Listeners:
             app.on_response_prepare.append(self._end_outdated)
         for role in sorted(spec.serves):
             app.add_routes(self._routes.get(role, ()))
+        # Last: it takes what no other route does.
+        app.router.add_route("*", "/{path:.*}", _elsewhere)
         async with AsyncExitStack() as undo:
             certificates = Certificates(spec.tls) if spec.tls is not None else None
             runner = web.AppRunner(

@@ -388,3 +388,29 @@ async def test_a_fault_of_ours_is_told_with_its_traceback(caplog: pytest.LogCapt
         assert b"500" in await asyncio.wait_for(reader.readline(), 10)
         assert listeners.refused.malformed == 0
     assert "ZeroDivisionError: ours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "want_status", "want_text"),
+    [
+        ("GET /metricz", 404, "nothing at /metricz; this listener has /healthz"),
+        ("POST /", 404, "nothing at /; this listener has /healthz"),
+        ("GET /healthz/", 404, "/healthz"),
+        ("POST /healthz", 405, "/healthz takes GET and HEAD, not POST"),
+    ],
+)
+async def test_who_asks_for_something_else_is_told_what_there_is(
+    asked: str, want_status: int, want_text: str
+) -> None:
+    async with (
+        listening(spec()) as listeners,
+        connected(listeners.addresses[0][1]) as (reader, writer),
+    ):
+        writer.write(f"{asked} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+        assert head.startswith(f"HTTP/1.1 {want_status} ")
+        assert "application/json" in head
+        assert ("Allow: GET,HEAD" in head) == (want_status == 405)
+        assert want_text in (await asyncio.wait_for(reader.readuntil(b"}"), 10)).decode()
+        # The connection goes on.
+        await ask(reader, writer)

@@ -13,6 +13,8 @@ import msgspec
 
 # DESIGN: the last 10,000 in memory, each also one log line.
 RECORDS_KEPT = 10_000
+RESULTS = ("placed", "advised", "no_fit", "passed_soft", "full_by_our_count", "observed")
+"""How a decision may end."""
 
 
 class Weighed(msgspec.Struct, frozen=True, gc=False):
@@ -20,6 +22,7 @@ class Weighed(msgspec.Struct, frozen=True, gc=False):
 
     policy: str
     weight: float
+    """Share of the profile's whole weight, 0 to 1."""
 
 
 class Ranked(msgspec.Struct, frozen=True, gc=False):
@@ -27,34 +30,46 @@ class Ranked(msgspec.Struct, frozen=True, gc=False):
 
     node: str
     score: float
+    """Sum over the policies of weight times raw score, 0 to 1; higher is better."""
     pool: str
     free_gpus: float
+    """Before this pod."""
     scores: list[float]
+    """Raw score by each policy, in the order of the record's `policies`."""
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """One decision. `chosen` is empty if no node fits, or if kube-scheduler was left to choose (advisory)."""
 
     cycle: str
+    """Names this decision in the log and in the pod's annotation."""
     unix_s: float
+    """When, by the daemon's clock."""
     verb: str
+    """filter | prioritize"""
     namespace: str
     pod: str
     uid: str
     profile: str
     placement: str
+    """decisive: we name one node | advisory: kube-scheduler chooses by our scores and its own"""
     gpus: int
     asked: int
+    """How many nodes kube-scheduler offered."""
     fitting: int
+    """How many of them had no reason against them and room by our count."""
     chosen: str
+    """The node; empty if none fits, or if kube-scheduler chooses."""
     result: str
-    """placed | advised | no_fit | passed_soft | full_by_our_count | observed"""
+    """placed | advised | no_fit | passed_soft (left to the pod's own preferences) | full_by_our_count | observed"""
     reserved: bool
+    """Whether its GPUs are now kept for this pod."""
     reasons: dict[str, int]
     """Reason text -> number of nodes it ruled out."""
     policies: list[Weighed]
+    """What scored, and with what share of the weight."""
     best: list[Ranked]
-    """The choice first."""
+    """The ten best nodes, the choice first; each with its raw scores."""
 
     def terms(self, ranked: Ranked) -> list[float]:
         """What each policy added to the node's score."""

@@ -44,19 +44,27 @@ class Api:
         self._decisions = decisions
         self._openapi = msgspec.json.encode(openapi(version))
         self._index = index(version)
+        self._links = msgspec.json.encode(links(version))
 
     def routes(self) -> list[web.RouteDef]:
         """Routes of a listener that serves `api`."""
         return [
             web.get("/", self._get_index),
+            web.get(PREFIX, self._get_links),
+            web.get(f"{PREFIX}/", self._get_links),
             web.get(f"{PREFIX}/openapi.json", self._get_openapi),
             web.get(f"{PREFIX}/nodes", self._get_nodes),
             web.get(f"{PREFIX}/pods", self._get_pods),
             web.get(f"{PREFIX}/decisions", self._get_decisions),
         ]
 
-    async def _get_index(self, _: web.Request) -> web.Response:
+    async def _get_index(self, request: web.Request) -> web.Response:
+        if "text/html" not in request.headers.get("Accept", ""):
+            return await self._get_links(request)
         return web.Response(text=self._index, content_type="text/html")
+
+    async def _get_links(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._links, content_type="application/json")
 
     async def _get_openapi(self, _: web.Request) -> web.Response:
         return web.Response(body=self._openapi, content_type="application/json")
@@ -67,7 +75,7 @@ class Api:
             return node if node is not None and (not pool or node.pool == pool) else None
 
         try:
-            query = checked(request.query, "nodes")
+            query = checked(request, "nodes")
             pool = query.get("pool")
             limit, after = limit_of(query, LIMIT), after_of(query, 1)
         except (BadQuery, BadToken) as error:
@@ -82,7 +90,7 @@ class Api:
             return pod if pod is not None and (not node or pod.node == node) else None
 
         try:
-            query = checked(request.query, "pods")
+            query = checked(request, "pods")
             namespace, node = query.get("namespace"), query.get("node")
             limit, after = limit_of(query, LIMIT), after_of(query, 3)
         except (BadQuery, BadToken) as error:
@@ -94,7 +102,7 @@ class Api:
     async def _get_decisions(self, request: web.Request) -> web.Response:
         """Newest first; `continue` names the last decision that was shown."""
         try:
-            query = checked(request.query, "decisions")
+            query = checked(request, "decisions")
             limit, after = limit_of(query, DECISIONS_LIMIT), after_of(query, 2)
         except (BadQuery, BadToken) as error:
             return _error(HTTPStatus.BAD_REQUEST, str(error))
@@ -117,13 +125,22 @@ class Api:
         return _list(items, None)
 
 
-def checked(query: Mapping[str, str], name: str) -> Mapping[str, str]:
-    """Refuse a parameter that we do not know: a misspelt filter would silently show everything."""
-    known = [parameter for parameter, _ in LISTS[name].parameters]
+def checked(request: web.Request, name: str) -> Mapping[str, str]:
+    """Refuse what we do not know: a misspelt filter would silently show everything, or nothing.
+
+    An empty value filters nothing, as if it had not been given.
+    """
+    query = request.query
+    known = {parameter.name: parameter for parameter in LISTS[name].parameters}
     for parameter in query:
         if parameter not in known:
             raise BadQuery(f"unknown parameter {parameter!r}; known: {', '.join(known)}")
-    return query
+        if len(query.getall(parameter)) > 1:
+            raise BadQuery(f"{parameter}: given more than once")
+        values = known[parameter].values
+        if values and query[parameter] not in ("", *values):
+            raise BadQuery(f"{parameter}: expected one of {', '.join(values)}")
+    return {parameter: value for parameter, value in query.items() if value or parameter == "limit"}
 
 
 def limit_of(query: Mapping[str, str], default: int) -> int:
@@ -162,11 +179,28 @@ def _error(status: HTTPStatus, text: str) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
+def links(version: str) -> dict[str, object]:
+    """Say to a program, or to curl, what can be asked."""
+    return {
+        "version": version,
+        "items": [
+            {
+                "name": name,
+                "path": f"{PREFIX}/{name}",
+                "text": about.text,
+                "parameters": {each.name: each.text for each in about.parameters},
+            }
+            for name, about in LISTS.items()
+        ],
+        "openapi": f"{PREFIX}/openapi.json",
+    }
+
+
 def index(version: str) -> str:
     """Make the page that a browser sees first; it loads nothing."""
     rows = "".join(
         f'<li><a href="{PREFIX}/{name}">{PREFIX}/{name}</a>: {html.escape(about.text)} '
-        f"({', '.join(f'<code>{parameter}</code>' for parameter, _ in about.parameters)})</li>"
+        f"({', '.join(f'<code>{each.name}</code>' for each in about.parameters)})</li>"
         for name, about in LISTS.items()
     )
     return (

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import msgspec
 
-from scheduler.decision.record import DecisionRecord
+from scheduler.decision.record import RESULTS, DecisionRecord
 from scheduler.report.views import NodeView, PodView
 
 Schema = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One thing that may be asked of a list. `values`, if there are any, are all that it may be."""
+
+    name: str
+    text: str
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,36 +32,44 @@ class ListAbout:
 
     text: str
     item: type
-    parameters: tuple[tuple[str, str], ...]
+    parameters: tuple[Parameter, ...]
+    more: str = ""
+    """How to read it, where that is not plain."""
 
 
 _PAGING = (
-    ("limit", "how many items at most"),
-    ("continue", "where the page before ended: the value that came with it"),
+    Parameter(name="limit", text="how many items at most"),
+    Parameter(name="continue", text="where the page before ended: the value that came with it"),
 )
 LISTS = {
     "nodes": ListAbout(
         text="GPU nodes by name: pool, load, power, GPUs by state.",
         item=NodeView,
-        parameters=(("pool", "only nodes of this pool"), *_PAGING),
+        parameters=(Parameter(name="pool", text="only nodes of this pool"), *_PAGING),
     ),
     "pods": ListAbout(
         text="Pods that ask for GPUs, by namespace and name: profile, where they are bound or promised.",
         item=PodView,
         parameters=(
-            ("namespace", "only pods of this namespace"),
-            ("node", "only pods bound to this node"),
+            Parameter(name="namespace", text="only pods of this namespace"),
+            Parameter(name="node", text="only pods bound to this node"),
             *_PAGING,
         ),
     ),
     "decisions": ListAbout(
         text="The last decisions, newest first, each with its reasons.",
+        more=(
+            "How a node came to its score: `policies` names the profile's policies with the share of the weight that "
+            "each has; the shares add up to 1. `scores` of each node in `best` are what those policies gave it, in "
+            "the same order, 0 to 1 and higher is better. The sum of share times score is the node's `score`. "
+            "`reasons` counts the nodes that were ruled out, by why."
+        ),
         item=DecisionRecord,
         parameters=(
-            ("namespace", "only decisions for this namespace"),
-            ("pod", "only decisions for pods of this name"),
-            ("uid", "only decisions for this pod"),
-            ("result", "only decisions that ended so"),
+            Parameter(name="namespace", text="only decisions for this namespace"),
+            Parameter(name="pod", text="only decisions for pods of this name"),
+            Parameter(name="uid", text="only decisions for this pod"),
+            Parameter(name="result", text="only decisions that ended so", values=RESULTS),
             *_PAGING,
         ),
     ),
@@ -59,10 +81,16 @@ def openapi(version: str) -> Schema:
     items, components = msgspec.json.schema_components(
         [about.item for about in LISTS.values()], ref_template="#/components/schemas/{name}"
     )
+    for struct in _structs(*(about.item for about in LISTS.values())):
+        _describe(cast("Schema", components[struct.__name__]), struct)
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Wattbalance", "version": version},
+        "info": {
+            "title": "Wattbalance",
+            "version": version,
+            "description": "What the daemon knows and decides. Asking changes nothing; null means unknown.",
+        },
         "paths": {
             f"/api/v1/{name}": {"get": _operation(name, about, item)}
             for (name, about), item in zip(LISTS.items(), items, strict=True)
@@ -88,9 +116,10 @@ def _operation(name: str, about: ListAbout, item: Schema) -> Schema:
     return {
         "operationId": f"list_{name}",
         "summary": about.text,
+        **({"description": about.more} if about.more else {}),
         "parameters": [
-            {"name": parameter, "in": "query", "description": text, "schema": _schema(parameter)}
-            for parameter, text in about.parameters
+            {"name": each.name, "in": "query", "description": each.text, "schema": _schema(each)}
+            for each in about.parameters
         ],
         "responses": {
             "200": {"description": "One page.", "content": _json(answer)},
@@ -102,8 +131,38 @@ def _operation(name: str, about: ListAbout, item: Schema) -> Schema:
     }
 
 
-def _schema(parameter: str) -> Schema:
-    return {"type": "integer", "minimum": 1} if parameter == "limit" else {"type": "string"}
+def _schema(parameter: Parameter) -> Schema:
+    if parameter.name == "limit":
+        return {"type": "integer", "minimum": 1}
+    return {"type": "string"} | ({"enum": list(parameter.values)} if parameter.values else {})
+
+
+def _structs(*items: type) -> list[type[msgspec.Struct]]:
+    """The structs that these are made of, themselves included."""
+    found: dict[type[msgspec.Struct], None] = {}
+
+    def visit(kind: msgspec.inspect.Type) -> None:
+        if isinstance(kind, msgspec.inspect.StructType) and kind.cls not in found:
+            found[kind.cls] = None
+            for each in kind.fields:
+                visit(each.type)
+        elif isinstance(kind, msgspec.inspect.ListType):
+            visit(kind.item_type)
+
+    for item in items:
+        visit(msgspec.inspect.type_info(item))
+    return list(found)
+
+
+def _describe(schema: Schema, struct: type[msgspec.Struct]) -> None:
+    """Give each field the line that stands below it in the code: one text for who reads either."""
+    properties = cast("dict[str, Schema]", schema["properties"])
+    [body] = ast.parse(textwrap.dedent(inspect.getsource(struct))).body
+    statements = cast("ast.ClassDef", body).body
+    for declared, below in pairwise(statements):
+        if isinstance(declared, ast.AnnAssign) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value)
+            properties[cast("ast.Name", declared.target).id]["description"] = inspect.cleandoc(text)
 
 
 def _json(schema: Schema) -> Schema:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import aiohttp
 import pytest
@@ -239,13 +241,111 @@ async def test_the_description_names_every_list_every_parameter_and_every_field(
 
 
 async def test_the_first_page_links_to_what_there_is(client: Client) -> None:
-    async with client.get("/") as response:
+    async with client.get("/", headers={"Accept": "text/html,*/*;q=0.8"}) as response:
         text = await response.text()
         assert response.content_type == "text/html"
     for path in ("/api/v1/nodes", "/api/v1/pods", "/api/v1/decisions", "/api/v1/openapi.json"):
         assert f'href="{path}"' in text
         await get(client, path)
     assert "//" not in text.replace("<!doctype html>", ""), "it loads nothing from elsewhere"
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1", "/api/v1/"])
+async def test_who_types_the_beginning_is_told_what_there_is(client: Client, path: str) -> None:
+    answer = await get(client, path)
+    assert names(answer) == ["nodes", "pods", "decisions"]
+    for item in answer["items"]:  # type: ignore[attr-defined]  # JSON
+        for parameter in item["parameters"]:
+            await get(client, f"{item['path']}?{parameter}={1 if parameter == 'limit' else ''}")
+    await get(client, str(answer["openapi"]))
+
+
+async def test_an_empty_filter_keeps_everything(client: Client, world: World) -> None:
+    world.add_node("n")
+    world.add_pod("a", "p")
+    world.add_decision(1)
+    for query, want_name in (
+        ("nodes?pool=", "n"),
+        ("pods?namespace=&node=", "p"),
+        ("decisions?namespace=&pod=&uid=&result=&continue=", "pod-1"),
+    ):
+        assert names(await get(client, f"/api/v1/{query}")) == [want_name]
+
+
+@pytest.mark.parametrize(
+    ("query", "want_text"),
+    [
+        ("nodes?pol=dc", "known: pool, limit, continue"),
+        ("nodes?limit=0", "from 1 to 5000"),
+        ("nodes?limit=1&limit=2", "limit: given more than once"),
+        ("decisions?result=failed", "expected one of placed, advised, no_fit"),
+        ("pods?continue=x", "not a `continue` of ours"),
+    ],
+)
+async def test_a_refused_query_says_what_was_expected(client: Client, query: str, want_text: str) -> None:
+    assert want_text in str((await get(client, f"/api/v1/{query}", want_status=400))["error"])
+
+
+async def test_a_list_may_be_asked_for_its_head(client: Client, world: World) -> None:
+    world.add_node("n1")
+    async with client.head("/api/v1/nodes") as response:
+        assert response.status == 200
+        assert int(response.headers["Content-Length"]) > len('{"items":[]}')
+        assert await response.read() == b""
+
+
+def references(value: object) -> list[str]:
+    if isinstance(value, dict):
+        here = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return here + [found for inner in value.values() for found in references(inner)]
+    return [found for inner in value for found in references(inner)] if isinstance(value, list) else []
+
+
+async def test_the_description_is_sound_openapi(client: Client) -> None:
+    described: Any = await get(client, "/api/v1/openapi.json")
+    assert re.fullmatch(r"3\.1\.\d+", described["openapi"])
+    assert described["info"]["title"]
+    assert described["info"]["version"] == "1.2.3"
+    assert set(described) <= {"openapi", "info", "paths", "components"}
+    operations = [(path, item["get"]) for path, item in described["paths"].items()]
+    assert len({operation["operationId"] for _, operation in operations}) == len(operations)
+    for path, operation in operations:
+        assert path.startswith("/")
+        assert set(operation) <= {"operationId", "summary", "description", "parameters", "responses"}
+        asked = [(each["name"], each["in"]) for each in operation["parameters"]]
+        assert len(set(asked)) == len(asked)
+        for parameter in operation["parameters"]:
+            assert set(parameter) == {"name", "in", "description", "schema"}
+            assert parameter["in"] == "query"
+        for status, response in operation["responses"].items():
+            assert re.fullmatch(r"[1-5]\d\d", status)
+            assert response["description"]
+            assert set(response["content"]) == {"application/json"}
+            assert set(response["content"]["application/json"]) == {"schema"}
+    for reference in references(described):
+        found: Any = described
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]
+        assert found["type"] == "object"
+
+
+async def test_the_description_says_how_a_score_came_about(client: Client, world: World) -> None:
+    described: Any = await get(client, "/api/v1/openapi.json")
+    assert "share times score" in described["paths"]["/api/v1/decisions"]["get"]["description"]
+    schemas = described["components"]["schemas"]
+    for schema, field in (
+        ("DecisionRecord", "policies"),
+        ("DecisionRecord", "best"),
+        ("Ranked", "score"),
+        ("Ranked", "scores"),
+        ("Weighed", "weight"),
+        ("NodeView", "reading_age_s"),
+    ):
+        assert schemas[schema]["properties"][field]["description"], (schema, field)
+    parameters = described["paths"]["/api/v1/decisions"]["get"]["parameters"]
+    [result] = [each["schema"] for each in parameters if each["name"] == "result"]
+    told = schemas["DecisionRecord"]["properties"]["result"]["description"]
+    assert result["enum"] == re.findall(r"(?:^|\| )(\w+)", told)
 
 
 async def test_a_standby_that_knows_enough_is_ready(client: Client, world: World) -> None:
