@@ -160,6 +160,10 @@ class Nodes:
         return len(self._pools)
 
     def _capability(self, model: str) -> float:
+        if not model:
+            # Nobody has told what is in it: it may be the weakest. Taken for average, an unread node of weak GPUs
+            # would look better than the same node known to be idle.
+            return min([1.0, *self._capabilities.values()])
         for pattern, capability in self._capabilities.items():
             if fnmatchcase(model, pattern):
                 return capability
