@@ -225,14 +225,23 @@ class Elector:
         record, self._record = self._record, None
         if not held or record is None:
             return
-        spec = record.whole.get("spec")
-        whole = {**record.whole, "spec": {**(spec if isinstance(spec, dict) else {}), "holderIdentity": ""}}
         try:
             async with asyncio.timeout(self.times.release_s):
-                await self._call("update", whole)
+                try:
+                    await self._hand_back(record)
+                except ApiConflict:
+                    # The renewal that our end cut off was carried out all the same.
+                    record = await self._read()
+                    if record.holder == self.identity and record.transitions == self.term:
+                        await self._hand_back(record)
         except (ClusterError, TimeoutError) as error:
             log.info("the Lease was not handed back: %s", error)
         self.leader = ""
+
+    async def _hand_back(self, record: Record) -> None:
+        spec = record.whole.get("spec")
+        whole = {**record.whole, "spec": {**(spec if isinstance(spec, dict) else {}), "holderIdentity": ""}}
+        await self._call("update", whole)
 
     def _retry_s(self) -> float:
         return self.times.retry_s * random.uniform(1.0, 1.2)  # noqa: S311 - not a secret

@@ -330,6 +330,18 @@ async def test_stopping_ends_the_work_first_and_then_hands_back() -> None:
         assert not store.leads(a)
 
 
+async def test_a_lease_is_handed_back_although_stopping_cut_off_a_renewal() -> None:
+    store = Store()
+    async with store.electors("a") as [a]:
+        async with beside(a.run(forever)):
+            await eventually(lambda: store.leads(a))
+            first = store.renewals
+            # Carried out and not answered yet when we stop.
+            store.lost_answers = 1
+            await eventually(lambda: store.renewals > first and not store.lost_answers)
+        assert store.spec["holderIdentity"] == ""
+
+
 async def test_what_the_work_raises_comes_out_and_the_lease_is_handed_back() -> None:
     store = Store()
 
