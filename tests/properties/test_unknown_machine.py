@@ -184,6 +184,29 @@ TestForgettingMachine.settings = settings(stateful_step_count=30)
     weights=WEIGHTS,
     idle_first=st.booleans(),
 )
+# By load alone, so that nothing else can tell the two apart; whichever has the better hash.
+@example(
+    how="never heard of",
+    model="H100",
+    labelled=True,
+    neutral=0.5,
+    bound=0,
+    promised=0,
+    gpus=1,
+    weights={"least-loaded": 1.0},
+    idle_first=True,
+)
+@example(
+    how="never heard of",
+    model="H100",
+    labelled=True,
+    neutral=0.5,
+    bound=0,
+    promised=0,
+    gpus=1,
+    weights={"least-loaded": 1.0},
+    idle_first=False,
+)
 # A node of weak GPUs, of which neither a label nor an agent has told: its capability is unknown as well.
 @example(
     how="never heard of",
