@@ -221,6 +221,14 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Same seed, same arrivals."
 )
 @click.option(
+    "--policies",
+    type=click.Choice(["least-loaded", "shipped"]),
+    default="least-loaded",
+    show_default=True,
+    help="least-loaded: all classes by measured load, one pool. shipped: the profiles and pools of `config example` "
+    "(training and batch packed, inference spread, on-prem before cloud).",
+)
+@click.option(
     "--trace-dir", type=DIRECTORY, metavar="DIR", help="Whole openb lists instead of the built-in slice."
 )
 @click.option("--trace", type=FILE, metavar="FILE", help="Which pod list of --trace-dir, or a file.")
@@ -235,6 +243,7 @@ def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, bec
       wattbalance demo
       wattbalance demo --nodes 50 --duration 60s
       wattbalance demo --load 0.7 --seed 7 --speed 120
+      wattbalance demo --policies shipped
     """
     from scheduler.simulate import demo as room
 

@@ -241,8 +241,15 @@ def test_demo_hands_its_flags_on(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "scheduler.simulate.demo", DemoOptions=SimpleNamespace, run=run)
     assert end_of("demo") == 0
     assert end_of("demo", "--duration", "90", "--nodes", "5", "--trace-dir", "d", "--port", "0") == 0
-    want_defaults = {"nodes": 200, "speed": 60.0, "load": 0.85, "duration_s": None, "port": 8080, "seed": 1}
-    want_defaults |= {"trace_dir": None, "trace": None, "mosquitto": None}
+    want_defaults: dict[str, object] = {
+        "nodes": 200,
+        "speed": 60.0,
+        "load": 0.85,
+        "duration_s": None,
+        "port": 8080,
+        "seed": 1,
+    }
+    want_defaults |= {"policies": "least-loaded", "trace_dir": None, "trace": None, "mosquitto": None}
     assert vars(taken[0]) == want_defaults
     assert vars(taken[1]) == want_defaults | {"duration_s": 90.0, "nodes": 5, "trace_dir": "d", "port": 0}
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +42,8 @@ class BrokerHandle:
     port: int
     kind: BrokerKind
     pid: int
+    poll: Callable[[], int | None] = lambda: None
+    """Its exit code once it has ended."""
 
     @property
     def url(self) -> str:
@@ -117,7 +119,7 @@ async def running_broker(
         found, command, config = _choose(kind, mosquitto, Path(folder))
         process, port = await _start(found, command, config, Path(folder))
         try:
-            yield BrokerHandle(host=HOST, port=port, kind=found, pid=process.pid)
+            yield BrokerHandle(host=HOST, port=port, kind=found, pid=process.pid, poll=process.poll)
         finally:
             await _stop(process)
 
@@ -139,14 +141,14 @@ def _choose(
         raise NoBroker(f"{mosquitto} is not a program that can be run")
     config = str(folder / "broker.toml")
     if path is not None:
-        return BrokerKind.MOSQUITTO, [*_with_parent(), path, "-c", config], _MOSQUITTO_CONF
+        return BrokerKind.MOSQUITTO, [*with_parent(), path, "-c", config], _MOSQUITTO_CONF
     if kind is not BrokerKind.MOSQUITTO and importlib.util.find_spec("iotcore") is not None:
         # -P: a folder named iotcore in the working directory must not be taken for it.
         return BrokerKind.IOTCORE, [sys.executable, "-P", "-c", _IOTCORE_CHILD, config], _IOTCORE_TOML
     raise NoBroker("install one: `apt install mosquitto`, or `pip install iotcore`")
 
 
-def _with_parent() -> list[str]:
+def with_parent() -> list[str]:
     """Prefix that lets the child end with us even if we are killed; setpriv is in Debian's util-linux."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

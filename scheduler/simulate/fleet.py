@@ -16,12 +16,14 @@ from typing import NoReturn
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.core.aio import guard
 from scheduler.core.clock import Clock
 from scheduler.core.errors import SchedulerError
+from scheduler.device.simulated import COOLEST_C, WARMING_C
 from scheduler.simulate.traces import TraceNode
-from scheduler.simulate.utilisation import LoadModel, gpu_model
+from scheduler.simulate.utilisation import OTHER_MODEL, FloatArray, LoadModel, gpu_model
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher
 from scheduler.telemetry.sample import (
     SCHEMA_VERSION,
@@ -43,6 +45,22 @@ _SLOW_FIELDS_S = 10.0
 _CONNECT_GAP_S = 0.002
 # Files that a process needs besides its connections; a guess, generous.
 _OTHER_FILES = 200
+
+
+# What is on the wire beside load and power (docs/model.md): for something to look at, so simple and invented but for
+# the clocks, which are the boost clocks of vendors' data sheets.
+MEMORY_BUSY_FRAC = 0.5
+MEMORY_USED_FRAC = 0.8
+IDLE_CLOCK_MHZ = 300.0
+BOOST_CLOCK_MHZ = {
+    "V100M16": 1530.0,
+    "V100M32": 1530.0,
+    "P100": 1303.0,
+    "T4": 1590.0,
+    "A10": 1695.0,
+    "G2": 1695.0,
+    "G3": 1410.0,
+}
 
 
 class TooFewFiles(SchedulerError):
@@ -67,7 +85,8 @@ def raise_file_limit(nodes: int) -> None:
         return
     if hard != unlimited and hard < wanted:
         raise TooFewFiles(
-            f"{nodes} nodes need {wanted} open files, the hard limit is {hard}: raise `ulimit -Hn`"
+            f"{nodes} nodes need {wanted} open files (a connection of each agent), and the hard limit here is {hard}: "
+            f"raise it as root (`ulimit -Hn {wanted}`), or take fewer --nodes"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
@@ -171,6 +190,7 @@ class Fleet:
         row, gpus = agent.row, agent.node.gpus
         power_w = np.round(self._load.power_w[row, :gpus], 2).tolist()
         util_frac = np.round(self._load.util_frac[row, :gpus], 3).tolist()
+        limit_w = self._load.limit_w[row, :gpus].tolist()
         span_s = self.interval_s if agent.last_mono_s is None else max(now_mono_s - agent.last_mono_s, 1e-3)
         agent.last_mono_s = now_mono_s
         agent.seq += 1
@@ -189,11 +209,16 @@ class Fleet:
             energy_j=np.round(self._load.energy_j[row, :gpus], 2).tolist(),
             power_max_w=power_w,
             util_max_frac=util_frac,
+            mem_util_frac=np.round(MEMORY_BUSY_FRAC * self._load.util_frac[row, :gpus], 3).tolist(),
+            mem_used_bytes=_memory_used(agent.node, util_frac),
+            temp_c=_temperatures(self._load.power_w[row, :gpus], self._load.limit_w[row, :gpus]),
+            sm_clock_mhz=_clocks(agent.node, self._load.busy[row, :gpus]),
+            limit_w=limit_w,
+            energy_epoch=[0] * gpus,
         )
         if agent.slow_mono_s is not None and now_mono_s - agent.slow_mono_s < _SLOW_FIELDS_S:
             return sample
         agent.slow_mono_s = now_mono_s
-        limit_w = self._load.limit_w[row, :gpus].tolist()
         return _with_slow_fields(sample, limit_w)
 
     def _agent(self, row: int, node: TraceNode, publisher: NodePublisher) -> _Agent:
@@ -225,8 +250,27 @@ def inventory_of(node: TraceNode) -> Inventory:
     )
 
 
+def _temperatures(power_w: FloatArray, limit_w: FloatArray) -> list[float | None]:
+    return [*np.round(COOLEST_C + WARMING_C * power_w / limit_w, 1).tolist()]
+
+
+def _clocks(node: TraceNode, busy: NDArray[np.bool_]) -> list[float | None]:
+    boost_mhz = BOOST_CLOCK_MHZ.get(node.model, BOOST_CLOCK_MHZ[OTHER_MODEL])
+    return [boost_mhz if at_work else IDLE_CLOCK_MHZ for at_work in busy.tolist()]
+
+
+def _memory_used(node: TraceNode, util_frac: list[float]) -> list[int | None]:
+    total_bytes = gpu_model(node.model).memory_bytes
+    return [int(MEMORY_USED_FRAC * total_bytes * frac) for frac in util_frac]
+
+
 def _with_slow_fields(sample: Sample, limit_w: list[float]) -> Sample:
     count = len(limit_w)
     return msgspec.structs.replace(
-        sample, limit_w=limit_w, limit_requested_w=limit_w, energy_epoch=[0] * count, xid=[None] * count
+        sample,
+        limit_requested_w=limit_w,
+        throttle=[[]] * count,
+        ecc_uncorrected=[0] * count,
+        remapped_rows=[0] * count,
+        xid=[None] * count,
     )

@@ -130,6 +130,12 @@ class KubeScheduler:
         """Pods that have no node yet."""
         return len(self.queue.waiting)
 
+    def untried(self) -> tuple[int, float]:
+        """Pods that no cycle has reached yet, and for how long the oldest has waited: how far we are behind."""
+        since_mono_s = self.queue.untried_since_mono_s()
+        oldest_mono_s = min(since_mono_s, default=None)
+        return len(since_mono_s), 0.0 if oldest_mono_s is None else self._clock.mono_s() - oldest_mono_s
+
     # One cycle.
 
     async def _cycle(self, group: asyncio.TaskGroup) -> bool:

@@ -126,6 +126,11 @@ class Queue:
             times.append(self._backoff[0][0])
         return min(times, default=None)
 
+    def untried_since_mono_s(self) -> list[float]:
+        """Since when each pod waits that was never tried."""
+        entries = (self.waiting[key] for key in self.active)
+        return [entry.since_mono_s for entry in entries if entry.attempts == 0]
+
     def fail(self, entry: Waiting, refused_by: frozenset[str], now_mono_s: float) -> None:
         """The attempt did not place the pod; no reasons mean an error, not a refusal."""
         if entry.key not in self.waiting:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,8 +52,13 @@ class Latencies:
 class OverTime:
     """Time-weighted means of what a cluster's GPUs do."""
 
-    def __init__(self, load: LoadModel) -> None:
+    def __init__(self, load: LoadModel, *, settle_s: float = 0.0, sites: Sequence[str] = ()) -> None:
         self._load = load
+        self._settle_s = settle_s
+        self._settled_s = 0.0
+        self._settled_std_s = 0.0
+        self._sites = {site: np.array([other == site for other in sites]) for site in sorted(set(sites))}
+        self._site_s = dict.fromkeys(self._sites, 0.0)
         self._weights = load.gpu_counts
         self._gpus = int(self._weights.sum())
         self._span_s = 0.0
@@ -65,7 +70,14 @@ class OverTime:
     def observe(self, span_s: float) -> None:
         """Take the present state as what held for the last `span_s` seconds."""
         self._span_s += span_s
-        self._std_s += weighted_std(self._load.node_util_frac(), self._weights) * span_s
+        std_s = weighted_std(self._load.node_util_frac(), self._weights) * span_s
+        self._std_s += std_s
+        if self._span_s > self._settle_s:
+            self._settled_s += span_s
+            self._settled_std_s += std_s
+        for site, rows in self._sites.items():
+            held_frac = float(self._load.busy[rows].sum()) / max(int(self._weights[rows].sum()), 1)
+            self._site_s[site] += held_frac * span_s
         self._allocated_s += self.allocated_frac * span_s
         self._util_s += self.util_frac * span_s
 
@@ -91,6 +103,9 @@ class OverTime:
             allocated_frac=self._allocated_s / span_s,
             util_frac=self._util_s / span_s,
             std_frac=self._std_s / span_s,
+            settled_std_frac=self._settled_std_s / self._settled_s if self._settled_s else None,
+            site_allocated_frac={site: held_s / span_s for site, held_s in self._site_s.items()},
+            empty_nodes=int((~self._load.busy.any(axis=1)).sum()),
             energy_j=float(self._load.energy_j.sum()) - self._start_j,
             node_util_frac=tuple(self._load.node_util_frac().tolist()),
         )
@@ -104,6 +119,11 @@ class ClusterSummary:
     util_frac: float
     std_frac: float
     """GPU-weighted standard deviation across nodes of instantaneous utilisation, averaged over time."""
+    settled_std_frac: float | None
+    """The same without the time that the start takes to fade; None before that."""
+    site_allocated_frac: Mapping[str, float]
+    empty_nodes: int
+    """Without a pod, at the end."""
     energy_j: float
     """Wall time's."""
     node_util_frac: tuple[float, ...]
@@ -124,6 +144,8 @@ class Live:
     power_w: float
     decisions_per_s: float
     latencies_s: Mapping[str, tuple[float | None, float | None, float | None]]
+    behind_s: float
+    """For how long the oldest pod waits that no cycle has reached yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +156,7 @@ class Summary:
     speed_per_s: float
     arrived: int
     placed: int
+    placed_by_class: Mapping[str, int]
     waiting: int
     finished: int
     rejected: Mapping[str, int]
@@ -141,6 +164,8 @@ class Summary:
     decisions_per_s: float
     latencies_s: Mapping[str, tuple[float | None, float | None, float | None]]
     """By verb: p50, p95, p99, as the scheduler saw them."""
+    settle_s: float
+    """Three mean run times: from then on the spread is settled."""
     ours: ClusterSummary
     random: ClusterSummary | None
     """The same arrivals placed by random choice."""
@@ -167,12 +192,17 @@ class Scoreboard:
     node_names: tuple[str, ...]
     speed_per_s: float
     start_mono_s: float
+    settle_s: float = 0.0
+    sites: tuple[str, ...] = ()
     counted: Counted | None = None
     shadow: RandomShadow | None = None
     arrived: int = 0
     placed: int = 0
     finished: int = 0
     decisions: int = 0
+    behind_s: float = 0.0
+    most_behind_s: float = 0.0
+    placed_by_class: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     _latencies: dict[str, Latencies] = field(default_factory=dict)
     _over_time: OverTime = field(init=False)
@@ -180,7 +210,9 @@ class Scoreboard:
 
     def __post_init__(self) -> None:
         """Begin now."""
-        self._over_time = OverTime(self.load)
+        self._over_time = OverTime(self.load, settle_s=self.settle_s, sites=self.sites)
+        if self.shadow is not None:
+            self.shadow.settle(self.settle_s, self.sites)
         self._last_mono_s = self.start_mono_s
 
     def on_arrival(self, arrival: Arrival, now_mono_s: float) -> None:
@@ -189,9 +221,15 @@ class Scoreboard:
         if self.shadow is not None:
             self.shadow.arrive(arrival, now_mono_s - self.start_mono_s)
 
-    def on_placed(self) -> None:
+    def on_placed(self, arrival: Arrival) -> None:
         """A pod was bound."""
         self.placed += 1
+        self.placed_by_class[arrival.job.workload.value] += 1
+
+    def on_behind(self, behind_s: float) -> None:
+        """How long the oldest pod waits that was never tried."""
+        self.behind_s = behind_s
+        self.most_behind_s = max(self.most_behind_s, behind_s)
 
     def on_finished(self) -> None:
         """A pod has ended."""
@@ -228,6 +266,7 @@ class Scoreboard:
             power_w=self._over_time.power_w,
             decisions_per_s=self.decisions / elapsed_s,
             latencies_s=self._percentiles(),
+            behind_s=self.behind_s,
         )
 
     def summary(self, now_mono_s: float, notes: tuple[str, ...] = ()) -> Summary:
@@ -238,12 +277,14 @@ class Scoreboard:
             speed_per_s=self.speed_per_s,
             arrived=self.arrived,
             placed=self.placed,
+            placed_by_class=dict(sorted(self.placed_by_class.items())),
             waiting=now.waiting,
             finished=self.finished,
             rejected=dict(self.rejected.most_common()),
             decisions=self.decisions,
             decisions_per_s=now.decisions_per_s,
             latencies_s=now.latencies_s,
+            settle_s=self.settle_s,
             ours=self._over_time.summary(),
             random=self.shadow.summary() if self.shadow is not None else None,
             random_waiting=self.shadow.waiting if self.shadow is not None else 0,
@@ -278,6 +319,10 @@ class RandomShadow:
         rows = {node.name: row for row, node in enumerate(model.trace.nodes)}
         for placed in fill:
             self._run(placed.arrival, rows[placed.node], 0.0)
+
+    def settle(self, settle_s: float, sites: Sequence[str]) -> None:
+        """Count as the scoreboard does; before the first look."""
+        self._over_time = OverTime(self._load, settle_s=settle_s, sites=sites)
 
     @property
     def waiting(self) -> int:

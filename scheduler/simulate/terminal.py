@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,14 +12,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from scheduler.simulate.pace import LATE_S
 from scheduler.simulate.scoreboard import ClusterSummary, Live, Summary
 
 # Into a file or a pipe: one line now and then, not a screen.
-_LINE_EVERY_S = 10.0
+_LINE_EVERY_S = 5.0
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_SPARK_WIDTH = 100
+# The curve of a thousand nodes would fill the screen: several nodes then share a mark.
+_SPARK_LINES = 3
+_SPARK_MOST_WIDTH = 100
 _BINS = 10
 _BAR_WIDTH = 30
+_WIDE = 80
 
 
 class Progress:
@@ -27,6 +31,8 @@ class Progress:
 
     def __init__(self, console: Console, *, title: str, lines: Sequence[str] = ()) -> None:
         """Prepare.
+
+        A terminal that can only print lines (TERM=dumb) gets lines. Colour is left to rich, which heeds NO_COLOR.
 
         Args:
             console: Where to.
@@ -36,7 +42,8 @@ class Progress:
         self._console = console
         self._title = title
         self._lines = tuple(lines)
-        self._display = LiveDisplay(console=console, auto_refresh=False) if console.is_terminal else None
+        screen = console.is_terminal and not console.is_dumb_terminal
+        self._display = LiveDisplay(console=console, auto_refresh=False) if screen else None
         self._next_line_s = 0.0
 
     def __enter__(self) -> Self:
@@ -44,7 +51,8 @@ class Progress:
         if self._display is not None:
             self._display.start()
         else:
-            self._console.print(self._title, *self._lines, sep="\n", markup=False, highlight=False)
+            text = "\n".join((self._title, *self._lines))
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         return self
 
     def __exit__(
@@ -63,24 +71,39 @@ class Progress:
             self._console.print(_line(live), markup=False, highlight=False, soft_wrap=True)
 
     def _panel(self, live: Live) -> RenderableType:
+        cells = [
+            ("elapsed", f"{live.elapsed_s:.0f} s"),
+            ("GPU power", f"{live.power_w / 1e3:.1f} kW"),
+            ("arrived", f"{live.arrived}"),
+            ("placed", f"{live.placed}"),
+            ("waiting", f"{live.waiting}{_behind(live)}"),
+            ("finished", f"{live.finished}"),
+            ("allocated", _bar(live.allocated_frac)),
+            ("decisions", f"{live.decisions_per_s:.1f}/s"),
+            ("utilised", _bar(live.util_frac)),
+            _verb_cells(live),
+        ]
+        columns = 2 if self._console.width >= _WIDE else 1
         table = Table.grid(padding=(0, 2))
-        table.add_row("elapsed", f"{live.elapsed_s:.0f} s", "GPU power", f"{live.power_w / 1e3:.1f} kW")
-        table.add_row("arrived", f"{live.arrived}", "placed", f"{live.placed}")
-        table.add_row("waiting", f"{live.waiting}", "finished", f"{live.finished}")
-        table.add_row("allocated", _bar(live.allocated_frac), "decisions", f"{live.decisions_per_s:.1f}/s")
-        table.add_row("utilised", _bar(live.util_frac), *_verb_cells(live))
-        head = [Text(line) for line in self._lines]
+        for at in range(0, len(cells), columns):
+            table.add_row(*(text for cell in cells[at : at + columns] for text in cell))
+        head = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines]
         return Panel(Group(*head, table), title=self._title, expand=False)
 
 
-def summary_view(summary: Summary) -> RenderableType:
-    """The final page; plain text when the console is no terminal."""
+def summary_view(summary: Summary, *, width: int = _WIDE) -> RenderableType:
+    """The final page; plain text when the console is no terminal.
+
+    Args:
+        summary: What it says.
+        width: Of the console.
+    """
     parts: list[RenderableType] = [_facts(summary), _comparison(summary)]
     if summary.latencies_s:
         parts.append(_latencies(summary))
     if summary.rejected:
         parts.append(_rejections(summary))
-    parts.append(_node_chart(summary))
+    parts.append(_node_chart(summary, width))
     parts += [Text(f"note: {note}") for note in _notes(summary)]
     return Group(*parts)
 
@@ -88,45 +111,63 @@ def summary_view(summary: Summary) -> RenderableType:
 def _facts(summary: Summary) -> Table:
     table = Table(title="Run", show_header=False)
     table.add_row("pods placed", f"{summary.placed} of {summary.arrived} arrived")
+    if summary.placed_by_class:
+        by_class = ", ".join(f"{count} {name}" for name, count in summary.placed_by_class.items())
+        table.add_row("by class", by_class)
     table.add_row("pods waiting", f"{summary.waiting}")
     table.add_row("pods finished", f"{summary.finished}")
     table.add_row("decisions", f"{summary.decisions} ({summary.decisions_per_s:.1f} per second)")
     energy_j = summary.ours.energy_j
     table.add_row("GPU energy", f"{energy_j / 1e6:.2f} MJ in {summary.elapsed_s:.0f} s of wall time")
     speed = f"{summary.speed_per_s:g}"
-    table.add_row("", f"{summary.simulated_kwh:.1f} simulated kWh (wall energy × speed {speed})")
+    table.add_row("", f"{summary.simulated_kwh:.1f} simulated kWh (× speed {speed})")
     return table
 
 
 def _comparison(summary: Summary) -> Table:
+    """Ours beside random choice, row by row."""
+    columns = [("Wattbalance", summary.ours, summary.waiting)]
+    if summary.random is not None:
+        columns.append(("random choice", summary.random, summary.random_waiting))
     table = Table(title="Same arrivals")
     table.add_column("")
-    table.add_column("Wattbalance", justify="right")
-    rows: list[tuple[str, str, str]] = []
-    ours, other = summary.ours, summary.random
-    rows.append(
-        ("GPUs allocated", _percent(ours.allocated_frac), _percent(other.allocated_frac if other else None))
-    )
-    rows.append(("GPU utilisation", _percent(ours.util_frac), _percent(other.util_frac if other else None)))
-    rows.append(
-        (
-            "spread of node utilisation (std)",
-            _percent(ours.std_frac),
-            _percent(other.std_frac if other else None),
-        )
-    )
-    rows.append(("waiting at the end", str(summary.waiting), str(summary.random_waiting)))
-    if other is not None:
-        table.add_column("random choice", justify="right")
-    for name, mine, theirs in rows:
-        table.add_row(name, mine, *([theirs] if other is not None else []))
-    if other is not None and other.std_frac > 0:
-        table.caption = f"spread is {ours.std_frac / other.std_frac:.2f} of random's"
+    for name, _, _ in columns:
+        table.add_column(name, justify="right")
+
+    def add(name: str, told: Callable[[ClusterSummary], str]) -> None:
+        table.add_row(name, *(told(cluster) for _, cluster, _ in columns))
+
+    add("GPUs allocated", lambda cluster: _percent(cluster.allocated_frac))
+    for site in summary.ours.site_allocated_frac:
+        add(f"  of those in {site}", lambda cluster, site=site: _percent(cluster.site_allocated_frac[site]))  # type: ignore[misc]
+    add("GPU utilisation", lambda cluster: _percent(cluster.util_frac))
+    settled = summary.ours.settled_std_frac is not None
+    if settled:
+        add(f"spread over nodes, from {summary.settle_s:.0f} s on", lambda cluster: _percent(spread(cluster)))
+    else:
+        add("spread over nodes, not settled", lambda cluster: _percent(spread(cluster)))
+    add("nodes without a pod at the end", lambda cluster: str(cluster.empty_nodes))
+    table.add_row("pods waiting at the end", *(str(waiting) for _, _, waiting in columns))
+    ratio = spread_ratio(summary)
+    if ratio is not None:
+        table.caption = f"spread is {ratio:.2f} of random's" + ("" if settled else ", not settled")
     return table
 
 
+def spread(cluster: ClusterSummary) -> float:
+    """GPU-weighted standard deviation across nodes of utilisation: settled if the run was long enough."""
+    return cluster.std_frac if cluster.settled_std_frac is None else cluster.settled_std_frac
+
+
+def spread_ratio(summary: Summary) -> float | None:
+    """Ours over random's: the figure of benchmarks/balance.py, if settled."""
+    if summary.random is None or spread(summary.random) <= 0:
+        return None
+    return spread(summary.ours) / spread(summary.random)
+
+
 def _latencies(summary: Summary) -> Table:
-    table = Table(title="Extender calls, as the scheduler saw them")
+    table = Table(title="Extender latency at the scheduler")
     for name in ("verb", "p50", "p95", "p99"):
         table.add_column(name, justify="left" if name == "verb" else "right")
     for verb, values_s in summary.latencies_s.items():
@@ -144,22 +185,32 @@ def _rejections(summary: Summary) -> Table:
     return table
 
 
-def _node_chart(summary: Summary) -> RenderableType:
-    """Each node a bar, in the order of the list; and how many nodes carry how much."""
+def _node_chart(summary: Summary, width: int) -> RenderableType:
+    """The nodes' loads as a falling curve, and how many nodes carry how much."""
     clusters = [("Wattbalance", summary.ours)]
     if summary.random is not None:
         clusters.append(("random choice", summary.random))
-    parts: list[RenderableType] = [Text("Load by node at the end (one bar a node)", style="bold")]
+    marks = min(width - 3, _SPARK_MOST_WIDTH)
+    each = nodes_a_mark(len(summary.ours.node_util_frac), marks)
+    said = "a mark is one node" if each == 1 else f"a mark is the mean of {each} nodes"
+    parts: list[RenderableType] = [Text(f"Load by node at the end, busiest first ({said})", style="bold")]
     for name, cluster in clusters:
         parts.append(Text(name))
-        parts += [Text("  " + line) for line in spark_lines(cluster.node_util_frac)]
-    return Group(*parts, _histogram(clusters))
+        parts += [Text("  " + line) for line in spark_lines(cluster.node_util_frac, marks, each)]
+    return Group(*parts, _histogram(clusters, width))
 
 
-def spark_lines(values_frac: Sequence[float], width: int = _SPARK_WIDTH) -> list[str]:
-    """One block character per value, wrapped."""
+def nodes_a_mark(nodes: int, width: int) -> int:
+    """How many nodes share a mark, so that the curve stays within a few lines."""
+    return max(1, -(-nodes // (width * _SPARK_LINES)))
+
+
+def spark_lines(values_frac: Sequence[float], width: int, each: int = 1) -> list[str]:
+    """One block character per `each` values, largest first, wrapped."""
     top = len(_BLOCKS) - 1
-    marks = [_BLOCKS[round(min(max(value, 0.0), 1.0) * top)] for value in values_frac]
+    ordered = sorted((min(max(value, 0.0), 1.0) for value in values_frac), reverse=True)
+    groups = [ordered[at : at + each] for at in range(0, len(ordered), each)]
+    marks = [_BLOCKS[round(sum(group) / len(group) * top)] for group in groups]
     return ["".join(marks[i : i + width]) for i in range(0, len(marks), width)]
 
 
@@ -171,7 +222,9 @@ def histogram(values_frac: Sequence[float], bins: int = _BINS) -> list[int]:
     return counts
 
 
-def _histogram(clusters: Sequence[tuple[str, ClusterSummary]]) -> Table:
+def _histogram(clusters: Sequence[tuple[str, ClusterSummary]], width: int) -> Table:
+    # Beside the bars: the loads, the counts and the frame.
+    longest = min(_BAR_WIDTH, max(5, (width - 30) // len(clusters)))
     table = Table(title="Nodes by load")
     table.add_column("load", justify="right")
     counts = []
@@ -180,13 +233,18 @@ def _histogram(clusters: Sequence[tuple[str, ClusterSummary]]) -> Table:
         counts.append(histogram(cluster.node_util_frac))
     most = max((max(column) for column in counts), default=1) or 1
     for place in reversed(range(_BINS)):
-        cells = [f"{'█' * round(_BAR_WIDTH * column[place] / most)} {column[place]}" for column in counts]
+        cells = [f"{'█' * round(longest * column[place] / most)} {column[place]}" for column in counts]
         table.add_row(f"{place * 100 // _BINS}-{(place + 1) * 100 // _BINS} %", *cells)
     return table
 
 
 def _notes(summary: Summary) -> list[str]:
     notes = list(summary.notes)
+    if summary.ours.settled_std_frac is None and summary.random is not None:
+        notes.append(
+            f"the start was drawn by random choice and fades with the pods that it placed; the spread is worth "
+            f"comparing after three mean run times, {summary.settle_s:.0f} s: use a longer --duration"
+        )
     counted = summary.counted
     if counted is not None:
         notes.append(
@@ -202,7 +260,7 @@ def _line(live: Live) -> str:
     parts = [
         f"{live.elapsed_s:6.0f} s",
         f"placed {live.placed}/{live.arrived}",
-        f"waiting {live.waiting}",
+        f"waiting {live.waiting}{_behind(live)}",
         f"allocated {_percent(live.allocated_frac)}",
         f"utilised {_percent(live.util_frac)}",
         f"{live.power_w / 1e3:.1f} kW",
@@ -210,6 +268,10 @@ def _line(live: Live) -> str:
     ]
     parts += [f"{verb} p50 {_milliseconds(values[0])}" for verb, values in live.latencies_s.items()]
     return "  ".join(parts)
+
+
+def _behind(live: Live) -> str:
+    return f", {live.behind_s:.0f} s behind" if live.behind_s > LATE_S else ""
 
 
 def _verb_cells(live: Live) -> tuple[str, str]:

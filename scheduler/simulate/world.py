@@ -12,13 +12,15 @@ from scheduler.core.errors import ApiNotFound
 from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.apiserver_rules import NAMESPACES, NODES, PODS
 from scheduler.simulate.apiserver_store import Event
-from scheduler.simulate.manifests import NAMESPACE, node_object, pod_object
+from scheduler.simulate.manifests import NAMESPACE, node_object, pod_object, site_of
 from scheduler.simulate.scoreboard import RandomShadow, Scoreboard
 from scheduler.simulate.utilisation import LoadModel
 from scheduler.simulate.workload import Arrival, WorkloadModel
 
 TURN_S = 0.02
 LOOK_EVERY_S = 1.0
+# docs/model.md: mean run times until what was drawn by random choice at the start no longer shows.
+SETTLE_RUNS = 3.0
 
 
 class World:
@@ -37,6 +39,8 @@ class World:
         self._ends: list[tuple[float, int, str, int, tuple[int, ...]]] = []
         self._turn = 0
         self._board: Scoreboard | None = None
+        self.late_s = 0.0
+        """How much later than due the last arrivals were created."""
 
     def fill(self) -> None:
         """Create nodes, and the pods that run already; call it before the daemon starts."""
@@ -64,6 +68,8 @@ class World:
             load=self.load,
             node_names=tuple(self._rows),
             speed_per_s=self.model.speed_per_s,
+            settle_s=SETTLE_RUNS * self.model.mean_run_s,
+            sites=tuple(site_of(node) for node in self.model.trace.nodes),
             start_mono_s=start_mono_s,
             counted=self.model.counted,
             shadow=RandomShadow(self.model, shadow_load, self._filled, self._seed),
@@ -85,6 +91,7 @@ class World:
         try:
             while True:
                 now_mono_s = self.clock.mono_s()
+                self.late_s = max(now_mono_s - board.start_mono_s - coming.at_s - TURN_S, 0.0)
                 while board.start_mono_s + coming.at_s <= now_mono_s:
                     self._pending[coming.name] = coming
                     board.on_arrival(coming, now_mono_s)
@@ -105,9 +112,10 @@ class World:
         name, node = pod["metadata"]["name"], pod["spec"].get("nodeName")
         if not node or name not in self._pending:
             return
-        self._start(self._pending.pop(name), node, self.clock.mono_s())
+        arrival = self._pending.pop(name)
+        self._start(arrival, node, self.clock.mono_s())
         if self._board is not None:
-            self._board.on_placed()
+            self._board.on_placed(arrival)
 
     def _start(self, arrival: Arrival, node: str, now_mono_s: float) -> None:
         row = self._rows[node]

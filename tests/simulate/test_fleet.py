@@ -86,7 +86,17 @@ async def test_the_daemon_reads_every_node_and_hears_when_the_fleet_leaves() -> 
         for power_w, util in zip(busy.power_w, busy.util_frac, strict=True)
         if power_w is not None and util is not None
     )
+    # What is there to be looked at follows from watts, utilisation and being at work (docs/model.md).
+    assert busy.sm_clock_mhz == [1590.0] * 4
+    assert busy.temp_c == pytest.approx(
+        [30 + 50 * power_w / 70 for power_w in busy.power_w if power_w], abs=0.1
+    )
+    want_bytes = [0.8 * util * 16 * 2**30 for util in busy.util_frac if util]
+    assert busy.mem_used_bytes == pytest.approx(want_bytes, abs=1)
+    assert busy.mem_util_frac == pytest.approx([util / 2 for util in busy.util_frac if util], abs=0.002)
     idle = [sample for sample in recorder.seen if sample.node == "n7"]
+    assert idle[-1].sm_clock_mhz == [300.0] * 4
+    assert idle[-1].mem_used_bytes == [0] * 4
     energy = [sample.energy_j[0] for sample in idle]
     assert energy == sorted(energy, key=float)  # type: ignore[arg-type]  # never None here
     # Wall time: idle at 10 W for as long as each sample spans.
@@ -111,9 +121,11 @@ async def test_slow_fields_come_first_and_then_rest() -> None:
             await until(lambda: len(recorder.seen) >= 3)
             sending.cancel()
             reading.cancel()
-    assert all(sample.limit_w is UNSET or sample.limit_w == [70.0] for sample in recorder.seen)
+    # A real agent sends limits each time and what was asked for rarely.
+    assert all(sample.limit_w == [70.0] for sample in recorder.seen)
+    assert all(sample.limit_requested_w in (UNSET, [70.0]) for sample in recorder.seen)
     assert [sample.seq for sample in recorder.seen] == sorted({sample.seq for sample in recorder.seen})
-    assert sum(sample.limit_w is not UNSET for sample in recorder.seen) <= 1
+    assert sum(sample.limit_requested_w is not UNSET for sample in recorder.seen) <= 1
 
 
 def test_a_big_fleet_stretches_the_interval() -> None:

@@ -126,7 +126,7 @@ def run_board(*, with_shadow: bool) -> Scoreboard:
     board.on_call("filter", 0.001)
     board.on_rejected("waiting for pool [dc-1]")
     load.start(0, 1, 0.5)
-    board.on_placed()
+    board.on_placed(make_arrival(model, "first", run_s=50.0))
     load.advance(1.0)
     board.tick(1.0)
     return board
@@ -158,7 +158,7 @@ def test_without_a_shadow_nothing_is_said_of_random_choice() -> None:
     assert "random choice" not in rendered(run_board(with_shadow=False))
 
 
-def test_progress_into_a_file_is_a_line_every_ten_seconds() -> None:
+def test_progress_into_a_file_is_a_line_every_five_seconds() -> None:
     board = run_board(with_shadow=False)
     out = io.StringIO()
     with Progress(Console(file=out, width=200), title="demo", lines=["http://127.0.0.1:8080/"]) as progress:
@@ -166,7 +166,7 @@ def test_progress_into_a_file_is_a_line_every_ten_seconds() -> None:
             progress.show(board.live(float(second)))
     lines = out.getvalue().splitlines()
     assert lines[:2] == ["demo", "http://127.0.0.1:8080/"]
-    assert [line.split()[0] for line in lines[2:]] == ["1", "11", "21"]
+    assert [line.split()[0] for line in lines[2:]] == ["1", "6", "11", "16", "21"]
     assert "\x1b" not in out.getvalue()
 
 
@@ -181,5 +181,6 @@ def test_progress_on_a_terminal_is_a_panel() -> None:
 
 
 def test_charts_take_values_at_and_beyond_the_ends() -> None:
-    assert spark_lines([0.0, 0.5, 1.0, 1.2, -0.1], width=3) == [" ▄█", "█ "]
+    assert spark_lines([0.0, 0.5, 1.0, 1.2, -0.1], width=3) == ["██▄", "  "]
+    assert spark_lines([0.0, 1.0, 1.0, 0.5], width=3, each=2) == ["█▂"]
     assert histogram([0.0, 0.05, 0.95, 1.0], bins=10) == [2, 0, 0, 0, 0, 0, 0, 0, 0, 2]

@@ -1,0 +1,53 @@
+"""How the demo ends: the first signal asks for it, the second hurries it; children are waited for by their ids."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+
+from scheduler.core.clock import Clock
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_EVERY_S = 0.02
+
+
+class Ending:
+    """Whether the end was asked for, and whether once more."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+
+    def listen(self) -> None:
+        """Take the signals over: Ctrl-C, SIGTERM, and the terminal's closing."""
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.add_signal_handler(each, self.ask)
+
+    def ask(self) -> None:
+        """Ask for the end; asked again, hurry."""
+        if self.asked.is_set():
+            self.hurried.set()
+        self.asked.set()
+
+    async def pause(self, wait_s: float) -> None:
+        """Wait, unless the end is asked for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self.asked.wait()
+
+
+async def wait_for_child(
+    process: subprocess.Popen[bytes], most_s: float, clock: Clock, ending: Ending
+) -> None:
+    """Wait for a child that was told to end; kill it once it takes too long or the end is hurried."""
+    ends_mono_s = clock.mono_s() + most_s
+    while process.poll() is None:
+        if ending.hurried.is_set() or clock.mono_s() > ends_mono_s:
+            process.kill()
+            # What was killed ends at once.
+            process.wait()
+            return
+        await asyncio.sleep(_LOOK_EVERY_S)
