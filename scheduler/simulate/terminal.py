@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -139,7 +140,7 @@ def _comparison(summary: Summary) -> Table:
 
     add("GPUs allocated", lambda cluster: _percent(cluster.allocated_frac))
     for site in summary.ours.site_allocated_frac:
-        add(f"  of those in {site}", lambda cluster, site=site: _percent(cluster.site_allocated_frac[site]))  # type: ignore[misc]
+        add(f"  of those in {site}", partial(_allocated_in, site))
     add("GPU utilisation", lambda cluster: _percent(cluster.util_frac))
     settled = summary.ours.settled_std_frac is not None
     if settled:
@@ -152,6 +153,10 @@ def _comparison(summary: Summary) -> Table:
     if ratio is not None:
         table.caption = f"spread is {ratio:.2f} of random's" + ("" if settled else ", not settled")
     return table
+
+
+def _allocated_in(site: str, cluster: ClusterSummary) -> str:
+    return _percent(cluster.site_allocated_frac[site])
 
 
 def spread(cluster: ClusterSummary) -> float:
