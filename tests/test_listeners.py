@@ -229,7 +229,6 @@ async def test_a_header_that_comes_in_drops_does_not_last_longer() -> None:
             drops += 1
             await asyncio.wait([closed], timeout=0.03)
         assert await closed
-        assert drops > 3
 
 
 async def test_a_kept_connection_is_answered_after_a_pause_within_the_limit() -> None:
