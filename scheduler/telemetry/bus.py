@@ -167,7 +167,11 @@ class NodePublisher(_Reconnecting):
         raise AssertionError  # pragma: no cover  # The group never ends without an error.
 
     async def _publish(self, client: aiomqtt.Client) -> NoReturn:
+        task = asyncio.current_task()
         while True:
+            # Python 3.11's asyncio.wait_for, inside publish, loses a cancellation that meets the wait's own end.
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
             await self._news.wait()
             self._news.clear()
             if not self._inventory_sent and self._inventory is not None:
