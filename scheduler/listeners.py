@@ -295,7 +295,8 @@ class Listeners:
                 lingering_time=LINGER_S,
                 # Nobody who asks us compresses, and 100 KB can be made to unfold into 100 MB.
                 auto_decompress=False,
-                shutdown_timeout=self._grace_s,
+                # aiohttp waits so long twice: for the answer, and then for the handler.
+                shutdown_timeout=self._grace_s / 2,
             )
             undo.push_async_callback(runner.cleanup)
             await runner.setup()

@@ -176,6 +176,41 @@ async def test_stopping_answers_what_is_in_flight_and_refuses_the_rest() -> None
             await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_stopping_closes_idle_connections_on_every_listener() -> None:
+    listeners = Listeners([spec(), spec()], ROUTES, grace_s=60.0)
+    await listeners.start()
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _, port in listeners.addresses]
+        for client in clients:
+            await ask(*client)
+        # Long before the grace is over: nobody waits for a connection that asks nothing.
+        await asyncio.wait_for(listeners.stop(), 30)
+        for reader, _ in clients:
+            assert await is_closed(reader)
+
+
+@pytest.mark.parametrize(("grace_s", "want_answer"), [(60.0, True), (0.2, False)])
+async def test_an_answer_may_take_the_grace_and_no_longer(grace_s: float, want_answer: bool) -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        asked.set()
+        try:
+            await asyncio.sleep(0.5 if want_answer else 600.0)
+        finally:
+            ended.set()
+        return web.Response(text="fine")
+
+    listeners = Listeners([spec()], {"probes": [web.get("/healthz", slow)]}, grace_s=grace_s)
+    await listeners.start()
+    async with connected(listeners.addresses[0][1]) as (reader, writer):
+        writer.write(GET)
+        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(listeners.stop(), 30)
+        assert ended.is_set()
+        assert (b"fine" in await asyncio.wait_for(reader.read(), 10)) == want_answer
+
+
 async def test_a_taken_address_leaves_no_other_bound() -> None:
     async with listening(spec()) as first:
         taken = f"127.0.0.1:{first.addresses[0][1]}"

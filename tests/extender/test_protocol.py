@@ -242,3 +242,20 @@ async def test_a_refused_question_carries_its_error_where_a_result_has_it(verb: 
         assert (status, headers["content-type"]) == (400, "application/json")
         assert list(json.loads(answer)) == ["Error"]
         assert json.loads(answer)["Error"]
+
+
+@pytest.mark.parametrize(("address", "want_status"), [("127.0.0.1:0", 200), ("0.0.0.0:0", 503)])
+async def test_a_standby_answers_its_own_kube_scheduler_and_sends_others_away(
+    address: str, want_status: int
+) -> None:
+    standby = world(Placement.DECISIVE)
+    standby.fence.leads = lambda: False
+    async with served(standby, address) as doors, doors.connect() as talk:
+        status, headers, answer = await talk.ask("filter", asked("null", names("a")).encode())
+        assert status == want_status
+        if want_status == 503:
+            # Go would keep its connection to a living standby for ever.
+            assert headers["connection"] == "close"
+            assert "standby" in json.loads(answer)["Error"]
+            assert await talk.is_closed()
+            assert await doors.counted("wattbalance_extender_bad_requests_total") == {("unavailable",): 1}

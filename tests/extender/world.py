@@ -172,7 +172,7 @@ class Talk:
 
 
 @asynccontextmanager
-async def served(world: World) -> AsyncIterator[Doors]:
+async def served(world: World, address: str = "127.0.0.1:0") -> AsyncIterator[Doors]:
     before = asyncio.all_tasks()
     counters = ExtenderCounters()
     sources = Sources(
@@ -186,7 +186,7 @@ async def served(world: World) -> AsyncIterator[Doors]:
         "extender": server.routes(),
         "metrics": metrics_routes(MetricsPage(sources, _NoNodes())),
     }
-    spec = ListenerSpec(address="127.0.0.1:0", serves=frozenset(routes))
+    spec = ListenerSpec(address=address, serves=frozenset(routes))
     listeners = Listeners([spec], routes, grace_s=0.5)
     await listeners.start()
     try:
