@@ -43,13 +43,18 @@ def make_inventory(node: str, hardware: Hardware, agent_version: str) -> Invento
         ],
         driver=hardware.driver,
         agent_version=agent_version,
-        topology={f"{link.first}-{link.second}": _path(link) for link in hardware.links},
+        topology=topology_of(hardware),
         can_set_limit=bool(infos) and all(info.can_set_limit for info in infos),
     )
 
 
+def topology_of(hardware: Hardware) -> dict[str, str]:
+    """Say of each pair of GPUs how it is connected: `{"0-1": "nvlink=18 system"}`, by index; nothing known, no key."""
+    return {f"{link.first}-{link.second}": _path(link) for link in hardware.links}
+
+
 def _path(link: DeviceLink) -> str:
-    """Say how two GPUs are connected: `nvlink=18 system`; `nvlink=?` where the links could not be counted."""
+    """First NVLinks, `nvlink=?` where there may be some, uncounted; then the nearest thing that they share."""
     words = [] if link.nvlinks == 0 else [f"nvlink={'?' if link.nvlinks is None else link.nvlinks}"]
     return " ".join([*words, *([link.ancestor] if link.ancestor else [])])
 

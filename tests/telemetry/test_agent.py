@@ -14,6 +14,7 @@ from scheduler.core.aio import RetryDelays
 from scheduler.core.clock import ManualClock, SystemClock
 from scheduler.core.errors import ConfigError, DeviceError, DriverMismatch, DriverUnavailable
 from scheduler.core.nouns import DeviceState
+from scheduler.device.protocol import Ancestor, DeviceLink, FieldFault, unread
 from scheduler.telemetry.agent import Agent, AgentOptions, run_agent
 from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.once import read_once, render_once
@@ -253,18 +254,40 @@ def test_options_that_cannot_work_are_refused(field: str, value: float) -> None:
 async def test_once_reads_renders_and_lets_go() -> None:
     clock = ManualClock()
     devices = ScriptedDevices(clock)
+    devices.links = (DeviceLink(first=0, second=1, ancestor=Ancestor.SYSTEM, nvlinks=18),)
     devices.make = lambda index: make_reading(
         index, temp_c=55.0, throttle=("sw_power_cap",), faults=(("mem_used_bytes", "not_supported"),)
     )
     found = await read_once(devices)
     assert devices.closed == 1
-    assert json.loads(json.dumps(found))["gpus"][1]["power_w"] == 200.0
+    decoded = json.loads(json.dumps(found))
+    assert decoded["gpus"][1]["power_w"] == 200.0
+    assert (decoded["driver"], decoded["topology"]) == ("580.95.05", {"0-1": "nvlink=18 system"})
     text = render_once(found)
     assert "200 W" in text
     assert "50 %" in text
     assert "55 °C" in text
     assert "sw_power_cap" in text
-    assert "GPU 1: no mem_used_bytes: not supported" in text
+    assert "GPU 1: not supported: mem_used_bytes" in text
+    assert text.endswith("\n\ndriver 580.95.05\n")
+
+
+async def test_once_names_what_is_wrong_in_one_line_each() -> None:
+    devices = ScriptedDevices(ManualClock(), gpus=3)
+    bare = make_info(0, model="", memory_total_bytes=None)
+    devices.infos = (bare, make_info(1, mig_enabled=True), make_info(2))
+    lost = unread("GPU-0", 1000.0, DeviceState.LOST, FieldFault.LOST)
+    readings = [lost, make_reading(1), make_reading(2, xid=79, ecc_uncorrected=2, remapped_rows=1)]
+    devices.make = readings.__getitem__
+    lines = render_once(await read_once(devices)).splitlines()
+    assert lines[1].split() == ["0", "-", "lost", *["-"] * 7]
+    assert [line for line in lines if line.startswith("GPU ")][1:] == [
+        "GPU 0: tells nothing: lost",
+        "GPU 1: divided by MIG",
+        "GPU 2: XID 79",
+        "GPU 2: uncorrected memory errors: 2",
+        "GPU 2: remapped memory rows: 1",
+    ]
 
 
 async def test_once_lets_go_of_a_driver_that_is_not_there() -> None:
@@ -276,7 +299,8 @@ async def test_once_lets_go_of_a_driver_that_is_not_there() -> None:
 
 
 def test_no_gpus_are_said_in_words() -> None:
-    assert render_once({"gpus": []}) == "no GPUs found\n"
+    found = {"driver": "580.95.05", "gpus": [], "topology": {}}
+    assert render_once(found) == "no GPUs found (driver 580.95.05)\n"
 
 
 def test_the_agent_imports_nothing_heavy() -> None:
