@@ -52,6 +52,16 @@ def assets() -> Path | None:
     return Path(folder) if folder and (Path(folder) / "kube-apiserver").exists() else None
 
 
+def scheduler_version() -> tuple[int, ...]:
+    """Of kube-scheduler: (1, 20, 2); (0,) where there is none."""
+    folder = assets()
+    if folder is None:
+        return (0,)
+    said = subprocess.run([str(folder / "kube-scheduler"), "--version"], check=True, capture_output=True)
+    numbers = said.stdout.decode().partition(" v")[2].partition("-")[0].strip()
+    return tuple(int(number) for number in numbers.split("."))
+
+
 def free_port() -> int:
     """A port of loopback that was free a moment ago."""
     with socket.socket() as probe:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.brokers import Broker, free_port, run_mosquitto
 from tests.controlplane import ControlPlane, Daemon, node_manifest, pod_manifest
@@ -137,12 +138,13 @@ def view(replica: Replica, name: str) -> dict[str, Any]:
     raise KeyError(name)
 
 
-def metric(replica: Replica, series: str) -> float:
-    """The figure of one series, written as on the page; KeyError if it is not there."""
-    for line in replica.text("/metrics").splitlines():
-        if line.startswith(f"{series} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise KeyError(series)
+def metric(replica: Replica, name: str, **labels: str) -> float:
+    """The figure of one series; KeyError if it is not there."""
+    for family in text_string_to_metric_families(replica.text("/metrics")):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    raise KeyError(name, labels)
 
 
 @dataclass

@@ -120,11 +120,11 @@ def test_the_cloud_gets_work_only_when_the_data_centre_is_full(
 def test_a_pod_bound_past_us_is_accounted_and_counted(system: System, replica: Replica) -> None:
     system.add_node("past-a")
     until_seen(replica, "past-a")
-    assert metric(replica, 'wattbalance_bypassed_pods_total{reason="other_scheduler"}') == 0
+    assert metric(replica, "wattbalance_bypassed_pods_total", reason="other_scheduler") == 0
     system.plane.apply(pod_manifest("past-us", gpus=3, node="past-a"))
     wait_for("its GPUs are accounted", lambda: view(replica, "past-a")["bound_gpus"] == 3)
     assert view(replica, "past-a")["free_gpus"] == 5
-    assert metric(replica, 'wattbalance_bypassed_pods_total{reason="other_scheduler"}') == 1
+    assert metric(replica, "wattbalance_bypassed_pods_total", reason="other_scheduler") == 1
 
 
 def test_a_lost_gpu_keeps_a_pod_of_the_whole_node_away_and_the_pod_says_why(
