@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from scheduler import app, config
 from scheduler.core.clock import SystemClock
 from scheduler.simulate.apiserver import ApiServer
 from tests.brokers import free_port
-from tests.contracts.cluster_contract import beside, eventually
+from tests.contracts.cluster_contract import HANG_S, beside, eventually
 
 TOKEN = "t"
 NAMESPACE = "wattbalance"
@@ -33,9 +36,8 @@ class World:
     folder: Path
     monkeypatch: pytest.MonkeyPatch
 
-    @contextlib.asynccontextmanager
-    async def replica(self, pod_name: str = "", **changes: object) -> AsyncIterator[Replica]:
-        """Run a replica while the block runs; it is ready."""
+    def configure(self, **changes: object) -> tuple[Path, int]:
+        """Write a configuration; returns its file and the port of all listeners."""
         kubeconfig = self.folder / "kubeconfig"
         kubeconfig.write_text(
             yaml.safe_dump(
@@ -62,6 +64,12 @@ class World:
         }
         path = self.folder / f"config-{port}.yaml"
         path.write_text(yaml.safe_dump(base | changes))
+        return path, port
+
+    @contextlib.asynccontextmanager
+    async def replica(self, pod_name: str = "", **changes: object) -> AsyncIterator[Replica]:
+        """Run a replica while the block runs; it is ready."""
+        path, port = self.configure(**changes)
         self.monkeypatch.setenv("POD_NAMESPACE", NAMESPACE)
         self.monkeypatch.setenv("POD_NAME", pod_name)
         daemon = app.Daemon(config.load(path.read_text()), SystemClock())
@@ -289,3 +297,34 @@ async def test_a_standby_that_acts_answers_its_neighbour_only(world: World) -> N
             assert leader.daemon.verbs.may_answer(False) is None
             assert standby.daemon.verbs.may_answer(True) is None
             assert "standby" in (standby.daemon.verbs.may_answer(False) or "")
+
+
+async def test_a_password_file_that_is_never_read_through_does_not_hold_the_end(world: World) -> None:
+    fifo, user = world.folder / "password", world.folder / "user"
+    os.mkfifo(fifo)
+    user.write_text("u")
+    broker = {"broker": "mqtt://127.0.0.1:1", "username_file": str(user), "password_file": str(fifo)}
+    config_file, port = world.configure(telemetry={**broker, "wait_at_start": "0s"})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config_file)
+    )
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+            async def ready() -> bool:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get("/readyz") as answer:
+                        return answer.status == 200
+                return False
+
+            async with asyncio.timeout(HANG_S):
+                while not await ready():
+                    assert process.returncode is None
+                    await asyncio.sleep(0.05)
+        process.terminate()
+        async with asyncio.timeout(HANG_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

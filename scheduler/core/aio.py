@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, NoReturn
+import threading
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +35,51 @@ async def guard(name: str, loop: Awaitable[object]) -> NoReturn:
         raise
     _log.error("loop %s returned, which it must not", name)
     raise LoopEndedError(name)
+
+
+class SideThread:
+    """Runs a call that may block, one at a time, in a daemon thread, which does not hold the end of the process.
+
+    `asyncio.to_thread` would: its threads are joined at the end, and a file on a dead mount is read for ever.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._open: asyncio.Future[object] | None = None
+
+    async def run(self, work: Callable[[], T], timeout_s: float) -> T:
+        """Give the result of `work`.
+
+        Raises:
+            TimeoutError: it took longer, or an earlier call has not come back yet, so that a call that hangs costs
+                one thread however often it is tried again.
+        """
+        if self._open is not None:
+            raise TimeoutError(f"{self._name}: the call before has not come back")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+        result: list[T] = []
+
+        def finish(error: BaseException | None) -> None:
+            self._open = None
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
+
+        def call() -> None:
+            error: BaseException | None = None
+            try:
+                result.append(work())
+            except BaseException as raised:  # noqa: BLE001 - carried to whoever awaits it, whatever it is
+                error = raised
+            # The loop may be closed by now: then nobody is left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(finish, error)
+
+        self._open = future
+        threading.Thread(target=call, name=self._name, daemon=True).start()
+        async with asyncio.timeout(timeout_s):
+            await future
+        return result[0]
 
 
 class RetryDelays:

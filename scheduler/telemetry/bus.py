@@ -13,7 +13,7 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from scheduler.core.aio import RetryDelays, guard
+from scheduler.core.aio import RetryDelays, SideThread, guard
 from scheduler.core.errors import Disconnected
 from scheduler.telemetry.broker import BrokerSettings, read_credentials
 from scheduler.telemetry.drain import Drain, TelemetryHandler
@@ -67,6 +67,7 @@ class _Reconnecting:
         self._settings = settings
         self._clock = clock
         self._delays = delays or RetryDelays(RECONNECT_DELAYS_S)
+        self._files = SideThread("telemetry-credentials")
         self.last_error = "not yet connected"
         """Why there is no connection, for people; empty while there is one."""
         self.connects = 0
@@ -143,6 +144,7 @@ class NodePublisher(_Reconnecting):
         connect.SessionExpiryInterval = _SESSION_EXPIRY_S
         async with _connected(
             self._settings,
+            self._files,
             client_id=self._settings.client_id or f"wattbalance-agent-{self._node}",
             properties=connect,
             will=aiomqtt.Will(self._topic(STATUS), OFFLINE, 1, True, will),  # Retained.
@@ -262,7 +264,7 @@ class TelemetrySubscriber(_Reconnecting):
                     mailbox.count("handler_failed")
 
         async with _connected(
-            self._settings, client_id=self._client_id, properties=connect, sink=Sink
+            self._settings, self._files, client_id=self._client_id, properties=connect, sink=Sink
         ) as client:
             try:
                 # QoS 0: some brokers stop after 100 retained messages at QoS 1. A status that is lost is
@@ -280,6 +282,7 @@ class TelemetrySubscriber(_Reconnecting):
 @contextlib.asynccontextmanager
 async def _connected(
     settings: BrokerSettings,
+    files: SideThread,
     *,
     client_id: str,
     properties: Properties,
@@ -287,7 +290,11 @@ async def _connected(
     sink: type[asyncio.Queue[aiomqtt.Message]] | None = None,
 ) -> AsyncIterator[aiomqtt.Client]:
     """Hold one connection. Raises Disconnected, and nothing else, when it cannot be made or is lost."""
-    credentials = await asyncio.to_thread(read_credentials, settings)
+    try:
+        credentials = await files.run(lambda: read_credentials(settings), settings.connect_timeout_s)
+    except TimeoutError as error:
+        message = "certificate, user name or password cannot be read: the file does not answer"
+        raise Disconnected(message) from error
     try:
         async with aiomqtt.Client(
             settings.host,
