@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import importlib.util
 import os
 import shutil
@@ -60,6 +61,7 @@ _START_S = 10.0
 _POLL_S = 0.02
 _STOP_S = 5.0
 
+# It stays the user that it was started as, root too: a change would take back that it ends with its parent.
 # Queues: a subscriber that stalls for a second must not lose what 5,000 nodes sent, nor retained inventories.
 _MOSQUITTO_CONF = """\
 listener {port} {host}
@@ -70,6 +72,7 @@ max_queued_messages 20000
 max_inflight_messages 0
 message_size_limit 262144
 memory_limit 536870912
+user {user}
 """
 
 # The defaults keep a log per filter without bound, take 20 KB a message, and hand out 200 retained messages.
@@ -160,7 +163,9 @@ async def _start(
     words = folder / "stderr"
     for _ in range(_TRIES):
         port = free_port()
-        (folder / "broker.toml").write_text(template.format(host=HOST, port=port), encoding="utf-8")
+        (folder / "broker.toml").write_text(
+            template.format(host=HOST, port=port, user=getpass.getuser()), encoding="utf-8"
+        )
         with words.open("wb") as stderr:
             # Popen, not asyncio's: the child must be stoppable after the loop has gone.
             process = subprocess.Popen(  # noqa: ASYNC220  # Forking takes a millisecond.
