@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from scheduler.core.errors import ConfigError, DeviceError, DriverMismatch, Driv
 from scheduler.core.nouns import DeviceState
 from scheduler.device.protocol import Ancestor, DeviceLink, FieldFault, unread
 from scheduler.telemetry.agent import Agent, AgentOptions, run_agent
+from scheduler.telemetry.agent_metrics import FAMILIES, GPU_FIELDS
 from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.once import read_once, render_once
 from scheduler.telemetry.sample import Inventory, Sample, decode_inventory, decode_sample, inventory_hash
@@ -189,6 +191,21 @@ async def test_the_metrics_page_has_a_series_per_gpu_and_no_line_for_what_is_unk
     assert f"wattbalance_gpu_sm_clock_hertz{{{labels}}} 1410000000.0\n" in text
     assert f'wattbalance_gpu_state{{{labels},state="ok"}} 1.0\n' in text
     assert 'wattbalance_agent_read_seconds_bucket{node="n1",le="+Inf"} 1\n' in text
+
+
+async def test_the_page_shows_what_is_declared_and_documented_and_nothing_else() -> None:
+    desk = Desk()
+    whole = dict.fromkeys((gauge.field for gauge in GPU_FIELDS), 1)
+    desk.devices.make = lambda index: make_reading(
+        index, **whole, throttle=("idle",), faults=(("ecc_corrected", "unknown"),)
+    )
+    desk.devices.infos = (make_info(0, mig_enabled=False),)
+    await desk.ticks(1)
+    lines = desk.agent.metrics_page().body.splitlines()
+    shown = {tuple(line.split()[2:4]) for line in lines if line.startswith("# TYPE")}
+    assert shown == {(family.name, family.kind) for family in FAMILIES}
+    labels = {name for line in lines for name in re.findall(r'[{,](\w+)="', line)}
+    assert labels <= {"node", "gpu", "uuid", "model", "state", "reason", "version", "le"}
 
 
 async def test_health_fails_once_the_loop_stands_still() -> None:
