@@ -17,6 +17,8 @@ from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest
 
 PENDING_FLOOR = 1e-3
+# Within this, a half-life of seconds fades by less than PENDING_FLOOR.
+FADE_S = 0.005
 
 
 class Promises:
@@ -37,7 +39,7 @@ class Promises:
         self._counters = counters
         self._half_life_s = half_life_s
         self._nominated: dict[str, PodFacts] = {}
-        self._now_mono_s = -np.inf
+        self._faded_mono_s = -np.inf
 
     def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
         """See Store.reserve; the caller knows that the pod is not bound."""
@@ -55,7 +57,7 @@ class Promises:
             request.uid, node, request.gpus, load, now_mono_s, waits_for_volume=request.waits_for_volume
         )
         columns.reserved[row] += request.gpus
-        columns.pending[row] += load
+        self.expect(row, load, now_mono_s)
         columns.fold_holdings(row)
         return True
 
@@ -63,12 +65,13 @@ class Promises:
         """Take a promise back, if there is one, and what is left of its load unless that is coming all the same."""
         held = self.reservations.release(uid)
         if held is not None:
-            self._give_back(held, 0.0 if keep_load else self._faded(held, now_mono_s))
+            self._give_back(held, now_mono_s, keep_load=keep_load)
 
-    def _give_back(self, held: Reservation, load_frac: float) -> None:
+    def _give_back(self, held: Reservation, now_mono_s: float, *, keep_load: bool = False) -> None:
         row, columns = self._rows[held.node], self._columns
         columns.reserved[row] = max(float(columns.reserved[row]) - held.gpus, 0)
-        columns.pending[row] -= held.load * load_frac
+        if not keep_load:
+            self.expect(row, -held.load * self._faded(held, now_mono_s), now_mono_s)
         columns.fold_holdings(row)
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
@@ -96,9 +99,20 @@ class Promises:
         for held in self.reservations.on_node(node):
             self.reservations.release(held.uid)
 
-    def expect(self, row: int, load: float) -> None:
+    def expect(self, row: int, load: float, now_mono_s: float) -> None:
         """Load that is coming to a node and not in its measurement yet; negative for what has just ended."""
+        self._fade(now_mono_s)
         self._columns.pending[row] += load
+
+    def _fade(self, now_mono_s: float) -> None:
+        """Let expected load fade into the measurement, up to this instant: whatever is added or taken off is of now."""
+        since_s = now_mono_s - self._faded_mono_s
+        if since_s < FADE_S:
+            return
+        self._faded_mono_s = now_mono_s
+        pending = self._columns.pending
+        pending *= np.float32(2.0 ** (-since_s / self._half_life_s))
+        pending[np.abs(pending) < PENDING_FLOOR] = 0
 
     def nominate(self, facts: PodFacts) -> None:
         """Note where a pod was nominated, or that it is not any more."""
@@ -113,15 +127,11 @@ class Promises:
         self.drop(uid, now_mono_s)
         self.reservations.forget_pod(uid)
 
-    def pass_time(self, since_s: float, now_mono_s: float) -> None:
-        """Expected load fades into the measurement; promises run out."""
-        self._now_mono_s = now_mono_s
-        columns = self._columns
-        if np.isfinite(since_s):
-            columns.pending *= np.float32(2.0 ** (-since_s / self._half_life_s))
-            columns.pending[np.abs(columns.pending) < PENDING_FLOOR] = 0
+    def pass_time(self, now_mono_s: float) -> None:
+        """Expected load fades; promises run out."""
+        self._fade(now_mono_s)
         for held in self.reservations.take_expired(now_mono_s):
-            self._give_back(held, self._faded(held, now_mono_s))
+            self._give_back(held, now_mono_s)
             self._counters["reservations_expired"] += 1
 
     def snapshot_for(self, request: PodRequest) -> Snapshot:
@@ -147,7 +157,7 @@ class Promises:
         pending = columns.pending
         if own is not None and own.node in rows:
             pending = pending.copy()
-            pending[rows[own.node]] -= own.load * self._faded(own, self._now_mono_s)
+            pending[rows[own.node]] -= own.load * self._faded(own, self._faded_mono_s)
         return columns.snapshot.replace(free_gpus=free, pending_load=pending)
 
     def _promised(self, uid: str, node: str) -> bool:

@@ -30,7 +30,7 @@ from scheduler.telemetry.sample import Inventory, Sample
 
 __all__ = ["QUARANTINE_LABEL", "Store", "StoreSettings"]
 
-# Within this, a half-life of seconds fades by less than PENDING_FLOOR, and no limit is meant that exactly.
+# No limit is meant more exactly than this.
 TICK_S = 0.005
 
 
@@ -213,7 +213,7 @@ class Store:
         self._hold(record, facts)
         if not promised and (was_waiting or Kind.POD in self.synced):
             # Placed past us, or on another node than ours: its load is coming there all the same.
-            self._promises.expect(record.row, facts.gpus * self._expected_load(facts))
+            self._promises.expect(record.row, facts.gpus * self._expected_load(facts), now_mono_s)
         self._promises.evict(record.name, now_mono_s)
 
     def _hold(self, record: NodeRecord, facts: PodFacts) -> None:
@@ -235,7 +235,7 @@ class Store:
         if record is not None and record.pods.pop(uid, None) is not None:
             if self._columns.fresh[record.row]:
                 # The mirror image of a binding: what ended is still in the measurement for some half-lives.
-                self._promises.expect(record.row, -facts.gpus * self._expected_load(facts))
+                self._promises.expect(record.row, -facts.gpus * self._expected_load(facts), now_mono_s)
             self._sum_bound(record)
         elif facts.node in self._orphans:
             self._orphans[facts.node].pop(uid, None)
@@ -334,9 +334,8 @@ class Store:
 
         Called before each decision and by a timer; cheap when little time has passed.
         """
-        since_s = now_mono_s - self._ticked_mono_s
-        if since_s < TICK_S:
+        if now_mono_s - self._ticked_mono_s < TICK_S:
             return
         self._ticked_mono_s = now_mono_s
         self._measurements.age(now_mono_s)
-        self._promises.pass_time(since_s, now_mono_s)
+        self._promises.pass_time(now_mono_s)

@@ -192,6 +192,25 @@ def test_pending_load_fades_with_the_half_life() -> None:
     assert store.snapshot.pending_load[row] == pytest.approx(0.0, abs=1e-5)
 
 
+def test_a_promise_that_is_taken_back_between_two_ticks_leaves_no_load_behind() -> None:
+    store = make_store(half_life_s=5.0)
+    see_node(store)
+    store.tick(0.0)
+    assert store.reserve(make_request(gpus=2, expected_load=0.9), "n1", 0.0)
+    store.release("uid-p1", 5.0)
+    assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_load_that_is_expected_between_two_ticks_has_not_faded_by_the_next() -> None:
+    store = make_store(half_life_s=5.0)
+    see_node(store)
+    store.tick(0.0)
+    see_pod(store, make_pod("old", gpus=1), 0.0)
+    see_pod(store, make_pod("old", gpus=1, node="n1"), 5.0)
+    store.tick(5.0)
+    assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(0.9)
+
+
 def test_a_pod_bound_past_us_adds_pending_load_but_the_first_listing_does_not() -> None:
     store = make_store()
     see_node(store)
