@@ -117,12 +117,16 @@ class Decider:
         judgement = self.judge(request, rows, now_mono_s, strangers)
         self.disagreements += int(np.count_nonzero(judgement.full))
         self._strangers = [node.metadata.name for node in strangers]
+        # Before the promise: the snapshot is a live view, and the record says what the choice was made by.
+        best = self._ranked(judgement)
         if observe:
             chosen = [judgement.choice] if judgement.choice >= 0 else []
             kept, result, reserved = np.array(chosen, np.intp), "observed", False
         else:
             kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
-        record = self._record("filter", request, judgement, profile, result, unix_s, reserved=reserved)
+        record = self._record(
+            "filter", request, judgement, profile, result, unix_s, best=best, reserved=reserved
+        )
         if result == "no_fit" and self.on_no_fit is not None:
             self.on_no_fit(record)
         return Outcome(request, judgement, kept, profile.placement, result, reserved, record)
@@ -159,7 +163,8 @@ class Decider:
             # The pod's own soft preferences choose among equals: our opinion was the filter.
             self.results["prioritize", profile.name, "passed_soft"] += 1
             return np.zeros(len(rows))
-        self._record("prioritize", request, judgement, profile, "advised", unix_s, reserved=False)
+        best = self._ranked(judgement)
+        self._record("prioritize", request, judgement, profile, "advised", unix_s, best=best, reserved=False)
         return np.where(judgement.codes[rows] > 0, 0.0, judgement.total[rows])
 
     def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> NDArray[np.bool_]:
@@ -188,6 +193,7 @@ class Decider:
         result: str,
         unix_s: float,
         *,
+        best: list[Ranked],
         reserved: bool,
     ) -> DecisionRecord:
         self._cycle += 1
@@ -214,7 +220,7 @@ class Decider:
             reserved=reserved,
             reasons=reasons,
             policies=[Weighed(*each) for each in zip(judgement.policies, judgement.weights, strict=True)],
-            best=self._ranked(judgement),
+            best=best,
         )
         self.log.add(record)
         return record

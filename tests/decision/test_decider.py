@@ -56,6 +56,7 @@ def test_decisive_answers_one_node_and_promises_its_gpus() -> None:
     assert outcome.reserved
     (node,) = names_of(decider, outcome)
     assert free_of(store, node) == 5
+    assert [each.free_gpus for each in outcome.record.best] == [8, 8, 8], "as it was when the choice was made"
     held = store.reservations.get("uid-p1")
     assert held is not None
     assert held.until_mono_s == NOW + RESERVATION_S
