@@ -129,10 +129,17 @@ class DeviceContract:
     ) -> None:
         infos = await devices.open()
         want_w = [reading.limit_requested_w for reading in await devices.read()]
-        for info in infos:
-            if info.limit_max_w is not None:
+        for info, limit_w in zip(infos, want_w, strict=True):
+            if info.limit_max_w is None:
+                continue
+            try:
                 with pytest.raises(DeviceError):
                     await devices.set_limit(info.uuid, info.limit_max_w * 2)
+            except BaseException:
+                # A driver that clamps has taken it: what fails here must not stay so on somebody's machine.
+                if limit_w is not None:
+                    await devices.set_limit(info.uuid, limit_w)
+                raise
         assert [reading.limit_requested_w for reading in await devices.read()] == want_w
 
     async def test_an_unknown_uuid_is_a_lost_gpu(self, devices: DevicePort) -> None:
