@@ -60,6 +60,11 @@ class Facts:
         """Names of all nodes now."""
         return list(self._replica.store.nodes)
 
+    def node_pool(self, name: str) -> str | None:
+        """The pool of one."""
+        record = self._replica.store.nodes.get(name)
+        return record.pool if record is not None else None
+
     def node(self, name: str) -> NodeView | None:
         """One node."""
         store = self._replica.store
@@ -93,9 +98,19 @@ class Facts:
             ],
         )
 
-    def pod_keys(self) -> Sequence[tuple[str, str, str]]:
-        """(namespace, name, uid) of all GPU pods now."""
-        return [(p.namespace, p.name, p.uid) for p in self._replica.store.pods.values()]
+    def pod_uids(self) -> Sequence[str]:
+        """All GPU pods now."""
+        return list(self._replica.store.pods)
+
+    def pod_key(self, uid: str) -> tuple[str, str, str] | None:
+        """(namespace, name, uid) of one."""
+        facts = self._replica.store.pods.get(uid)
+        return (facts.namespace, facts.name, uid) if facts is not None else None
+
+    def pod_node(self, uid: str) -> str | None:
+        """Where one is bound."""
+        facts = self._replica.store.pods.get(uid)
+        return facts.node if facts is not None else None
 
     def pod(self, uid: str) -> PodView | None:
         """One pod."""

@@ -96,20 +96,32 @@ class NodeViews(Protocol):
         """Names of all nodes now, in any order; a list of their own that later changes do not touch."""
         ...
 
+    def node_pool(self, name: str) -> str | None:
+        """The pool of one node; None if it has gone meanwhile."""
+        ...
+
     def node(self, name: str) -> NodeView | None:
-        """One node; None if it has gone meanwhile."""
+        """One node; None likewise."""
         ...
 
 
 class PodViews(Protocol):
     """The pods of the store."""
 
-    def pod_keys(self) -> Sequence[tuple[str, str, str]]:
-        """(namespace, name, uid) of all GPU pods now, in any order; a list of their own."""
+    def pod_uids(self) -> Sequence[str]:
+        """All GPU pods now, in any order; a list of their own that later changes do not touch."""
+        ...
+
+    def pod_key(self, uid: str) -> tuple[str, str, str] | None:
+        """(namespace, name, uid) of one; None if it has gone meanwhile."""
+        ...
+
+    def pod_node(self, uid: str) -> str | None:
+        """Where one is bound, empty if nowhere; None likewise."""
         ...
 
     def pod(self, uid: str) -> PodView | None:
-        """One pod; None if it has gone meanwhile."""
+        """One pod; None likewise."""
         ...
 
 

@@ -101,6 +101,9 @@ class _NoNodes:
     def node_names(self) -> Sequence[str]:
         return []
 
+    def node_pool(self, name: str) -> None:
+        return None
+
     def node(self, name: str) -> None:
         return None
 

@@ -34,6 +34,9 @@ class Nodes:
     def node_names(self) -> Sequence[str]:
         return list(self.views)
 
+    def node_pool(self, name: str) -> str | None:
+        return self.views[name].pool if name in self.views else None
+
     def node(self, name: str) -> NodeView | None:
         return self.views.get(name)
 
