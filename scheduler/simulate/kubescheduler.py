@@ -224,10 +224,10 @@ class KubeScheduler:
             self._server.bind(meta["name"], meta["namespace"], node, uid=meta["uid"])
         except ClusterError as error:
             self.counts.bind_failures += 1
-            held = self._release(entry.key)
+            self._release(entry.key)
             self._failed(entry, frozenset(), str(error))
             if self.config.rules is Rules.V1_32:
-                self._happened(Happening(cause=Cause.POD_FREED, freed=frozenset(held)))
+                self._happened(Happening(cause=Cause.POD_FREED))
             return
         self.counts.placed += 1
 
@@ -298,9 +298,8 @@ class KubeScheduler:
     def _on_assigned(self, uid: str, pod: JsonObject, *, gone: bool) -> None:
         node = pod["spec"].get("nodeName", "")
         if gone:
-            freed = self._release(uid)
-            if freed:
-                self._happened(Happening(cause=Cause.POD_FREED, freed=frozenset(freed)))
+            if self._release(uid):
+                self._happened(Happening(cause=Cause.POD_FREED))
         elif uid in self._confirmed and self._nodes.node_of(uid) == node:
             self._happened(Happening(cause=Cause.POD_ASSIGNED_CHANGED))
         else:

@@ -1,7 +1,7 @@
 """When a pod is tried again: kube-scheduler's active, backoff and unschedulable queues, and what moves pods.
 
-Rules are chosen by version: on 1.20 any event moves every pod; on 1.32 each filter that refused a pod is asked
-whether the event could help, and a pod refused by an extender is moved by any event. Pure: told the time.
+Rules are chosen by version: on 1.20 an event moves every pod, whatever refused it; on 1.32 each filter that refused a
+pod is asked whether the event could help, and a pod refused by an extender is moved by any event. Pure: told the time.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class Happening:
 
     cause: Cause
     fits: Callable[[PodNeeds], bool] | None = None
-    freed: frozenset[str] = frozenset()
-    """Resources that a pod gave back."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,17 +168,22 @@ class Queue:
             helps = EXTENDER in entry.refused_by or (
                 tolerations and bool({TAINTED, CORDONED} & entry.refused_by)
             )
-        if helps:
+        if helps and self._rules is Rules.V1_20:
+            # It goes past its backoff there.
+            self.unschedulable.discard(key)
+            self._activate(entry)
+        elif helps:
             self._back_off(entry, now_mono_s)
 
     def _helps(self, happening: Happening, entry: Waiting) -> bool:
-        if self._rules is Rules.V1_20:
-            return happening.cause is not Cause.NODE_ANNOTATED
-        if not entry.refused_by:
-            return True
         # An assigned pod's arrival moves only pods with pod affinity, which this stand-in does not play.
         if happening.cause is Cause.POD_ASSIGNED_ADDED:
-            return False
+            return self._rules is Rules.V1_32 and not entry.refused_by
+        if self._rules is Rules.V1_20:
+            # There its change does no more, and a node's annotation nothing.
+            return happening.cause not in (Cause.NODE_ANNOTATED, Cause.POD_ASSIGNED_CHANGED)
+        if not entry.refused_by:
+            return True
         if EXTENDER in entry.refused_by:
             return True
         if happening.cause in (Cause.NODE_ADDED, Cause.NODE_CHANGED):
@@ -191,7 +194,8 @@ class Queue:
             )
             return bool(asks) and happening.fits is not None and happening.fits(PodNeeds.of(entry.pod))
         if happening.cause is Cause.POD_FREED:
-            return any(INSUFFICIENT + resource in entry.refused_by for resource in happening.freed)
+            # Whatever it held: the filter of resources asks only that the pod had a node.
+            return any(reason.startswith(INSUFFICIENT) for reason in entry.refused_by)
         return False
 
     def _back_off(self, entry: Waiting, now_mono_s: float) -> None:
