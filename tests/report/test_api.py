@@ -395,6 +395,23 @@ async def test_metrics_are_served_as_the_text_format(client: Client, world: Worl
         assert 'wattbalance_pool_nodes{pool="dc"} 1.0' in await response.text()
 
 
+async def test_a_large_metrics_page_is_whole_and_may_be_asked_for_its_head(
+    client: Client, world: World
+) -> None:
+    for number in range(3000):
+        world.add_node(f"n{number:05}")
+    async with client.get("/metrics") as response:
+        page = await response.text()
+        size = response.headers["Content-Length"]
+    assert len(page) == int(size)
+    assert sum(line.startswith("wattbalance_node_gpus{") for line in page.splitlines()) == 4 * 3000
+    async with client.head("/metrics") as response:
+        assert response.status == 200
+        assert await response.read() == b""
+    async with client.get("/livez") as response:
+        assert response.status == 200
+
+
 async def test_only_get_is_answered(client: Client) -> None:
     async with client.post("/api/v1/nodes", data=b"{}") as response:
         assert response.status == 405
