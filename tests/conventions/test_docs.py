@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from functools import cache
@@ -27,6 +28,7 @@ HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 CODE_PATH = re.compile(
     r"`((?:scheduler|tests|deploy|docs|scripts|benchmarks|requirements)/[\w./-]*)(?:::(\w+))?`"
 )
+PROMISE = re.compile(r"^### (5\.\d+ .+?)$(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 IN_CODE = re.compile(r"docs/(?:adr/\d{4}|[\w/-]+\.md)")
 
 
@@ -66,14 +68,50 @@ def test_relative_links_resolve(page: Path) -> None:
     assert broken == []
 
 
+@cache
+def collected_from(file: Path) -> frozenset[str]:
+    """What pytest collects from a file: functions, methods, and state machines that are assigned to a name."""
+    if not re.fullmatch(r"test_\w+\.py", file.name):
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return frozenset(name for name in found if name.startswith(("test_", "Test")))
+
+
+def absent(text: str) -> list[str]:
+    """Paths and tests that a text names and that do not exist."""
+    missing = []
+    for path, test in CODE_PATH.findall(text):
+        file = ROOT / path
+        if not file.exists() or (test and test not in collected_from(file)):
+            missing.append(f"{path}::{test}" if test else path)
+    return missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_paths_and_tests_exist(page: Path) -> None:
-    missing = []
-    for path, test in CODE_PATH.findall(prose(page)):
-        file = ROOT / path
-        if not file.exists() or (test and not re.search(rf"def {test}\b", file.read_text())):
-            missing.append(f"{path}::{test}" if test else path)
-    assert missing == []
+    assert absent(prose(page)) == []
+
+
+def test_every_promise_names_tests_that_hold_it() -> None:
+    promises = PROMISE.findall((ROOT / "docs/architecture.md").read_text())
+    assert promises
+    unheld = [title for title, text in promises if not any(test for _, test in CODE_PATH.findall(text))]
+    assert unheld == []
+
+
+def test_a_named_test_that_does_not_exist_would_be_found() -> None:
+    here = "tests/conventions/test_docs.py"
+    named = f"`{here}::test_every_promise_names_tests_that_hold_it`, `{here}::{{}}`"
+    assert absent(named.format("test_a_broken_link_and_a_wrong_anchor_would_be_found")) == []
+    # Neither a name that is nowhere, nor the beginning of one, nor a function that pytest does not collect.
+    for name in ("test_absent", "test_every_promise", "leads_somewhere"):
+        assert absent(named.format(name)) == [f"{here}::{name}"]
+    assert absent("`tests/builders.py::make_node`") == ["tests/builders.py::make_node"], "not a file of tests"
 
 
 def test_code_refers_only_to_pages_that_exist() -> None:
