@@ -17,8 +17,8 @@ from scheduler.core.errors import (
     DeviceError,
     DriverMismatch,
     DriverUnavailable,
-    GpuLost,
 )
+from scheduler.device.energy import EnergyMeter
 from scheduler.device.nvml_calls import Handle
 from scheduler.device.nvml_codes import APPLICATION_XIDS, DOUBLE_BIT_ECC_XID, TIMEOUT, UNKNOWN, error_of
 from scheduler.device.nvml_gpu import NvmlGpu
@@ -66,6 +66,11 @@ def _answer_of(name: str, function: Callable[..., Any], *args: object) -> Any:  
     raise error_of(code, name)
 
 
+def _for_all(error: DeviceError) -> DeviceError:
+    """Without this call there is no GPU to go on with, whatever its error was."""
+    return error if isinstance(error, DriverMismatch | DriverUnavailable) else DriverUnavailable(str(error))
+
+
 class _Library:
     """libnvidia-ml as a whole: start, stop, find GPUs, wait for events."""
 
@@ -75,67 +80,39 @@ class _Library:
         self._probe_write = probe_write
         self._event_wait_ms = event_wait_ms
         self._gpus: list[NvmlGpu] = []
+        self._meters: dict[str, EnergyMeter] = {}
 
     def open(self, via: CallThread) -> Sequence[NvmlGpu]:
-        known = {gpu.uuid: gpu for gpu in self._gpus}
         self._gpus = []
         self._init(via)
         try:
-            found = self._find(via)
-        except DeviceError:
+            count = via.call(LIBRARY, "count", _answer_of, "count", pynvml.nvmlDeviceGetCount)
+        except DeviceError as error:
             self.shutdown()
-            raise
-        for position, (uuid, handle, error) in enumerate(found):
-            # A GPU met before keeps its meter, so that its epochs go on.
-            gpu = known.get(uuid) or NvmlGpu(
-                uuid, pynvml, _answer_of, self._counters, probe_write=self._probe_write
-            )
-            gpu.position = position
-            gpu.take(handle, error)
-            self._gpus.append(gpu)
+            raise _for_all(error) from None
+        self._gpus = [
+            NvmlGpu(index, pynvml, _answer_of, self._counters, self._meter_of, probe_write=self._probe_write)
+            for index in range(count)
+        ]
         return self._gpus
 
     def reopen(self, via: CallThread) -> None:
         self.shutdown()
         self._init(via)
-        # Indices may have moved: only the UUID says which is which.
-        found = {uuid: (handle, error) for uuid, handle, error in self._find(via)}
         for gpu in self._gpus:
-            gpu.take(*found.get(gpu.uuid, (None, GpuLost(f"{gpu.uuid} is not there any more"))))
+            gpu.find(via)
+
+    def _meter_of(self, uuid: str) -> EnergyMeter:
+        # A GPU met before keeps its meter, so that its epochs go on.
+        return self._meters.setdefault(uuid, EnergyMeter())
 
     def _init(self, via: CallThread) -> None:
         try:
             via.call(LIBRARY, "init", _answer_of, "init", pynvml.nvmlInitWithFlags, 0)
-        except (DriverMismatch, DriverUnavailable):
-            raise
         except DeviceError as error:
-            raise DriverUnavailable(str(error)) from None
+            raise _for_all(error) from None
         version = via.call(LIBRARY, "driver_version", _answer_of, "driver", pynvml.nvmlSystemGetDriverVersion)
         self.version = str(version)
-
-    def _find(self, via: CallThread) -> list[tuple[str, Handle | None, DeviceError | None]]:
-        """List (uuid, handle, error); a GPU that cannot be opened has no handle and a name made of its index."""
-        try:
-            count = via.call(LIBRARY, "count", _answer_of, "count", pynvml.nvmlDeviceGetCount)
-        except (DriverMismatch, DriverUnavailable):
-            raise
-        except DeviceError as error:
-            raise DriverUnavailable(str(error)) from None
-        found: list[tuple[str, Handle | None, DeviceError | None]] = []
-        for index in range(count):
-            try:
-                handle = via.call(
-                    LIBRARY, "handle", _answer_of, "handle", pynvml.nvmlDeviceGetHandleByIndex, index
-                )
-                uuid = via.call(LIBRARY, "uuid", _answer_of, "uuid", pynvml.nvmlDeviceGetUUID, handle)
-            except (DriverMismatch, DriverUnavailable):
-                raise
-            except DeviceError as error:
-                # It stays in the list: a node with a dead GPU is not a node with one GPU fewer.
-                found.append((f"GPU-index-{index}", None, error))
-            else:
-                found.append((str(uuid), handle, None))
-        return found
 
     def links(self, via: CallThread, position: int, hung: Container[int]) -> tuple[DeviceLink, ...]:
         gpus = [gpu for gpu in self._gpus if gpu.handle is not None and gpu.position not in hung]
@@ -159,11 +136,19 @@ class _Library:
         except DeviceError:
             self._counters.event_errors += 1
             return
-        by_address = {}
-        for gpu in self._gpus:
-            if gpu.register(event_set):
-                by_address[_address(gpu.handle)] = gpu
-        while by_address and not stop.is_set():
+        by_address: dict[int | None, NvmlGpu] = {}
+        asked: set[int | None] = set()
+        while not stop.is_set():
+            # One that did not answer at the start is found later.
+            for gpu in self._gpus:
+                address = _address(gpu.handle)
+                if gpu.handle is not None and address not in asked:
+                    asked.add(address)
+                    if gpu.register(event_set):
+                        by_address[address] = gpu
+            if not by_address:
+                stop.wait(self._event_wait_ms / 1000)
+                continue
             try:
                 event = pynvml.nvmlEventSetWait_v2(event_set, self._event_wait_ms)
             except pynvml.NVMLError as error:

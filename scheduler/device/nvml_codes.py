@@ -15,6 +15,7 @@ from scheduler.core.errors import (
 from scheduler.device.protocol import Ancestor, FieldFault, Throttle
 
 INVALID_ARGUMENT = 2
+NOT_FOUND = 6
 DRIVER_NOT_LOADED = 9
 TIMEOUT = 10
 UNKNOWN = 999
@@ -26,7 +27,7 @@ ERRORS: dict[int, type[DeviceError]] = {
     3: NotSupported,
     4: NoPermission,
     5: DeviceUnknown,  # already initialized: long deprecated, the library counts its users instead
-    6: DeviceUnknown,  # not found
+    NOT_FOUND: DeviceUnknown,
     7: DeviceUnknown,  # insufficient size
     8: DeviceUnknown,  # insufficient power: external power cables are not attached
     DRIVER_NOT_LOADED: DriverUnavailable,
@@ -61,7 +62,7 @@ ADVICE: dict[int, str] = {
     18: "library and kernel module of the NVIDIA driver differ in version: restart this process",
 }
 # "Nothing to tell at this moment": not found, no data, not ready.
-NO_DATA = frozenset({6, 21, 27})
+NO_DATA = frozenset({NOT_FOUND, 21, 27})
 
 _FAULTS: tuple[tuple[type[DeviceError], FieldFault], ...] = (
     (NotSupported, FieldFault.NOT_SUPPORTED),

@@ -7,13 +7,21 @@ nvml.py, which stays the only file that imports it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from scheduler.core.errors import DeviceError, GpuLost, NotSupported
+from scheduler.core.errors import (
+    DeviceError,
+    DeviceUnknown,
+    DriverMismatch,
+    DriverUnavailable,
+    GpuLost,
+    NotSupported,
+)
 from scheduler.core.nouns import DeviceState
 from scheduler.device.energy import MOST_POWER_W, EnergyMeter
 from scheduler.device.nvml_calls import AnswerOf, Binding, Handle
-from scheduler.device.nvml_codes import INVALID_ARGUMENT, error_of, fault_of, throttle_names
+from scheduler.device.nvml_codes import INVALID_ARGUMENT, NOT_FOUND, error_of, fault_of, throttle_names
 from scheduler.device.nvml_facts import GpuFacts
 from scheduler.device.protocol import DeviceCounters, FieldFault, Reading, unread
 from scheduler.device.threads import CallThread
@@ -26,18 +34,40 @@ TOTAL_ENERGY = 83
 FIELD_IDS = (POWER_INSTANT, POWER_AVERAGE, TOTAL_ENERGY)
 # Limits, error counts and modes change by the minute at most, and a trip into the driver can cost 20 ms.
 SLOW_EVERY_S = 10.0
+# Of a GPU that could not be opened: trying again wakes a sick driver.
+FIND_EVERY_S = 30.0
 
 
 class NvmlGpu(GpuFacts):
-    """One GPU: its readings, slow fields and energy. See GpuFacts for the arguments."""
+    """One GPU: its readings, slow fields and energy.
+
+    Args:
+        index: Where the driver lists it; its name too, until it tells its UUID.
+        nvml: See GpuCalls, as the next two.
+        answer_of: Calls the binding.
+        counters: Shared.
+        meter_of: Gives the energy meter of a UUID, which outlives this object.
+        probe_write: See GpuFacts.
+    """
 
     def __init__(
-        self, uuid: str, nvml: Binding, answer_of: AnswerOf, counters: DeviceCounters, *, probe_write: bool
+        self,
+        index: int,
+        nvml: Binding,
+        answer_of: AnswerOf,
+        counters: DeviceCounters,
+        meter_of: Callable[[str], EnergyMeter],
+        *,
+        probe_write: bool,
     ) -> None:
-        super().__init__(uuid, nvml, answer_of, counters, probe_write=probe_write)
+        super().__init__(f"GPU-index-{index}", nvml, answer_of, counters, probe_write=probe_write)
+        self.position = index
         self.xid: int | None = None
         self._error: DeviceError | None = None
+        self._meter_of = meter_of
         self._meter = EnergyMeter()
+        self._named = False
+        self._find_due_mono_s = -math.inf
         self._slow: dict[str, Any] = {}
         self._slow_faults: dict[str, FieldFault] = {}
         self._slow_due_mono_s = -math.inf
@@ -47,11 +77,37 @@ class NvmlGpu(GpuFacts):
         """The energy epoch that the last reading was in."""
         return self._meter.epoch
 
-    def take(self, handle: Handle | None, error: DeviceError | None) -> None:
-        """Take a new handle, after the library was opened; nothing learnt through the old one holds any more."""
-        self.handle, self._error, self.xid = handle, error, None
+    def find(self, via: CallThread) -> None:
+        """Get a handle, after the library was opened; nothing learnt through an older one holds any more.
+
+        A GPU that cannot be opened stays in the list, and is looked for again: a node with a dead GPU is not a node
+        with one GPU fewer.
+        """
+        self.handle, self.xid = None, None
         self._absent.clear()
-        self._slow_due_mono_s = -math.inf
+        self._slow_due_mono_s = self._find_due_mono_s = -math.inf
+        nvml = self._nvml
+        # Indices move when the driver is reloaded: then only the UUID says which is which.
+        way = (
+            (nvml.nvmlDeviceGetHandleByUUID, self.uuid)
+            if self._named
+            else (nvml.nvmlDeviceGetHandleByIndex, self.position)
+        )
+        try:
+            handle = via.call(self.position, "handle", self._answer_of, "handle", *way)
+            if not self._named:
+                uuid = via.call(
+                    self.position, "uuid", self._answer_of, "uuid", nvml.nvmlDeviceGetUUID, handle
+                )
+                self.uuid, self._named = str(uuid), True
+                self._meter = self._meter_of(self.uuid)
+        except (DriverUnavailable, DriverMismatch):
+            raise
+        except DeviceError as error:
+            gone = isinstance(error, DeviceUnknown) and error.code == NOT_FOUND
+            self._error = GpuLost(f"{self.uuid} is not there any more") if gone else error
+        else:
+            self.handle, self._error = handle, None
 
     def register(self, event_set: Handle) -> bool:
         """Ask for its XID and ECC events, as far as it has them. Runs in the event thread."""
@@ -85,6 +141,9 @@ class NvmlGpu(GpuFacts):
     def read(self, via: CallThread, mono_s: float) -> Reading:
         """Read everything; lost once a call says so, or once every call that was answered said 'unknown error'."""
         self._mono_s, self._faults, self._answered, self._unknowns = mono_s, {}, 0, 0
+        if self.handle is None and mono_s >= self._find_due_mono_s:
+            self.find(via)
+            self._find_due_mono_s = mono_s + FIND_EVERY_S
         if self.handle is None:
             error = self._error or GpuLost(self.uuid)
             state = DeviceState.LOST if isinstance(error, GpuLost) else DeviceState.UNKNOWN

@@ -33,6 +33,7 @@ SLOW_READ_S = 0.2
 # Describing eight GPUs one of which hangs must end within the time that an agent gives to opening; the library itself,
 # which wakes the GPUs, has longer.
 DESCRIBE_DEADLINE_S = 5.0
+FIND_DEADLINE_S = 10.0
 # Links seldom change, but whatever sets up an NVLink fabric may come up after us. Eight GPUs are 500 short calls.
 LINKS_EVERY_S = 600.0
 # Delays before the library is opened anew after it went away; the last one repeats.
@@ -54,6 +55,10 @@ class BlockingGpu(Protocol):
     @property
     def info(self) -> DeviceInfo | None:
         """What it is, as describe() found it and read() keeps it; None until it answered."""
+        ...
+
+    def find(self, via: CallThread) -> None:
+        """Get hold of it, and of its UUID; raises only DriverUnavailable and DriverMismatch."""
         ...
 
     def describe(self, via: CallThread) -> None:
@@ -79,7 +84,7 @@ class BlockingDriver(Protocol):
     version: str
 
     def open(self, via: CallThread) -> Sequence[BlockingGpu]:
-        """Start the library and find the GPUs. Raises DriverUnavailable or DriverMismatch, with nothing left open."""
+        """Start the library and count the GPUs. Raises DriverUnavailable or DriverMismatch, with nothing left open."""
         ...
 
     def reopen(self, via: CallThread) -> None:
@@ -186,6 +191,8 @@ class ThreadedDevices:
 
         try:
             self._gpus = await reader.run(start, self._open_deadline_s)
+            deadline_s = min(self._open_deadline_s, FIND_DEADLINE_S)
+            await self._each(lambda via, gpu: gpu.find(via), deadline_s, len(self._gpus))
             deadline_s = min(self._open_deadline_s, DESCRIBE_DEADLINE_S)
             await self._each(lambda via, gpu: gpu.describe(via), deadline_s, len(self._gpus))
             await self._find_links(deadline_s)

@@ -16,6 +16,7 @@ from scheduler.core.clock import ManualClock
 from scheduler.core.errors import DeviceTimeout, DriverMismatch, DriverUnavailable, NoPermission
 from scheduler.core.nouns import DeviceState
 from scheduler.device.nvml import NvmlDevices
+from scheduler.device.nvml_gpu import FIND_EVERY_S
 from scheduler.device.protocol import MEASURED_FIELDS
 from tests.device.conftest import DEADLINE_S
 from tests.fakes.nvml_stub.stub import DOUBLE_BIT_ECC_EVENT, NvmlStub
@@ -146,6 +147,7 @@ def test_a_process_with_a_hung_call_still_ends(stub: NvmlStub) -> None:
 import asyncio
 from scheduler.core.clock import SystemClock
 from scheduler.device.nvml import NvmlDevices
+from scheduler.device.nvml_gpu import FIND_EVERY_S
 async def main():
     devices = NvmlDevices(SystemClock(), deadline_s=0.3)
     await devices.open()
@@ -193,6 +195,43 @@ async def test_a_gpu_that_is_lost_at_start_keeps_its_place(nvml: NvmlDevices, st
     assert len(infos) == 8
     assert infos[7].uuid == "GPU-index-7"
     assert [reading.state for reading in await nvml.read()] == [DeviceState.OK] * 7 + [DeviceState.LOST]
+
+
+async def test_a_gpu_that_hangs_while_it_is_looked_for_leaves_the_others_and_gets_its_name_later(
+    nvml: NvmlDevices, stub: NvmlStub, clock: ManualClock
+) -> None:
+    stub.fault(3, "handle_by_index", hang_ms=FOR_EVER_MS)
+    infos = await nvml.open()
+    assert [bool(info.model) for info in infos] == [gpu != 3 for gpu in range(8)]
+    assert infos[3].uuid == "GPU-index-3"
+    readings = await nvml.read()
+    assert [reading.state for reading in readings].count(DeviceState.OK) == 7
+    assert readings[3].state is DeviceState.HUNG
+    stub.clear_faults()
+    await until(lambda: nvml.counters.abandoned_threads == 0)
+    clock.advance(FIND_EVERY_S)
+    reading = (await nvml.read())[3]
+    info = nvml.hardware.devices[3]
+    assert (reading.state, reading.power_w) == (DeviceState.OK, 252.5)
+    assert (info.uuid, info.model) == (reading.uuid, infos[0].model)
+    assert reading.uuid.endswith("a003")
+    # Its events come too.
+    await until(lambda: stub.listeners == 8)
+    stub.xid(3, 79)
+    await until(lambda: nvml.counters.xids == 1)
+    assert (await nvml.read())[3].xid == 79
+
+
+async def test_a_gpu_that_was_lost_at_start_is_looked_for_again_in_time(
+    nvml: NvmlDevices, stub: NvmlStub, clock: ManualClock
+) -> None:
+    stub.fault(7, "handle_by_index", LOST)
+    await nvml.open()
+    await nvml.read()
+    stub.clear_faults()
+    assert (await nvml.read())[7].state is DeviceState.LOST
+    clock.advance(FIND_EVERY_S)
+    assert (await nvml.read())[7].state is DeviceState.OK
 
 
 @pytest.mark.parametrize("code", [NOT_LOADED, 12, 1, 13, UNKNOWN])
