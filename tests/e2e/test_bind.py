@@ -169,6 +169,25 @@ def test_a_binding_that_meets_silence_is_looked_up_before_its_promise_goes(
     assert view(replica, "still-a")["reserved_gpus"] == 0
 
 
+def test_a_node_that_fails_after_filter_each_time_is_not_chosen_for_ever(
+    system: System, replica: Replica
+) -> None:
+    # pack prefers the node that is fuller, so without what is tested it would be chosen again and again.
+    system.add_node("fails-a")
+    system.add_node("fails-b")
+    system.plane.apply(pod_manifest("beside-it", gpus=4, node="fails-a"))
+    system.plane.apply(pod_manifest("unlucky", gpus=1))
+    wait_for("the pod beside is accounted", lambda: view(replica, "fails-a")["free_gpus"] == 4)
+    until_seen(replica, "fails-b")
+    chosen = [choose(system, replica, "unlucky", "fails-a", "fails-b") for _ in range(4)]
+    assert chosen == ["fails-a"] * 3 + ["fails-b"]
+    # It is the last choice, not none.
+    assert choose(system, replica, "unlucky", "fails-a") == "fails-a"
+    # Another pod has nothing to do with it.
+    system.plane.apply(pod_manifest("lucky", gpus=1))
+    assert choose(system, replica, "lucky", "fails-a", "fails-b") == "fails-a"
+
+
 def test_a_frozen_api_server_ends_the_leaders_acting_before_its_lease_does(system: System) -> None:
     # Not ready only later: here it is the Lease that ends the acting.
     lease = {"duration": "20s", "renew_deadline": "3s", "retry": "500ms"}
