@@ -23,7 +23,7 @@ from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.broker import BrokerHandle, running_broker
 from scheduler.simulate.demo_config import CLUSTER, Policies, write_config
 from scheduler.simulate.demo_daemon import DaemonProcess, DemoFailed, how_it_ended, serving
-from scheduler.simulate.ending import Ending
+from scheduler.simulate.ending import INTERRUPTED, Ending
 from scheduler.simulate.fleet import Fleet, interval_for, raise_file_limit
 from scheduler.simulate.kubescheduler import KubeScheduler, SchedulerConfig
 from scheduler.simulate.kubescheduler_extender import ExtenderConfig
@@ -40,8 +40,6 @@ HOST = "127.0.0.1"
 # Agents connect 2 ms apart; a fleet of 1,213 needs some seconds.
 CONNECTED_S = 60.0
 SHOW_EVERY_S = 0.5
-# As a shell says of a process that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 
 from scheduler.core.clock import Clock
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_EVERY_S = 0.02
+# Killing children takes milliseconds; what still runs then is stuck.
+_HURRY_S = 5.0
+# As a shell says of a process that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class Ending:
@@ -28,8 +34,9 @@ class Ending:
 
     def ask(self) -> None:
         """Ask for the end; asked again, hurry."""
-        if self.asked.is_set():
+        if self.asked.is_set() and not self.hurried.is_set():
             self.hurried.set()
+            asyncio.get_running_loop().call_later(_HURRY_S, _give_up)
         self.asked.set()
 
     async def pause(self, wait_s: float) -> None:
@@ -37,6 +44,13 @@ class Ending:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self.asked.wait()
+
+
+def _give_up() -> None:
+    sys.stderr.write(f"something did not end within {_HURRY_S:g} s of the second signal: leaving it\n")
+    sys.stderr.flush()
+    # The children end with us (broker.with_parent).
+    os._exit(INTERRUPTED)
 
 
 async def wait_for_child(

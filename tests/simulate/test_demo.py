@@ -1,0 +1,180 @@
+"""However the demo ends, it says why in words, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc"),
+]
+# Far beyond what starting takes on a busy machine; only a demo that hangs runs into it.
+PATIENCE_S = 120.0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    ends_mono_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > ends_mono_s:
+            pytest.fail(f"never: {what}")
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children_of(pid: int) -> dict[str, int]:
+    """Ids of a process's children, by the command that each runs."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            found["serve" if "serve" in words else "broker"] = int(entry.name)
+    return found
+
+
+@dataclass
+class Running:
+    """A demo as a process of its own; what it prints goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+
+    @property
+    def said(self) -> str:
+        return self.out.read_text()
+
+    def until_placing(self) -> dict[str, int]:
+        """Wait for the first line of progress; returns the children."""
+        until(lambda: "placed " in self.said or self.process.poll() is not None, "a line of progress")
+        assert self.process.poll() is None, self.said
+        children = children_of(self.process.pid)
+        assert set(children) == {"serve", "broker"}
+        return children
+
+    def end(self) -> int:
+        """Wait for its end."""
+        code = self.process.wait(PATIENCE_S)
+        assert "Traceback" not in self.said
+        return code
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Running] = []
+
+    def begin(*flags: str) -> Running:
+        out = tmp_path / f"out-{len(started)}"
+        command = [sys.executable, "-m", "scheduler.cli", "demo", "--nodes", "20", *flags]
+        with out.open("wb") as sink:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+        started.append(Running(process, out))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        children = children_of(running.process.pid)
+        running.process.kill()
+        running.process.wait()
+        for pid in children.values():
+            until(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]  # A default binds it.
+
+
+def gone(children: dict[str, int]) -> bool:
+    return not any(alive(pid) for pid in children.values())
+
+
+def test_ctrl_c_ends_it_with_a_summary_and_nothing_stays(start: Start) -> None:
+    demo = start("--port", "0")
+    children = demo.until_placing()
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 0
+    assert "pods placed" in demo.said
+    assert gone(children)
+    # Into a file: lines, no colours.
+    assert "\x1b" not in demo.said
+
+
+def test_ctrl_c_twice_hurries(start: Start) -> None:
+    demo = start("--port", "0")
+    children = demo.until_placing()
+    # A daemon that does not listen would be waited for; the second signal kills it.
+    os.kill(children["serve"], signal.SIGSTOP)
+    demo.process.send_signal(signal.SIGINT)
+    until(lambda: "pods placed" in demo.said, "the summary")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 0
+    assert gone(children)
+
+
+def test_ctrl_c_while_it_starts_ends_it_too(start: Start) -> None:
+    demo = start("--port", "0")
+    until(lambda: "pods arrive per second" in demo.said, "its first words")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 130
+    assert "before the first pod came" in demo.said
+    assert not children_of(demo.process.pid)
+
+
+@pytest.mark.parametrize("who", ["broker", "serve"])
+def test_a_child_that_is_killed_is_named(start: Start, who: str) -> None:
+    demo = start("--port", "0")
+    children = demo.until_placing()
+    os.kill(children[who], signal.SIGKILL)
+    assert demo.end() == 1
+    want_name = {"broker": "the broker (", "serve": "the daemon ("}[who]
+    assert want_name in demo.said
+    assert f"process {children[who]}) was ended by SIGKILL" in demo.said
+    assert gone(children)
+
+
+@pytest.mark.skipif(
+    shutil.which("setpriv") is None, reason="without setpriv (util-linux) only a kind end stops them"
+)
+def test_children_end_with_a_demo_that_was_killed(start: Start) -> None:
+    demo = start("--port", "0")
+    children = demo.until_placing()
+    demo.process.kill()
+    demo.process.wait()
+    until(lambda: gone(children), "the end of the children")
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = start("--port", str(port))
+        assert demo.end() == 1
+    assert f"port {port} cannot be had (Address already in use): choose another with --port" in demo.said
+
+
+def test_a_broker_that_cannot_be_run_is_said(start: Start) -> None:
+    demo = start("--port", "0", "--mosquitto", "/nowhere/mosquitto")
+    assert demo.end() == 1
+    assert "/nowhere/mosquitto is not a program that can be run" in demo.said
