@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ def test_means_are_weighted_by_time_and_the_spread_by_gpus() -> None:
     assert summary.std_frac == pytest.approx((3 / 16) ** 0.5 / 4)
 
 
+def test_the_spread_is_settled_only_once_the_start_has_faded() -> None:
+    load = LoadModel([make_node("a", 1), make_node("b", 1)], np.random.default_rng(1))
+    over_time = OverTime(load, settle_s=10.0)
+    load.util_frac[0, 0] = 1.0
+    over_time.observe(10.0)
+    assert over_time.summary().settled_std_frac is None
+    load.util_frac[0, 0] = 0.2
+    over_time.observe(1.0)
+    summary = over_time.summary()
+    # Of the last second alone: 0.2 and 0 around 0.1.
+    assert summary.settled_std_frac == pytest.approx(0.1)
+    assert summary.std_frac == pytest.approx((10 * 0.5 + 0.1) / 11)
+
+
+def test_allocation_is_told_by_site_and_empty_nodes_are_counted() -> None:
+    load = LoadModel([make_node("a", 3), make_node("b", 1), make_node("c", 4)], np.random.default_rng(1))
+    over_time = OverTime(load, sites=("dc-1", "dc-1", "aws-a"))
+    load.start(0, 2, 0.5)
+    over_time.observe(1.0)
+    summary = over_time.summary()
+    assert summary.site_allocated_frac == {"aws-a": 0.0, "dc-1": pytest.approx(0.5)}
+    want_empty_nodes = 2
+    assert summary.empty_nodes == want_empty_nodes
+
+
 def test_only_the_summary_multiplies_energy_by_the_speed() -> None:
     load = LoadModel([make_node("a", 2)], np.random.default_rng(1))
     board = Scoreboard(load=load, node_names=("a",), speed_per_s=60.0, start_mono_s=100.0)
@@ -108,7 +134,7 @@ def test_the_shadow_keeps_its_books_in_step_with_its_load() -> None:
     assert (free >= 0).all()
 
 
-def run_board(*, with_shadow: bool) -> Scoreboard:
+def run_board(*, with_shadow: bool, settle_s: float = 0.0) -> Scoreboard:
     model = make_model([make_node("a", 4), make_node("b", 4)], [make_task("t")])
     load = LoadModel(model.trace.nodes, np.random.default_rng(1))
     shadow = None
@@ -119,6 +145,7 @@ def run_board(*, with_shadow: bool) -> Scoreboard:
         node_names=("a", "b"),
         speed_per_s=60.0,
         start_mono_s=0.0,
+        settle_s=settle_s,
         counted=model.counted,
         shadow=shadow,
     )
@@ -132,9 +159,9 @@ def run_board(*, with_shadow: bool) -> Scoreboard:
     return board
 
 
-def rendered(board: Scoreboard) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(summary_view(board.summary(1.0, notes=("a note",))))
+def rendered(board: Scoreboard, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(summary_view(board.summary(1.0, notes=("a note",)), width=width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -152,6 +179,55 @@ def test_the_summary_says_all_that_it_should() -> None:
         "a note",
     ):
         assert want_part in text
+
+
+def test_a_run_that_ends_before_the_spread_settles_says_so() -> None:
+    board = run_board(with_shadow=True)
+    assert "use a longer --duration" not in rendered(board)
+    unsettled = run_board(with_shadow=True, settle_s=90.0)
+    text = rendered(unsettled)
+    assert "not settled" in text
+    assert "90 s: use a longer --duration" in text
+
+
+def test_on_a_narrow_terminal_no_line_is_too_long() -> None:
+    width = 60
+    assert max(len(line) for line in rendered(run_board(with_shadow=True), width).splitlines()) <= width
+
+
+def test_a_terminal_that_prints_only_lines_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=True)
+    with Progress(console, title="demo", lines=["open me"]) as progress:
+        progress.show(run_board(with_shadow=False).live(1.0))
+    assert out.getvalue().splitlines()[:2] == ["demo", "open me"]
+    assert "╭" not in out.getvalue()
+
+
+def test_no_colour_is_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True)
+    with Progress(console, title="demo") as progress:
+        progress.show(run_board(with_shadow=False).live(1.0))
+    console.print(summary_view(run_board(with_shadow=True).summary(1.0), width=80))
+    # Select Graphic Rendition 30 to 48 and 90 to 107 are colours; bold and the like stay.
+    codes = {
+        int(code) for found in re.findall(r"\x1b\[([0-9;]+)m", out.getvalue()) for code in found.split(";")
+    }
+    assert not {code for code in codes if 30 <= code <= 48 or 90 <= code <= 107}
+
+
+def test_who_is_behind_is_told_while_it_lasts() -> None:
+    board = run_board(with_shadow=False)
+    board.on_behind(7.0)
+    out = io.StringIO()
+    with Progress(Console(file=out, width=200), title="demo") as progress:
+        progress.show(board.live(1.0))
+    assert "7 s behind" in out.getvalue()
+    board.on_behind(0.1)
+    assert board.most_behind_s == pytest.approx(7.0)
 
 
 def test_without_a_shadow_nothing_is_said_of_random_choice() -> None:
