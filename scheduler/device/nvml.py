@@ -165,7 +165,8 @@ class _Library:
 
     def _take_event(self, gpu: NvmlGpu | None, event: Handle) -> None:
         is_ecc = event.eventType == pynvml.nvmlEventTypeDoubleBitEccError
-        xid = DOUBLE_BIT_ECC_XID if is_ecc else int(event.eventData)
+        # Codes have three digits; the field has 64 bits, more than the wire takes.
+        xid = DOUBLE_BIT_ECC_XID if is_ecc else int(event.eventData) & 0xFFFF_FFFF
         if gpu is None:
             self._counters.event_errors += 1
         elif xid in APPLICATION_XIDS:

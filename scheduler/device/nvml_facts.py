@@ -19,6 +19,7 @@ from scheduler.core.errors import (
 )
 from scheduler.device.nvml_calls import AnswerOf, Binding, GpuCalls
 from scheduler.device.nvml_codes import ANCESTORS
+from scheduler.device.plausible import plausible_info
 from scheduler.device.protocol import DeviceCounters, DeviceInfo, DeviceLink, FieldFault
 from scheduler.device.threads import CallThread
 
@@ -61,14 +62,14 @@ class GpuFacts(GpuCalls):
             pci_bus_id=str(pci.busId).upper() if pci else "",
             can_set_limit=can_set,
         )
-        self.info = replace(info, **facts)
+        self.info = plausible_info(replace(info, **facts))
 
     def _refresh(self, via: CallThread) -> None:
         """Read again what may have changed; what cannot be read at this moment stays as it was."""
         if self.info is None or not self.info.model:
             self.describe(via)
         else:
-            self.info = replace(self.info, **self._changeable(via))
+            self.info = plausible_info(replace(self.info, **self._changeable(via)))
 
     def _changeable(self, via: CallThread) -> dict[str, Any]:
         """Read the fields of DeviceInfo that change by command; one that failed in passing is not among them."""

@@ -23,6 +23,7 @@ from scheduler.device.energy import MOST_POWER_W, EnergyMeter
 from scheduler.device.nvml_calls import AnswerOf, Binding, Handle
 from scheduler.device.nvml_codes import INVALID_ARGUMENT, NOT_FOUND, error_of, fault_of, throttle_names
 from scheduler.device.nvml_facts import GpuFacts
+from scheduler.device.plausible import plausible_reading
 from scheduler.device.protocol import DeviceCounters, FieldFault, Reading, unread
 from scheduler.device.threads import CallThread
 
@@ -149,7 +150,7 @@ class NvmlGpu(GpuFacts):
             state = DeviceState.LOST if isinstance(error, GpuLost) else DeviceState.UNKNOWN
             return unread(self.uuid, mono_s, state, fault_of(error), epoch=self.epoch)
         try:
-            reading = self._read(via, mono_s)
+            reading = plausible_reading(self._read(via, mono_s))
         except GpuLost:
             return self._unread(DeviceState.LOST, FieldFault.LOST)
         if self._answered:

@@ -21,6 +21,8 @@ from scheduler.core.nouns import DeviceState
 from scheduler.device.nvml import NvmlDevices
 from scheduler.device.nvml_codes import ERRORS, THROTTLES, error_of, fault_of, throttle_names
 from scheduler.device.protocol import DevicePort, FieldFault, Throttle
+from scheduler.telemetry.collect import Collector, make_inventory
+from scheduler.telemetry.sample import decode_inventory, decode_sample, encode
 from tests.contracts.device_contract import Bench, DeviceContract, DeviceFaultContract
 from tests.fakes.nvml_stub.stub import NvmlStub
 
@@ -199,6 +201,49 @@ async def test_an_absurd_power_is_no_data(nvml: NvmlDevices, stub: NvmlStub) -> 
     reading = (await nvml.read())[0]
     assert reading.power_w is None
     assert dict(reading.faults)["power_w"] == "no_data"
+
+
+ALL_BITS_32, ALL_BITS_64 = 2**32 - 1, 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "want_unknown"),
+    [
+        ("mem_used", ALL_BITS_64, "mem_used_bytes"),
+        ("temp_c", ALL_BITS_32, "temp_c"),
+        ("sm_clock_mhz", ALL_BITS_32, "sm_clock_mhz"),
+        ("mem_clock_mhz", ALL_BITS_32, "mem_clock_mhz"),
+        ("ecc_uncorrected", ALL_BITS_64, "ecc_uncorrected"),
+        ("ecc_corrected", ALL_BITS_64, "ecc_corrected"),
+        ("energy_mj", ALL_BITS_64, "energy_j"),
+        ("limit_requested_mw", ALL_BITS_32, "limit_requested_w"),
+    ],
+)
+async def test_what_no_gpu_can_say_is_no_data_and_the_rest_stands(
+    nvml: NvmlDevices, stub: NvmlStub, field: str, value: int, want_unknown: str
+) -> None:
+    await nvml.open()
+    stub.set(1, field, value)
+    reading = (await nvml.read())[1]
+    assert getattr(reading, want_unknown) is None
+    assert dict(reading.faults)[want_unknown] == "no_data"
+    assert (reading.state, reading.power_w) == (DeviceState.OK, 252.5)
+    sample = Collector(node="n1", agent="a", boot="b")
+    sample.add((reading,))
+    # As a whole message the daemon takes it.
+    assert decode_sample(encode(sample.close(1.0, 1.7e9)), "n1").power_w == [252.5]
+
+
+async def test_what_no_gpu_can_be_is_unknown_and_the_inventory_is_taken(
+    nvml: NvmlDevices, stub: NvmlStub
+) -> None:
+    stub.set(1, "mem_total", ALL_BITS_64)
+    stub.set(2, "limit_max_mw", ALL_BITS_32)
+    await nvml.open()
+    inventory = decode_inventory(encode(make_inventory("n1", nvml.hardware, "1")), "n1")
+    assert [gpu.memory_total_bytes for gpu in inventory.gpus[:3]] == [80 * 1024**3, None, 80 * 1024**3]
+    assert [gpu.limit_max_w for gpu in inventory.gpus[:3]] == [400.0, 400.0, None]
+    assert inventory.gpus[2].limit_min_w == 100.0
 
 
 async def test_older_drivers_are_asked_by_the_older_names(nvml: NvmlDevices, stub: NvmlStub) -> None:
