@@ -148,7 +148,7 @@ def _choose(
     if kind is not BrokerKind.MOSQUITTO and importlib.util.find_spec("iotcore") is not None:
         # -P: a folder named iotcore in the working directory must not be taken for it.
         return BrokerKind.IOTCORE, [sys.executable, "-P", "-c", _IOTCORE_CHILD, config], _IOTCORE_TOML
-    raise NoBroker("install one: `apt install mosquitto`, or `pip install iotcore`")
+    raise NoBroker("there is no MQTT broker here: `apt install mosquitto`, or `pip install iotcore`")
 
 
 def with_parent() -> list[str]:

@@ -7,6 +7,7 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ from scheduler.simulate.broker import running_broker
 from scheduler.simulate.fleet import Fleet, TooFewFiles, interval_for, inventory_of, raise_file_limit
 from scheduler.simulate.traces import TraceNode
 from scheduler.simulate.utilisation import LoadModel
-from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
+from scheduler.telemetry.bus import BrokerSettings, NodePublisher, TelemetrySubscriber
 from scheduler.telemetry.sample import Inventory, Sample
+
+if TYPE_CHECKING:
+    import aiomqtt
 
 
 def make_nodes(count: int) -> list[TraceNode]:
@@ -126,6 +130,35 @@ async def test_slow_fields_come_first_and_then_rest() -> None:
     assert all(sample.limit_requested_w in (UNSET, [70.0]) for sample in recorder.seen)
     assert [sample.seq for sample in recorder.seen] == sorted({sample.seq for sample in recorder.seen})
     assert sum(sample.limit_requested_w is not UNSET for sample in recorder.seen) <= 1
+
+
+class OutgoingEnds:
+    """A client whose publish ends when a test says so, waiting as aiomqtt's does."""
+
+    def __init__(self) -> None:
+        self.sent = asyncio.Event()
+        self.confirmed: asyncio.Future[None] = asyncio.Future()
+
+    async def publish(self, *_: object, **__: object) -> None:
+        self.sent.set()
+        await asyncio.wait_for(self.confirmed, 60)
+
+
+async def test_an_agent_that_is_cancelled_as_its_sample_goes_out_ends() -> None:
+    settings = BrokerSettings(url="mqtt://127.0.0.1:1")
+    publisher = NodePublisher(settings, cluster="demo", node="n", clock=SystemClock())
+    client = OutgoingEnds()
+    publisher.offer(b"sample")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(publisher._publish(cast("aiomqtt.Client", client)))
+        await client.sent.wait()
+        # Both in one turn of the loop: Python 3.11's wait_for then tells of the end alone.
+        client.confirmed.set_result(None)
+        task.cancel()
+        await asyncio.wait({task}, timeout=60)
+        ended = task.done()
+        task.cancel()
+    assert ended
 
 
 def test_a_big_fleet_stretches_the_interval() -> None:
