@@ -40,6 +40,8 @@ HOST = "127.0.0.1"
 # Agents connect 2 ms apart; a fleet of 1,213 needs some seconds.
 CONNECTED_S = 60.0
 SHOW_EVERY_S = 0.5
+# Fewer than this is more than the odd late turn.
+ENOUGH_SAMPLES_FRAC = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +231,8 @@ class Demo:
         notes = [behind] if behind else []
         if scheduler.counts.extender_errors:
             notes.append(f"{scheduler.counts.extender_errors} extender calls failed")
+        if fleet.offered < ENOUGH_SAMPLES_FRAC * fleet.due:
+            notes.append(f"agents could send {fleet.offered / fleet.due:.0%} of the samples that were due")
         if fleet.dropped:
             notes.append(f"{fleet.dropped} samples were replaced by newer ones before they could be sent")
         return tuple(notes)

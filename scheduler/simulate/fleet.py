@@ -132,6 +132,8 @@ class Fleet:
         self.interval_s = interval_for(len(nodes)) if interval_s is None else interval_s
         self._load = load
         self._clock = clock
+        self._due = 0.0
+        self._offered = 0
         self._agents = [
             self._agent(row, node, NodePublisher(settings, cluster=cluster, node=node.name, clock=clock))
             for row, node in enumerate(nodes)
@@ -146,6 +148,16 @@ class Fleet:
     def published(self) -> int:
         """Samples handed to connections."""
         return sum(agent.publisher.published for agent in self._agents)
+
+    @property
+    def due(self) -> float:
+        """Samples that should have been offered since the first; a stalled process offers fewer."""
+        return self._due
+
+    @property
+    def offered(self) -> int:
+        """Samples that were."""
+        return self._offered
 
     @property
     def dropped(self) -> int:
@@ -179,7 +191,9 @@ class Fleet:
             span_s, last_mono_s = now_mono_s - last_mono_s, now_mono_s
             self._load.advance(span_s)
             # After a stall each node is due once: late samples are not made up for.
+            self._due += span_s / self.interval_s * count
             due = min(due + span_s / self.interval_s * count, float(count))
+            self._offered += int(due)
             for _ in range(int(due)):
                 agent = self._agents[position]
                 position = (position + 1) % count

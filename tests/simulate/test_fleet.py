@@ -79,6 +79,7 @@ async def test_the_daemon_reads_every_node_and_hears_when_the_fleet_leaves() -> 
             sending.cancel()
             await until(lambda: recorder.online == {node.name: False for node in nodes})
             reading.cancel()
+    assert 0 < fleet.offered <= fleet.due
     # On a busy machine a node's sample may still wait when its next one comes; nothing else is dropped.
     assert set(recorder.refused) <= {"overwritten"}
     assert recorder.inventories == {node.name: inventory_of(node) for node in nodes}
