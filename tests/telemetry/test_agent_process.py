@@ -24,6 +24,9 @@ from tests.brokers import Broker, free_port, mosquitto_path, run_mosquitto
 from tests.fakes.nvml_stub.stub import NvmlStub, compiler
 from tests.telemetry.bus_tools import Collector, eventually, running
 
+# Little CPU, but some wait for what comes every ten seconds.
+pytestmark = pytest.mark.slow
+
 NOT_SUPPORTED, NOT_LOADED, LOST, MISMATCH = 3, 9, 15, 18
 HW_THERMAL, SW_POWER_CAP = 0x40, 0x4
 HANG_S = 30.0
@@ -144,7 +147,6 @@ async def is_gone(agent: Agent, gpu: int, want_state: str, want_reason: str) -> 
     assert await agent.metric("wattbalance_gpu_power_watts", gpu) is None
 
 
-@pytest.mark.slow
 async def test_each_fault_is_on_the_wire_and_in_a_metric_and_the_other_gpus_go_on(
     broker: Broker, stub: NvmlStub, tmp_path: Path
 ) -> None:
