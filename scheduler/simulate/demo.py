@@ -229,6 +229,11 @@ class Demo:
             speed_per_s=self.options.speed,
         )
         notes = [behind] if behind else []
+        if self.options.policies == Policies.SHIPPED:
+            notes.append(
+                "these policies pack training and batch and fill dc-1 first, so load is meant to be uneven; "
+                "--policies least-loaded is for comparing the spread"
+            )
         if scheduler.counts.extender_errors:
             notes.append(f"{scheduler.counts.extender_errors} extender calls failed")
         if fleet.offered < ENOUGH_SAMPLES_FRAC * fleet.due:
