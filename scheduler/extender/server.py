@@ -41,6 +41,10 @@ LOOPBACK = web.AppKey("loopback", bool)
 """Set on an application whose listener is bound to a loopback address; without it, it counts as reachable."""
 
 BODY_LIMIT_BYTES = 64 * 2**20  # 5,000 full nodes are 48 MiB (docs: DESIGN 4.1)
+BODIES_LIMIT_BYTES = 2 * BODY_LIMIT_BYTES
+"""Of all bodies that are arriving at once: kube-scheduler sends one after the other."""
+SMALL_BODY_BYTES = 2**20
+"""Never refused for what others send; a question of 5,000 names is 154 KB."""
 FIRST_SWEEP = 64
 """Connections remembered before closed ones are swept out; kube-scheduler keeps a handful."""
 BODY_TIMEOUT_S = 10.0  # twice kube-scheduler's default httpTimeout: who is slower has given up
@@ -91,7 +95,7 @@ class Latency:
 class ExtenderCounters:
     """What the door has seen. Plain numbers that report reads; every key is from a closed set.
 
-    Results: `ok`, `bad-request`, `too-large`, `slow-body`, `disconnected`, `unavailable`, `error`,
+    Results: `ok`, `bad-request`, `too-large`, `too-many`, `slow-body`, `disconnected`, `unavailable`, `error`,
     `unknown-verb`.
     """
 
@@ -140,6 +144,8 @@ class ExtenderServer:
         clock: for latencies.
         body_limit_bytes: a larger body is answered 413, as soon as it is announced or seen.
         body_timeout_s: a body that has not arrived by then is answered 408.
+        bodies_limit_bytes: of all bodies that are arriving; one that would pass it, and is not small, is answered
+            503.
     """
 
     def __init__(
@@ -150,12 +156,15 @@ class ExtenderServer:
         *,
         body_limit_bytes: int = BODY_LIMIT_BYTES,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        bodies_limit_bytes: int = BODIES_LIMIT_BYTES,
     ) -> None:
         self._verbs = verbs
         self._counters = counters
         self._clock = clock
         self._body_limit_bytes = body_limit_bytes
         self._body_timeout_s = body_timeout_s
+        self._bodies_limit_bytes = bodies_limit_bytes
+        self._arriving_bytes = 0
         # aiohttp's handler takes no weak reference: closed ones are swept out when the set has doubled.
         self._connections: set[RequestHandler] = set()
         self._sweep_at = FIRST_SWEEP
@@ -280,8 +289,11 @@ class ExtenderServer:
             async with asyncio.timeout(self._body_timeout_s):
                 async for chunk in request.content.iter_any():
                     seen_bytes += len(chunk)
+                    self._arriving_bytes += len(chunk)
                     if seen_bytes > limit_bytes:
                         raise self._too_large()
+                    if seen_bytes > SMALL_BODY_BYTES and self._arriving_bytes > self._bodies_limit_bytes:
+                        raise self._too_many()
                     chunks.append(chunk)
         except TimeoutError:
             late = f"the body did not arrive within {self._body_timeout_s:g} s"
@@ -293,11 +305,17 @@ class ExtenderServer:
             ) from error
         except web.RequestPayloadError as error:
             raise BadRequest(BadRequest.NOT_JSON, f"broken body: {error}") from error
+        finally:
+            self._arriving_bytes -= seen_bytes
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _too_large(self) -> _Refused:
         text = f"the body is larger than {self._body_limit_bytes} bytes"
         return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", "too-large", text, close=True)
+
+    def _too_many(self) -> _Refused:
+        text = f"bodies of more than {self._bodies_limit_bytes} bytes are arriving at once"
+        return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too-many", "too-many", text, close=True)
 
 
 def extender_routes(

@@ -107,12 +107,21 @@ async def is_closed(reader: asyncio.StreamReader) -> bool:
 
 @asynccontextmanager
 async def serving(
-    *, body_limit_bytes: int = 64 * 2**20, body_timeout_s: float = 30.0, loopback: bool = False
+    *,
+    body_limit_bytes: int = 64 * 2**20,
+    body_timeout_s: float = 30.0,
+    bodies_limit_bytes: int = 128 * 2**20,
+    loopback: bool = False,
 ) -> AsyncIterator[Door]:
     before = asyncio.all_tasks()
     verbs, counters = EchoingVerbs(), ExtenderCounters()
     server = ExtenderServer(
-        verbs, counters, ManualClock(), body_limit_bytes=body_limit_bytes, body_timeout_s=body_timeout_s
+        verbs,
+        counters,
+        ManualClock(),
+        body_limit_bytes=body_limit_bytes,
+        body_timeout_s=body_timeout_s,
+        bodies_limit_bytes=bodies_limit_bytes,
     )
     app = web.Application()
     app[LOOPBACK] = loopback
@@ -232,6 +241,30 @@ async def test_a_chunked_body_is_refused_where_it_passes_the_limit() -> None:
         writer.write(b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.write(b"400\r\n" + b" " * 1024 + b"\r\n")
         assert (await read_answer(reader))[0] == "413 Request Entity Too Large"
+
+
+async def test_bodies_that_arrive_at_once_share_one_limit_and_small_ones_are_served() -> None:
+    part = b" " * 3 * 2**20
+    async with (
+        serving(bodies_limit_bytes=13 * 2**19) as door,
+        door.connect() as (first, first_writer),
+        door.connect() as (second, second_writer),
+    ):
+        first_writer.write(request("filter", part, length=2 * len(part)))
+        while door.server._arriving_bytes < len(part):
+            await asyncio.sleep(0.01)
+        second_writer.write(request("filter", part + part))
+        status, headers, answer = await read_answer(second)
+        assert status == "503 Service Unavailable"
+        assert headers["connection"] == "close"
+        assert "arriving at once" in json.loads(answer)["Error"]
+        assert dict(door.counters.refused) == {"too-many": 1}
+        # A question of kube-scheduler's size is answered all the same, and the first one in its turn.
+        assert (await door.ask("filter", QUESTION))[0] == 200
+        first_writer.write(b" " * len(part))
+        status, _, _ = await read_answer(first)
+        assert status == "400 Bad Request"
+        assert door.server._arriving_bytes == 0
 
 
 async def test_a_body_at_the_limit_is_served_and_one_byte_more_is_not() -> None:
