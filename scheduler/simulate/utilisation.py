@@ -69,7 +69,7 @@ class LoadModel:
     """What every GPU of a simulated cluster is doing. Watts and joules are of the time that `advance` is told."""
 
     def __init__(self, nodes: Sequence[TraceNode], rng: np.random.Generator) -> None:
-        counts = np.array([node.gpus for node in nodes], dtype=np.int64)
+        counts = self._counts = np.array([node.gpus for node in nodes], dtype=np.int64)
         shape = (len(nodes), int(counts.max(initial=0)))
         self.exists: NDArray[np.bool_] = np.arange(shape[1])[None, :] < counts[:, None]
         models = [gpu_model(node.model) for node in nodes]
@@ -79,6 +79,7 @@ class LoadModel:
         self.limit_w: FloatArray = (
             np.array([m.limit_w for m in models], dtype=np.float64)[:, None] * self.exists
         )
+        self._span_w = self.limit_w - self.idle_w
         self.busy: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
         self.util_frac: FloatArray = np.zeros(shape)
         self.power_w: FloatArray = self.idle_w.copy()
@@ -91,7 +92,7 @@ class LoadModel:
     @property
     def gpu_counts(self) -> NDArray[np.int64]:
         """GPUs per node."""
-        return np.asarray(self.exists.sum(axis=1), dtype=np.int64)
+        return self._counts
 
     def start(self, row: int, gpus: int, mean_util_frac: float) -> tuple[int, ...]:
         """Let a task run on the first idle GPUs of a node and say which those are.
@@ -123,16 +124,22 @@ class LoadModel:
 
     def node_util_frac(self) -> FloatArray:
         """Mean utilisation of each node's GPUs, `(nodes,)`."""
-        return np.asarray(self.util_frac.sum(axis=1) / np.maximum(self.gpu_counts, 1), dtype=np.float64)
+        return np.asarray(self.util_frac.sum(axis=1) / np.maximum(self._counts, 1), dtype=np.float64)
 
     def _settle(self, rows: int | slice) -> None:
-        util = np.clip(self._mean_frac[rows] + self._noise_frac[rows], 0.0, 1.0)
-        self.util_frac[rows] = np.where(self.busy[rows], util, 0.0)
-        span_w = self.limit_w[rows] - self.idle_w[rows]
-        self.power_w[rows] = self.idle_w[rows] + span_w * self.util_frac[rows]
+        # For one row this runs at every start and end of a task: plain ufuncs, since np.clip costs as much as all.
+        util = self._mean_frac[rows] + self._noise_frac[rows]
+        np.maximum(util, 0.0, out=util)
+        np.minimum(util, 1.0, out=util)
+        util *= self.busy[rows]
+        self.util_frac[rows] = util
+        util *= self._span_w[rows]
+        util += self.idle_w[rows]
+        self.power_w[rows] = util
 
 
 def weighted_std(values: FloatArray, weights: NDArray[np.int64]) -> float:
     """Standard deviation across nodes, each node counted by its GPUs: 0 is perfect balance."""
-    mean = float(np.average(values, weights=weights))
-    return math.sqrt(float(np.average((values - mean) ** 2, weights=weights)))
+    total = float(weights.sum())
+    off = values - float(values @ weights) / total
+    return math.sqrt(float((off * off) @ weights) / total)

@@ -6,7 +6,8 @@ Pure and seeded: the same trace, arguments and seed give the same arrivals on ev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 
@@ -23,14 +24,24 @@ LATENCY_SENSITIVE = "LS"
 BEST_EFFORT = "BE"
 
 
+class RunTimes(Enum):
+    """Where run times come from."""
+
+    TRACE = "trace"
+    """Each task's own, clipped."""
+    EXPONENTIAL = "exponential"
+    """Drawn anew for every arrival, with the mean of the trace's: no task is long by nature, and none very long."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A task of the trace as it is run here; `run_s` is in the trace's seconds."""
+    """A task of the trace as it is run here."""
 
     task: TraceTask
     gpus: int
     workload: Workload
     run_s: float
+    """In the trace's seconds; where run times are drawn, their mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +85,15 @@ class Placed:
 class WorkloadModel:
     """Jobs of a trace, and seeded streams of their arrivals."""
 
-    def __init__(self, trace: Trace, *, load_frac: float, speed_per_s: float, seed: int) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        load_frac: float,
+        speed_per_s: float,
+        seed: int,
+        run_times: RunTimes = RunTimes.TRACE,
+    ) -> None:
         """Prepare the jobs.
 
         Args:
@@ -82,12 +101,17 @@ class WorkloadModel:
             load_frac: Offered GPU seconds over capacity.
             speed_per_s: Trace seconds per second of the world's clock.
             seed: Of everything drawn here.
+            run_times: The trace's, or drawn.
         """
         self.trace = trace
         self.speed_per_s = speed_per_s
         self.load_frac = load_frac
         self._seed = seed
+        self._drawn = run_times is RunTimes.EXPONENTIAL
         self.jobs, self.counted = _jobs(trace, np.random.default_rng([seed, 0]))
+        if self._drawn:
+            mean_s = float(np.mean([job.run_s for job in self.jobs]))
+            self.jobs = [replace(job, run_s=mean_s) for job in self.jobs]
         gpu_s = np.array([job.gpus * job.run_s for job in self.jobs]) / speed_per_s
         self.mean_gpu_s = float(gpu_s.mean())
         """E[GPUs x run time] on the world's clock."""
@@ -135,7 +159,10 @@ class WorkloadModel:
         self, job: Job, name: str, at_s: float, left_frac: float, rng: np.random.Generator
     ) -> Arrival:
         mean_util_frac = draw_mean_util(job.workload, rng)
-        run_s = job.run_s * left_frac / self.speed_per_s
+        # What is left of an exponential run time is distributed like a whole one.
+        run_s = (
+            float(rng.exponential(job.run_s)) if self._drawn else job.run_s * left_frac
+        ) / self.speed_per_s
         return Arrival(name=name, job=job, at_s=at_s, run_s=run_s, mean_util_frac=mean_util_frac)
 
 
@@ -147,6 +174,7 @@ class Room:
 
     def __init__(self, trace: Trace) -> None:
         nodes = trace.nodes
+        self.trace = trace
         self.cpu_milli = np.array([node.cpu_milli for node in nodes], dtype=np.int64)
         self.memory_mib = np.array([node.memory_mib for node in nodes], dtype=np.int64)
         self.gpus = np.array([node.gpus for node in nodes], dtype=np.int64)

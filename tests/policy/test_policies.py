@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.cluster.port import Gone, Kind, Listed
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.errors import ConfigError
 from scheduler.core.nouns import PoolSpec, Reason
@@ -88,6 +89,22 @@ def test_least_loaded_prefers_the_idle_node_and_counts_the_pod_itself() -> None:
     score = policy.score(make_request(gpus=1, expected_load=0.8), store.snapshot)
     assert score[store.rows["big"]] == pytest.approx(1 - 0.8 / 8)
     assert score[store.rows["small"]] == pytest.approx(1 - 0.8 / 2)
+
+
+def test_least_loaded_counts_what_came_and_went_before_it_is_measured() -> None:
+    store = make_store()
+    for name in ("came", "same", "went"):
+        see_node(store, name, gpus=4)
+        see_pod(store, make_pod(f"old-{name}", gpus=1, node=name), 0.0)
+    store.apply(Listed(Kind.POD, frozenset(store.pods)), 0.0)
+    store.see_samples([(n, make_sample(n, util=[0.9, 0.0, 0.0, 0.0]), 1.0) for n in ("came", "same", "went")])
+    see_pod(store, make_pod("new", gpus=1, node="came"), 2.0)
+    store.apply(Gone(Kind.POD, make_pod("old-went", gpus=1, node="went")), 2.0)
+    policy = registry.build("least-loaded", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    rows = store.rows
+    assert score[rows["came"]] < score[rows["same"]] < score[rows["went"]]
 
 
 def test_pack_prefers_the_tightest_fit() -> None:

@@ -13,7 +13,7 @@ from scheduler.cluster.objects import Node, Pod, quantity, requested
 from scheduler.core.nouns import GPU_RESOURCE, Workload
 from scheduler.simulate.manifests import node_object, pod_object, site_of
 from scheduler.simulate.traces import Trace, TraceNode, TraceTask, load_trace
-from scheduler.simulate.workload import Room, WorkloadModel
+from scheduler.simulate.workload import Room, RunTimes, WorkloadModel
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,25 @@ def test_run_times_are_clipped_and_divided_by_the_speed() -> None:
     runs = {arrival.job.task.name: arrival.run_s for arrival in itertools.islice(model.arrivals(), 3)}
     assert runs == {"a": 6.0, "b": 60.0, "c": 1440.0}
     assert model.counted.clipped == 2
+
+
+def test_drawn_run_times_keep_the_mean_and_the_load_and_forget_the_task(model: WorkloadModel) -> None:
+    drawn = WorkloadModel(
+        model.trace, load_frac=0.85, speed_per_s=60.0, seed=7, run_times=RunTimes.EXPONENTIAL
+    )
+    laps = list(itertools.islice(drawn.arrivals(), 3 * drawn.counted.jobs))
+    runs = np.array([arrival.run_s for arrival in laps])
+    # An exponential's standard deviation is its mean; five standard errors of 4,497 draws are 7.5 %.
+    assert runs.mean() == pytest.approx(model.mean_run_s, rel=0.075)
+    assert runs.std() == pytest.approx(model.mean_run_s, rel=0.1)
+    whole_nodes = [arrival.run_s for arrival in laps if arrival.gpus == 8]
+    # 27 of them: 5 / sqrt(27) of the mean. In the trace they run 2.5 times as long as the others.
+    assert np.mean(whole_nodes) == pytest.approx(model.mean_run_s, rel=0.97)
+    offered = sum(arrival.gpus * arrival.run_s for arrival in laps) / (laps[-1].at_s * drawn.trace.gpus)
+    assert offered == pytest.approx(0.85, rel=0.15)
+    # No job is long by nature, so what is met running has as much before it as one that starts.
+    left = [placed.arrival.run_s for placed in drawn.fill()]
+    assert np.mean(left) == pytest.approx(drawn.mean_run_s, rel=5 / len(left) ** 0.5)
 
 
 def test_what_is_left_out_or_changed_is_counted() -> None:
