@@ -96,8 +96,11 @@ class Daemon:
         self.process.wait(STOP_LIMIT_S)
 
     def pause(self) -> None:
-        """SIGSTOP: connected and silent."""
+        """SIGSTOP: connected and silent. Returns when all its threads stand still, which takes time where it is busy."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any(_state(task) != "T" for task in tasks.iterdir()):
+            time.sleep(0.01)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -106,6 +109,15 @@ class Daemon:
     def tail(self, lines: int = 15) -> str:
         """The end of its log, for messages."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _state(task: Path) -> str:
+    """The state of a thread: T is stopped."""
+    try:
+        # After the name, which stands in brackets and may hold anything.
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"
 
 
 @dataclass

@@ -26,9 +26,9 @@ from scheduler.extender.wire import BindArgs
 _log = logging.getLogger(__name__)
 
 # kube-scheduler waits 5 s unless told otherwise, and nobody reads a later answer.
-ANSWER_LIMIT_S = 4.0
+ANSWER_LIMIT_S = 3.5
 # Of these, what the Binding may take; the rest is for looking up what became of it.
-SEND_LIMIT_S = 2.5
+SEND_LIMIT_S = 2.0
 READ_PAUSE_S = 0.3
 LOOK_UP_EVERY_S = 1.0
 

@@ -55,7 +55,9 @@ def used(requests: list[dict[str, Any]]) -> set[Right]:
 
 def may(system: System, verb: str, group: str, resource: str, namespace: str = "") -> bool:
     """Ask the API server whether our account may do it now; its view of roles is behind by moments."""
-    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace}
+    name, _, subresource = resource.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": name, "subresource": subresource}
+    attributes["namespace"] = namespace
     answer = system.plane.request(
         "POST",
         "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
@@ -123,6 +125,13 @@ def test_all_of_the_role_is_used_and_nothing_else_is_asked_for(system: System) -
     ours = system.requests()[before:]
     assert used(ours) <= granted()
     assert [each["requestURI"] for each in ours if each["responseStatus"]["code"] in {401, 403}] == []
+
+
+def test_it_may_write_to_no_pod_outside_of_its_namespace(system: System) -> None:
+    assert may(system, "patch", "", "pods", NAMESPACE)
+    assert not may(system, "patch", "", "pods", "default")
+    # A Binding carries our annotations; that is how a decision comes onto somebody's pod.
+    assert may(system, "create", "", "pods/binding", "default")
 
 
 def test_a_right_that_serving_needs_and_lacks_is_named_until_it_is_there(system: System) -> None:
