@@ -96,7 +96,7 @@ class Daemon:
         self.process.wait(STOP_LIMIT_S)
 
     def pause(self) -> None:
-        """SIGSTOP: connected and silent. Returns when all its threads stand still, which takes time where it is busy."""
+        """SIGSTOP: connected and silent. Returns when all its threads stand still: a busy machine takes a while."""
         self.process.send_signal(signal.SIGSTOP)
         tasks = Path(f"/proc/{self.process.pid}/task")
         while any(_state(task) != "T" for task in tasks.iterdir()):
