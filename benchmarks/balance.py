@@ -1,10 +1,13 @@
 """How evenly load lies on the nodes: random choice, in turn, fewest pods, and least-loaded on measured load.
 
     python -m benchmarks.balance [--seeds 10] [--nodes 200] [--loads 0.7,0.85] [--run-times exponential,trace]
-                                 [--mean-runs 20] [--ablation] [--trace-dir DIR]
+                                 [--mean-runs 20] [--retry-s 0] [--ablation] [--trace-dir DIR]
 
 On a virtual clock, with the store, the policies and the decider that the daemon runs. docs/model.md states the load
 model, the arrivals and what is measured. All choices of one seed get the same start and the same arrivals.
+
+With `--retry-s` a pod that waits is tried again that often, as under kube-scheduler's backoff (in the demo 1 to 3 s),
+instead of the instant there is room for it: for comparing with a run of the demo.
 """
 
 from __future__ import annotations
@@ -56,8 +59,9 @@ ABLATED = {"no pending load": MeasuredAlone}
 class World:
     """One cluster on a virtual clock."""
 
-    def __init__(self, model: WorkloadModel, placer: Placer, seed: int) -> None:
+    def __init__(self, model: WorkloadModel, placer: Placer, seed: int, retry_s: int = 0) -> None:
         trace = model.trace
+        self.retry_s = retry_s
         self.placer = placer
         self.room = Room(trace)
         # The same seed for all: only the choices differ.
@@ -94,6 +98,8 @@ class World:
                 else:
                     self._arrive(upcoming, comes_s)
                     upcoming = next(coming, None)
+            if self.retry_s and second % self.retry_s == 0:
+                self._retry(float(second))
             self.load.advance(1.0)
             delayed.append(self.load.util_frac.copy())
             if len(delayed) > LAG_S:
@@ -132,7 +138,7 @@ class World:
         self.taken_whole.discard(row)
         self.placer.ended(arrival, row, end_s)
         # What waits fitted nowhere until now, so this node is the only choice.
-        if self.least_asked > self.room.gpus[row]:
+        if self.retry_s or self.least_asked > self.room.gpus[row]:
             return
         for _ in range(len(self.queue)):
             other = self.queue.popleft()
@@ -141,6 +147,11 @@ class World:
             else:
                 self.queue.append(other)
         self.least_asked = min((other.gpus for other in self.queue), default=math.inf)
+
+    def _retry(self, now_s: float) -> None:
+        waiting, self.queue = self.queue, deque()
+        for arrival in waiting:
+            self._arrive(arrival, now_s)
 
     def _start(self, arrival: Arrival, row: int, now_s: float) -> None:
         self.room.take(row, arrival.job)
@@ -159,6 +170,7 @@ def main() -> None:
     parser.add_argument("--loads", default="0.7,0.85")
     parser.add_argument("--run-times", default="exponential,trace")
     parser.add_argument("--mean-runs", type=int, default=20, help="length of a run, warm-up included")
+    parser.add_argument("--retry-s", type=int, default=0, help="how often a waiting pod is tried; 0: at once")
     parser.add_argument("--ablation", action="store_true", help="least-loaded without pending load, too")
     parser.add_argument("--trace-dir", type=Path, help="whole lists, instead of the built-in slice")
     args = parser.parse_args()
@@ -171,7 +183,7 @@ def main() -> None:
     for run_times in (RunTimes(part) for part in args.run_times.split(",")):
         for load_frac in (float(part) for part in args.loads.split(",")):
             placers = PLACERS | (ABLATED if args.ablation else {})
-            _compare(trace, run_times, load_frac, args.seeds, args.mean_runs, placers)
+            _compare(trace, run_times, load_frac, args.seeds, args.mean_runs, placers, args.retry_s)
     print(f"\n{time.process_time():.0f} s of CPU")
 
 
@@ -182,6 +194,7 @@ def _compare(
     seeds: int,
     mean_runs: int,
     placers: dict[str, type[RandomChoice | LeastLoaded]],
+    retry_s: int,
 ) -> None:
     plain = WorkloadModel(trace, load_frac=1.0, speed_per_s=1.0, seed=0)
     spreads: dict[str, list[float]] = {name: [] for name in placers}
@@ -198,7 +211,7 @@ def _compare(
         fill = model.fill()
         arrivals = list(takewhile(lambda each: each.at_s <= mean_runs * MEAN_RUN_S, model.arrivals()))
         for name, kind in placers.items():
-            world = World(model, kind(trace, seed), seed)
+            world = World(model, kind(trace, seed), seed, retry_s)
             world.run(fill, arrivals, mean_runs)
             spreads[name].append(statistics.fmean(world.spreads))
             floors[name].append(statistics.fmean(world.floors))
