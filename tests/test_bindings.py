@@ -35,8 +35,8 @@ def record(uid: str, chosen: str = "", result: str = "placed") -> DecisionRecord
         result=result,
         reserved=False,
         reasons={},
-        policies=[],
-        best=[],
+        policies=(),
+        best=(),
     )
 
 

@@ -165,7 +165,10 @@ class Decider:
             return np.zeros(len(rows))
         best = self._ranked(judgement)
         self._record("prioritize", request, judgement, profile, "advised", unix_s, best=best, reserved=False)
-        return np.where(judgement.codes[rows] > 0, 0.0, judgement.total[rows])
+        scores = judgement.total[rows]
+        if np.count_nonzero(judgement.codes):
+            scores[judgement.codes[rows] > 0] = 0.0
+        return scores
 
     def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> NDArray[np.bool_]:
         """For preempt: which candidates pass all filters, shape (candidates,), bool. Never reserves or reorders.
@@ -193,7 +196,7 @@ class Decider:
         result: str,
         unix_s: float,
         *,
-        best: list[Ranked],
+        best: tuple[Ranked, ...],
         reserved: bool,
     ) -> DecisionRecord:
         self._cycle += 1
@@ -219,19 +222,20 @@ class Decider:
             result=result,
             reserved=reserved,
             reasons=reasons,
-            policies=[Weighed(*each) for each in zip(judgement.policies, judgement.weights, strict=True)],
+            policies=tuple(map(Weighed, judgement.policies, judgement.weights)),
             best=best,
         )
         self.log.add(record)
         return record
 
-    def _ranked(self, judgement: Judgement) -> list[Ranked]:
+    def _ranked(self, judgement: Judgement) -> tuple[Ranked, ...]:
         best = best_rows(judgement, BEST_KEPT)
         pool_names = self.store.pool_names
         # Gathered as columns, then told row by row: a dozen numpy calls instead of a hundred.
         raw = np.array([score[best] for score in judgement.scores], np.float64)
-        return [
-            Ranked(self._name(row), total, pool_names[pool], free_gpus, scores)
+        # Tuples of what the collector does not track are not tracked either: 10,000 records cost it nothing.
+        return tuple(
+            Ranked(self._name(row), total, pool_names[pool], free_gpus, tuple(scores))
             for row, total, pool, free_gpus, scores in zip(
                 best.tolist(),
                 judgement.total[best].tolist(),
@@ -240,7 +244,7 @@ class Decider:
                 raw.T.tolist() if judgement.scores else [[]] * len(best),
                 strict=True,
             )
-        ]
+        )
 
 
 def reason_texts(pool_names: list[str]) -> list[str]:

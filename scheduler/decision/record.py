@@ -34,7 +34,7 @@ class Ranked(msgspec.Struct, frozen=True, gc=False):
     pool: str
     free_gpus: float
     """Before this pod."""
-    scores: list[float]
+    scores: tuple[float, ...]
     """Raw score by each policy, in the order of the record's `policies`."""
 
 
@@ -66,9 +66,9 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """Whether its GPUs are now kept for this pod."""
     reasons: dict[str, int]
     """Reason text -> number of nodes it ruled out."""
-    policies: list[Weighed]
+    policies: tuple[Weighed, ...]
     """What scored, and with what share of the weight."""
-    best: list[Ranked]
+    best: tuple[Ranked, ...]
     """The ten best nodes, the choice first; each with its raw scores."""
 
     def terms(self, ranked: Ranked) -> list[float]:

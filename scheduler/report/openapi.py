@@ -146,7 +146,7 @@ def _structs(*items: type) -> list[type[msgspec.Struct]]:
             found[kind.cls] = None
             for each in kind.fields:
                 visit(each.type)
-        elif isinstance(kind, msgspec.inspect.ListType):
+        elif isinstance(kind, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)):
             visit(kind.item_type)
 
     for item in items:

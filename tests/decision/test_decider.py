@@ -331,7 +331,7 @@ def record_of(uid: str, cycle: str) -> DecisionRecord:
     values = {"unix_s": 0.0, "verb": "filter", "namespace": "", "pod": "", "profile": "", "placement": ""}
     return DecisionRecord(
         cycle=cycle, uid=uid, gpus=1, asked=0, fitting=0, chosen="", result="no_fit", reserved=False,
-        reasons={}, policies=[], best=[], **values,  # type: ignore[arg-type]  # texts, and one float
+        reasons={}, policies=(), best=(), **values,  # type: ignore[arg-type]  # texts, and one float
     )  # fmt: skip
 
 

@@ -90,8 +90,8 @@ class World:
                 result="placed",
                 reserved=True,
                 reasons={"node in quarantine": 3},
-                policies=[],
-                best=[],
+                policies=(),
+                best=(),
             )
         )
 
