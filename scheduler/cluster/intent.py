@@ -7,9 +7,11 @@ ends the chain; a cycle ends it too.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
+from scheduler.cluster.port import Kind
 from scheduler.core.nouns import PREFIX, Workload
 
 # Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
@@ -33,6 +35,7 @@ WORKLOAD_BY_OWNER: dict[str, Workload] = {
 class Owner:
     """What we keep of an owner: its own annotations of ours, and its own controller."""
 
+    kind: Kind
     annotations: dict[str, str]
     parent_uid: str
     parent_kind: str
@@ -66,7 +69,7 @@ class Intents:
         self.errors: Counter[str] = Counter()
         """Bad annotation values by key."""
 
-    def see_owner(self, owner: Partial) -> None:
+    def see_owner(self, kind: Kind, owner: Partial) -> None:
         """An owner was added or changed."""
         controller = controller_of(owner.metadata)
         annotations = our_annotations(owner.metadata)
@@ -74,13 +77,18 @@ class Intents:
             # Nothing to inherit through it: 10,000 plain owners then cost nothing.
             self.owners.pop(owner.metadata.uid, None)
             return
-        self.owners[owner.metadata.uid] = Owner(
-            annotations, controller.uid if controller else "", controller.kind if controller else ""
-        )
+        parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
+        self.owners[owner.metadata.uid] = Owner(kind, annotations, parent_uid, parent_kind)
 
     def forget_owner(self, uid: str) -> None:
         """An owner is gone."""
         self.owners.pop(uid, None)
+
+    def keep_owners(self, kind: Kind, uids: AbstractSet[str]) -> None:
+        """A full list of this kind: owners of it that the list does not name are gone."""
+        gone = [uid for uid, owner in self.owners.items() if owner.kind is kind and uid not in uids]
+        for uid in gone:
+            del self.owners[uid]
 
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""

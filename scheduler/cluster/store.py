@@ -130,7 +130,7 @@ class Store:
         elif gone:
             self.intents.forget_owner(thing.metadata.uid)
         else:
-            self.intents.see_owner(thing)
+            self.intents.see_owner(event.kind, thing)
 
     def _namespace(self, namespace: Partial, *, gone: bool) -> None:
         if gone:
@@ -156,6 +156,8 @@ class Store:
         elif event.kind is Kind.NAMESPACE:
             for name in self.intents.namespaces.keys() - event.keys:
                 self.intents.forget_namespace(name)
+        else:
+            self.intents.keep_owners(event.kind, event.keys)
         self.synced.add(event.kind)
 
     def _node_seen(self, node: Node) -> None:

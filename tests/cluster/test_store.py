@@ -319,6 +319,17 @@ def test_a_bad_workload_is_counted_and_inferred_instead() -> None:
     assert store.intents.errors["workload"] == 1
 
 
+def test_owners_that_a_list_of_their_kind_does_not_name_are_forgotten() -> None:
+    store = make_store()
+    ours = {"wattbalance.io/workload": "inference"}
+    for kind, uid in ((Kind.JOB, "kept"), (Kind.JOB, "gone"), (Kind.DEPLOYMENT, "other-kind")):
+        store.apply(Changed(kind, Partial(Meta(uid=uid, annotations=ours))), 0.0)
+    store.apply(Listed(Kind.JOB, {"kept"}, 0.0), 0.0)
+    assert set(store.intents.owners) == {"kept", "other-kind"}
+    orphan = make_pod(owner=OwnerRef(kind="Job", uid="gone", controller=True))
+    assert store.intents.workload(orphan.metadata, "") is Workload.TRAINING, "by its kind, no longer inherited"
+
+
 def test_an_owner_chain_with_a_cycle_ends() -> None:
     store = make_store()
     for uid, parent in (("a", "b"), ("b", "a")):
