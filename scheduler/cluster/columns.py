@@ -25,8 +25,6 @@ class Columns:
         self.rows = 0
         self.width = 8
         self._free_rows: list[int] = []
-        self.capability_max = 1.0
-        self.gpu_count_max = 1.0
         self.pool_sizes = [0] * pools
         self._allocate(0)
 
@@ -89,8 +87,9 @@ class Columns:
             cordoned=view(self.cordoned),  # type: ignore[arg-type]
             capability=view(self.capability),  # type: ignore[arg-type]
             name_hash=view(self.name_hash),  # type: ignore[arg-type]
-            capability_max=self.capability_max,
-            gpu_count_max=self.gpu_count_max,
+            # Rows without a node hold 1 and 0.
+            capability_max=float(self.capability.max(initial=1)),
+            gpu_count_max=float(self.gpu_count.max(initial=1)),
             pool_sizes=tuple(self.pool_sizes),
             stale_s=self.stale_s,
         )

@@ -93,12 +93,10 @@ class Nodes:
         self.renew(record)
 
     def renew(self, record: NodeRecord) -> None:
-        """Fold a node's readings anew after its hardware changed, and what is a scalar over all nodes."""
+        """Fold a node's readings anew after its hardware changed."""
         columns, row = self._columns, record.row
         columns.capability[row] = self._capability(record.model)
         columns.fold_readings(np.array([row]))
-        columns.capability_max = max(columns.capability_max, float(columns.capability[row]))
-        columns.gpu_count_max = max(columns.gpu_count_max, float(columns.gpu_count[row]))
         columns.renew_snapshot()
 
     def remove(self, name: str) -> NodeRecord | None:

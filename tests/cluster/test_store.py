@@ -293,6 +293,16 @@ def test_pools_go_by_selector_in_order_and_the_rest_is_default() -> None:
     assert store.snapshot.pool_sizes == (1, 1, 0)
 
 
+def test_what_is_relative_to_the_largest_node_falls_when_that_leaves() -> None:
+    store = make_store(capabilities={"H100": 2.0})
+    see_node(store, "small", gpus=4)
+    store.see_inventory("small", make_inventory("small", 4, model="T4"))
+    see_node(store, "large", gpus=16)
+    assert (store.snapshot.gpu_count_max, store.snapshot.capability_max) == (16, 2)
+    store.apply(Gone(Kind.NODE, make_node("large")), 0.0)
+    assert (store.snapshot.gpu_count_max, store.snapshot.capability_max) == (4, 1)
+
+
 def test_workload_comes_from_the_pod_then_its_owners_then_its_namespace() -> None:
     store = make_store()
     ours = {"wattbalance.io/workload": "inference"}
