@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from scheduler import __version__
@@ -184,7 +185,7 @@ class Daemon:
         """Why it does not know enough to answer; None if it does."""
         heard_mono_s = self.cluster.last_contact_mono_s
         if heard_mono_s is None:
-            return "the API server has not answered yet"
+            return f"the API server has not answered yet{self._why_failing(Kind)}"
         silent_s = self.clock.mono_s() - heard_mono_s
         if silent_s > self.settings.cluster.stale_s:
             return "the API server is silent"
@@ -195,16 +196,19 @@ class Daemon:
         if self.stopping.is_set():
             return "stopping"
         if missing := self._missing():
-            return f"not synced yet: {', '.join(missing)}"
+            return f"not synced yet: {', '.join(missing)}{self._why_failing(missing)}"
         if not self.broker_waited:
             return "waiting for the broker"
         return None
 
-    def _missing(self) -> list[str]:
+    def _missing(self) -> list[Kind]:
         """Kinds whose first list is still to come."""
-        return [
-            kind.value for kind in Kind if kind not in self.store.synced and kind not in self.cluster.refused
-        ]
+        return [kind for kind in Kind if kind not in self.store.synced and kind not in self.cluster.refused]
+
+    def _why_failing(self, kinds: Iterable[Kind]) -> str:
+        """What the last attempt at the first of these that fails ended with."""
+        failing = self.cluster.failing
+        return next((f" ({failing[kind]})" for kind in kinds if kind in failing), "")
 
     def degraded(self) -> list[str]:
         """What is missing though we answer: a closed set of words for metrics and `/readyz`."""

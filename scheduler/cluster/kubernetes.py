@@ -106,6 +106,11 @@ class KubernetesCluster:
         return self.health.refused
 
     @property
+    def failing(self) -> dict[Kind, str]:
+        """Kinds whose last attempt failed, and how; it is repeated."""
+        return self.health.failing
+
+    @property
     def forbidden(self) -> list[str]:
         """What our role did not allow when it was last tried, each with the rule to add; for a person."""
         return sorted(self.transport.forbidden.values())

@@ -86,6 +86,8 @@ class Health:
     """Kinds whose list was complete once; one whose access was taken away is removed."""
     refused: dict[Kind, str] = field(default_factory=dict)
     """Why a kind cannot be followed, for a person."""
+    failing: dict[Kind, str] = field(default_factory=dict)
+    """What the last attempt at a kind ended with; gone once it works again. For a person."""
     reading: int = 0
     """How many reflectors are handing out a page: they share the loop's turns."""
 
@@ -167,6 +169,9 @@ class Reflector:
             # Decoding starts in another turn than a page's last bytes came in.
             await asyncio.sleep(0)
             page = self._decoder.page(body)
+            if not page.resource_version:
+                # Some proxy's `{}`: taken for a list, it would empty the cluster.
+                raise ApiUnavailable(f"list {self.target.path}: not a list: it has no resourceVersion")
             # Decoding them, and whoever takes the events, is 10 to 30 ms of work a page.
             clock, health = self._transport.clock, self._health
             health.reading += 1
@@ -186,7 +191,7 @@ class Reflector:
                 break
             await asyncio.sleep(0)
         self._expired_lists = 0
-        self._failures = 0
+        self._works()
         self._resource_version = page.resource_version
         yield Listed(self.kind, keys, began_mono_s)
 
@@ -209,7 +214,7 @@ class Reflector:
             async for line in lines:
                 event = self._event(line)
                 told = True
-                self._failures = 0
+                self._works()
                 if event is not None:
                     yield event
         self._counters.watch_restarts[self.kind] += 1
@@ -275,11 +280,18 @@ class Reflector:
         wait_s = pace.refused_required_s if self.kind in REQUIRED else pace.refused_s
         await asyncio.sleep(wait_s * random.uniform(1.0, 1.2))  # noqa: S311 - not a secret
 
+    def _works(self) -> None:
+        self._failures = 0
+        self._health.failing.pop(self.kind, None)
+
     async def _pause(self, error: ClusterError) -> None:
         self._failures += 1
+        self._health.failing[self.kind] = str(error)
         if self._resource_version:
             self._counters.watch_restarts[self.kind] += 1
-        await asyncio.sleep(max(self._pace.pause_s(self._failures), error.retry_after_s or 0.0))
+        # A proxy's Retry-After may be a day, or a number without end: nobody would call us back.
+        asked_s = min(error.retry_after_s or 0.0, self._pace.refused_s)
+        await asyncio.sleep(max(self._pace.pause_s(self._failures), asked_s))
 
     async def _went_back(self) -> bool:
         """Whether the store is older than what we saw, as after a restored backup: its watch would stay silent."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import ssl
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -164,7 +166,7 @@ class Transport:
             raise ApiUnavailable(f"{verb} {target.path}: no answer within {limit_s:g} s") from error
         except aiohttp.ClientError as error:
             self.counters.errors[verb, target.resource, "connection"] += 1
-            raise ApiUnavailable(f"{verb} {target.path}: {str(error) or type(error).__name__}") from error
+            raise ApiUnavailable(f"{verb} {target.path}: {_cause(error)}") from error
 
     async def _open(
         self,
@@ -193,7 +195,7 @@ class Transport:
             raise
         if response.status < 500:
             self.heard()
-        if response.status < 400:
+        if response.status < 300:
             self.forbidden.pop((verb, target.rbac_resource), None)
             return response
         async with response:
@@ -239,6 +241,13 @@ class Transport:
     ) -> ClusterError:
         code = response.status
         self.counters.errors[verb, target.resource, str(code)] += 1
+        if code < 400:
+            where = response.headers.get("Location", "nowhere")[:200]
+            return ApiUnavailable(
+                f"{verb} {target.path}: HTTP {code}: a redirect to {where}, which would get our token and is not "
+                "followed: give the API server's own address",
+                status=code,
+            )
         said = status_of(answer).message or answer[:200].decode(errors="replace").strip()
         text = f"{verb} {target.path}: HTTP {code}: {said}"
         if code in (FORBIDDEN, UNAUTHORIZED):
@@ -259,6 +268,19 @@ class Transport:
             self.counters.throttled += code == TOO_MANY
             return ApiUnavailable(text, status=code, retry_after_s=_retry_after_s(response))
         return ApiRejected(text, status=code)
+
+
+def _cause(error: aiohttp.ClientError) -> str:
+    """Say what went wrong in a connection, without aiohttp's picture of the SSL context."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"{error.host}:{error.port} cannot be trusted: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        # asyncio's own text of a refused connection leaves out that it was refused.
+        plain = cause.errno is not None and cause.errno > 0 and not isinstance(cause, ssl.SSLError)
+        text = os.strerror(cause.errno or 0) if plain else cause.strerror or str(cause)
+        return f"cannot connect to {error.host}:{error.port}: {text}"
+    return str(error) or type(error).__name__
 
 
 def status_of(answer: bytes | msgspec.Raw) -> Status:

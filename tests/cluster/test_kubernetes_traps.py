@@ -19,6 +19,7 @@ from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.reflector import Pace
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ApiConflict, ApiRejected, ApiUnavailable, ClusterError
+from tests.brokers import free_port
 from tests.contracts.cluster_contract import Json, beside, changed, eventually, following, gone
 
 CLOCK = SystemClock()
@@ -365,6 +366,56 @@ async def test_429_on_a_list_holds_the_reflector_back() -> None:
     async with script.cluster() as cluster, following(cluster, Kind.POD) as pods:
         await pods.listed()
         assert cluster.counters.throttled == 1
+
+
+@pytest.mark.parametrize("value", ["86400", "9" * 400])
+async def test_a_retry_after_without_end_does_not_hold_the_reflector_for_ever(value: str) -> None:
+    busy = answers(failure(503, "go away"), 503, {"Retry-After": value})
+    script = Script(lists=[busy, a_list()], watches=[a_watch()])
+    async with script.cluster() as cluster, following(cluster, Kind.POD) as pods:
+        await pods.listed()
+
+
+@pytest.mark.parametrize("body", [{}, {"items": []}, {"metadata": {}, "items": [pod("b")]}])
+async def test_a_list_without_a_version_is_none_and_takes_nothing_away(body: Json) -> None:
+    script = Script(
+        lists=[a_list(pod("a")), answers(body), a_list(pod("a"))],
+        watches=[answers(failure(410), 410), a_watch()],
+    )
+    async with script.cluster() as cluster, following(cluster, Kind.POD) as pods:
+        assert [(await pods.listed(n)).keys for n in (1, 2)] == [{"u-a"}, {"u-a"}]
+        assert len(script.queries("list")) == 3
+
+
+async def test_what_fails_is_said_until_it_works_again() -> None:
+    page = answers("<html>Log in</html>")
+    gate = asyncio.Event()
+
+    async def later(request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        return await a_list()(request)
+
+    script = Script(lists=[page, later], watches=[a_watch()])
+    async with script.cluster() as cluster, following(cluster, Kind.POD) as pods:
+        await eventually(lambda: "not a list" in cluster.failing.get(Kind.POD, ""))
+        gate.set()
+        await pods.listed()
+        assert not cluster.failing
+
+
+async def test_a_redirect_is_not_followed_and_named() -> None:
+    script = Script(others=[answers("", 302, {"Location": "https://login.example/"})])
+    async with script.cluster() as cluster:
+        with pytest.raises(ApiUnavailable, match=r"HTTP 302: a redirect to https://login\.example/"):
+            await cluster.get_pod("x", "a")
+        assert len(script.asked) == 1
+
+
+async def test_a_server_that_is_not_there_is_named_without_our_own_objects() -> None:
+    credentials = from_server(f"http://127.0.0.1:{free_port()}", clock=CLOCK)
+    async with KubernetesCluster(credentials, CLOCK) as cluster:
+        with pytest.raises(ApiUnavailable, match=r"cannot connect to 127\.0\.0\.1:\d+: Connection refused$"):
+            await cluster.get_pod("x", "a")
 
 
 async def test_a_bind_without_an_answer_is_unknown_and_not_sent_twice() -> None:
