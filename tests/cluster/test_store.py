@@ -337,7 +337,9 @@ def test_owners_that_a_list_of_their_kind_does_not_name_are_forgotten() -> None:
     store.apply(Listed(Kind.JOB, {"kept"}, 0.0), 0.0)
     assert set(store.intents.owners) == {"kept", "other-kind"}
     orphan = make_pod(owner=OwnerRef(kind="Job", uid="gone", controller=True))
-    assert store.intents.workload(orphan.metadata, "") is Workload.TRAINING, "by its kind, no longer inherited"
+    assert store.intents.workload(orphan.metadata, "") is Workload.TRAINING, (
+        "by its kind, no longer inherited"
+    )
 
 
 def test_an_owner_chain_with_a_cycle_ends() -> None:
