@@ -95,8 +95,9 @@ class Daemon:
         self.store.on_bound = self._note_bound
         # 2. What comes in.
         kubeconfig = Path(settings.cluster.kubeconfig) if settings.cluster.kubeconfig else None
+        self.credentials = find(clock=clock, kubeconfig=kubeconfig)
         self.cluster = KubernetesCluster(
-            find(clock=clock, kubeconfig=kubeconfig),
+            self.credentials,
             clock,
             instance=self.pod_name or socket.gethostname(),
             limits=Limits(call_timeout_s=float(settings.cluster.api_timeout_s)),
@@ -238,7 +239,19 @@ class Daemon:
         finally:
             gc.set_threshold(*self._gc_threshold)
 
+    async def _logged_in(self) -> bool:
+        """Log in to the API server; False if we are to stop before: a login plugin may take half a minute."""
+        async with asyncio.TaskGroup() as group:
+            login = group.create_task(self.credentials.access(), name="cluster.login")
+            stop = group.create_task(self.stopping.wait(), name="cluster.login.stop")
+            await asyncio.wait((login, stop), return_when=asyncio.FIRST_COMPLETED)
+            login.cancel()
+            stop.cancel()
+        return not login.cancelled()
+
     async def _run(self) -> None:
+        if not await self._logged_in():
+            return
         async with self.cluster, asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(guard("listeners.run", self.listeners.run()), name="listeners.run"),
@@ -477,7 +490,8 @@ def serve(settings: Settings, config_path: str) -> int:
 async def _serve(settings: Settings) -> int:
     daemon = Daemon(settings, SystemClock())
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
+    # SIGHUP too: the terminal that started us is gone, and the Lease should not wait for its end.
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(each, daemon.stopping.set)
     log.info(
         "starting",

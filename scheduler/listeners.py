@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import socket
 import ssl
+import stat
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -135,7 +138,7 @@ class Certificates:
 
     def _digest(self) -> bytes:
         files = (self.files.cert_file, self.files.key_file, self.files.client_ca_file)
-        digests = [hashlib.sha256(file.read_bytes()).digest() for file in files if file is not None]
+        digests = [hashlib.sha256(_read(file)).digest() for file in files if file is not None]
         return b"".join(digests)
 
     def _build(self) -> ssl.SSLContext:
@@ -145,12 +148,38 @@ class Certificates:
         context.options |= ssl.OP_NO_TICKET
         # No h2 here: a client that offers both falls back to 1.1.
         context.set_alpn_protocols(["http/1.1"])
-        # An empty password makes a locked key an error; without one, OpenSSL would ask on the terminal.
-        context.load_cert_chain(self.files.cert_file, self.files.key_file, password="")
-        if self.files.client_ca_file is not None:
-            context.load_verify_locations(self.files.client_ca_file)
+        cert_file, key_file, ca_file = self.files.cert_file, self.files.key_file, self.files.client_ca_file
+        # OpenSSL would open whatever stands there.
+        self._digest()
+        try:
+            # An empty password makes a locked key an error; without one, OpenSSL would ask on the terminal.
+            context.load_cert_chain(cert_file, key_file, password="")
+        except ssl.SSLError as error:
+            what = "expected a PEM certificate and its unlocked key"
+            raise OSError(f"cert_file {cert_file}, key_file {key_file}: {what}, got: {error}") from error
+        if ca_file is not None:
+            try:
+                context.load_verify_locations(ca_file)
+            except ssl.SSLError as error:
+                raise OSError(f"client_ca_file {ca_file}: expected PEM certificates, got: {error}") from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+def _read(file: Path) -> bytes:
+    """Read a certificate file. A pipe that stands in its place would hold the loop for ever, a device fill it."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(f"{file}: expected a file, got a directory, pipe or device")
+    return file.read_bytes()
+
+
+def _reason(error: OSError) -> str:
+    """Say what failed: asyncio's text repeats the address, and that of a name that is not known lacks it."""
+    if isinstance(error, socket.gaierror):
+        return f"expected an address of this machine, got one that is not known: {error.strerror}"
+    if error.errno is None or error.filename is not None:
+        return str(error)
+    return f"cannot be bound: {os.strerror(error.errno)}"
 
 
 async def _elsewhere(request: web.Request) -> web.Response:
@@ -231,8 +260,11 @@ class Listeners:
             OSError: an address cannot be bound, or a certificate not be read.
         """
         try:
-            for spec in self._specs:
-                await self._listen(spec)
+            for index, spec in enumerate(self._specs):
+                try:
+                    await self._listen(spec)
+                except OSError as error:
+                    raise OSError(f"listeners[{index}] ({spec.address}): {_reason(error)}") from error
         except BaseException:
             await self.stop()
             raise

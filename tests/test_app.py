@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -297,6 +298,40 @@ async def test_a_standby_that_acts_answers_its_neighbour_only(world: World) -> N
             assert leader.daemon.verbs.may_answer(False) is None
             assert standby.daemon.verbs.may_answer(True) is None
             assert "standby" in (standby.daemon.verbs.may_answer(False) or "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_login_plugin_that_hangs_does_not_hold_the_end(world: World, number: signal.Signals) -> None:
+    began = world.folder / "began"
+    config_file, _ = world.configure()
+    kubeconfig = yaml.safe_load((world.folder / "kubeconfig").read_text())
+    # `exec`, or the shell's child would outlive it.
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "interactiveMode": "Never",
+        "command": "/bin/sh",
+        "args": ["-c", f"echo $$ > {began}.new; mv {began}.new {began}; exec sleep 600"],
+    }
+    kubeconfig["users"][0]["user"] = {"exec": plugin}
+    (world.folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config_file)
+    )
+    try:
+        async with asyncio.timeout(HANG_S):
+            while not began.exists():
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        process.send_signal(number)
+        async with asyncio.timeout(HANG_S):
+            # 1 would mean that it waited for the login plugin's own limit.
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(began.read_text()), signal.SIGKILL)
 
 
 async def test_a_password_file_that_is_never_read_through_does_not_hold_the_end(world: World) -> None:

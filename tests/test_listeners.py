@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -218,6 +219,36 @@ async def test_a_taken_address_leaves_no_other_bound() -> None:
         with pytest.raises(OSError, match="in use"):
             await second.start()
         assert second.addresses == []
+
+
+async def test_what_cannot_be_bound_is_named_with_its_place_in_the_configuration() -> None:
+    unknown = ListenerSpec(address="no-such-host.invalid:1", serves=frozenset())
+    listeners = Listeners([spec(), unknown], ROUTES)
+    with pytest.raises(OSError, match=r"^listeners\[1\] \(no-such-host\.invalid:1\): expected an address"):
+        await listeners.start()
+
+
+@pytest.mark.parametrize(
+    ("bad", "want"), [("tls.crt", "cert_file .*tls.crt"), ("client-ca.crt", "client_ca_file .*client-ca.crt")]
+)
+async def test_a_certificate_of_garbage_is_named(tmp_path: Path, bad: str, want: str) -> None:
+    site = Site(tmp_path)
+    (tmp_path / bad).write_bytes(b"\x00garbage")
+    with pytest.raises(OSError, match=want):
+        await Listeners([spec(site.files)], ROUTES).start()
+
+
+async def test_a_pipe_in_place_of_a_certificate_holds_nobody(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    async with listening(spec(site.files)) as listeners:
+        port, client = listeners.addresses[0][1], site.client(site.old)
+        site.files.key_file.unlink()
+        os.mkfifo(site.files.key_file)
+        listeners.check_certificates()
+        assert listeners.reloads.failed == 1
+        assert await serial_served(port, client) == site.serial
+    with pytest.raises(OSError, match=r"tls\.key: expected a file, got a directory, pipe or device"):
+        await Listeners([spec(site.files)], ROUTES).start()
 
 
 async def is_closed(reader: asyncio.StreamReader) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from scheduler.core.clock import Clock
 
 # What the loader raises where a kubeconfig holds a list for a map, a number for a name, or a key that is no base64.
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_BROKEN = (OSError, ValueError, KeyError)
 # A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
 LOGIN_TIMEOUT_S = 30.0
 # A projected service account token is replaced at 80 % of its life; the in-cluster loader looks once a minute too.
@@ -93,9 +94,16 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
                 raise _bad(
                     f"the login plugin of kubeconfig {path} took over {LOGIN_TIMEOUT_S:g} s"
                 ) from error
+            except (TypeError, AttributeError) as error:
+                # The loader's own stumbling, of no use to a person.
+                what = "expected a mapping with clusters, users, contexts and current-context"
+                raise _bad(
+                    f"kubeconfig {path} cannot be used: {what}, got something else in its place"
+                ) from error
             except (ConfigException, yaml.YAMLError, *_BROKEN) as error:
                 raise _bad(f"kubeconfig {path} cannot be used: {error}") from error
             _check_logged_in(configuration, loader, path)
+            _check_server(str(configuration.host), path)
             expiry = getattr(loader, "exec_plugin_expiry", None)
             return _access(configuration, expiry.timestamp() if expiry is not None else None)
 
@@ -203,8 +211,17 @@ def _context(
 
 def _check_exists(path: Path) -> None:
     # The loader only logs it, and goes on with nothing.
-    if not path.is_file():
+    if not path.exists():
         raise _bad(f"kubeconfig {path} does not exist")
+    if not path.is_file():
+        raise _bad(f"kubeconfig {path}: expected a file, got a directory, pipe or device")
+
+
+def _check_server(server: str, path: Path) -> None:
+    # Asked for ever otherwise, with a message that names neither.
+    if not re.match(r"https?://[^/]", server):
+        expected = "expected the API server's URL such as https://10.0.0.1:6443"
+        raise _bad(f"kubeconfig {path}: clusters[].cluster.server: {expected}, got {server!r}")
 
 
 def _check_logged_in(configuration: Configuration, loader: object, path: Path) -> None:

@@ -217,6 +217,11 @@ class Transport:
         self.counters.requests[verb] += 1
         headers = {"Accept": accept}
         if token := await access.token():
+            if not token.isprintable():
+                # A token file of two lines, or half written: aiohttp's ValueError would end the process.
+                raise ApiUnavailable(
+                    f"{verb} {target.path}: expected a token of one line, got another character"
+                )
             headers["Authorization"] = token
         data = None
         if body is not None:

@@ -187,6 +187,20 @@ async def test_a_missing_kubeconfig_names_its_path(tmp_path: Path, clock: Manual
         await from_kubeconfig(tmp_path / "no-such-file", clock=clock).access()
 
 
+async def test_a_kubeconfig_that_is_no_file_says_so(tmp_path: Path, clock: ManualClock) -> None:
+    with pytest.raises(ConfigError, match="expected a file, got a directory"):
+        await from_kubeconfig(tmp_path, clock=clock).access()
+
+
+@pytest.mark.parametrize("server", ["", "ftp://x", "10.0.0.1:6443", "https://"])
+async def test_a_server_that_is_no_url_is_refused_at_once(
+    tmp_path: Path, clock: ManualClock, server: str
+) -> None:
+    path = write_config(tmp_path / "config", {"token": "t"}, server=server)
+    with pytest.raises(ConfigError, match=r"cluster\.server: expected the API server's URL"):
+        await from_kubeconfig(path, clock=clock).access()
+
+
 async def test_in_cluster_reads_the_token_again_each_minute(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

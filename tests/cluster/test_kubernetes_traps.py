@@ -411,6 +411,13 @@ async def test_a_redirect_is_not_followed_and_named() -> None:
         assert len(script.asked) == 1
 
 
+async def test_a_token_of_two_lines_is_an_error_that_may_pass() -> None:
+    credentials = from_server("http://127.0.0.1:1", token="one\ntwo", clock=CLOCK)
+    async with KubernetesCluster(credentials, CLOCK) as cluster:
+        with pytest.raises(ApiUnavailable, match="a token of one line"):
+            await cluster.get_pod("x", "a")
+
+
 async def test_a_server_that_is_not_there_is_named_without_our_own_objects() -> None:
     credentials = from_server(f"http://127.0.0.1:{free_port()}", clock=CLOCK)
     async with KubernetesCluster(credentials, CLOCK) as cluster:
