@@ -21,7 +21,7 @@ from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Intents
-from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.kubernetes import PROBE_EVERY_S, KubernetesCluster
 from scheduler.cluster.lease import Elector
 from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Pod
@@ -101,6 +101,8 @@ class Daemon:
             clock,
             instance=self.pod_name or socket.gethostname(),
             limits=Limits(call_timeout_s=float(settings.cluster.api_timeout_s)),
+            # Who observes renews no Lease: without a sign of life in time, a quiet server would count as silent.
+            probe_every_s=min(PROBE_EVERY_S, float(settings.cluster.stale_s) / 2),
         )
         self.handler = StoreHandler(self.store)
         self.subscriber = TelemetrySubscriber(

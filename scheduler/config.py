@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import combinations
 from pathlib import Path as FileSystemPath
@@ -22,7 +22,7 @@ from scheduler.config_settings import (
     Settings,
     TelemetrySettings,
 )
-from scheduler.config_types import PolicyUse, Weight
+from scheduler.config_types import Address, PolicyUse, Weight
 from scheduler.config_yaml import Path
 from scheduler.core.errors import ConfigError, Problem
 
@@ -33,6 +33,8 @@ MOST_PROBLEMS = 200
 # From 1.30 on, kube-scheduler's `ignorable` covers bind too.
 IGNORABLE_COVERS_BIND = (1, 30)
 DEFAULT_POOL = "default"
+# LeaseTimes waits a random 1 to 1.2 times `retry`.
+RETRY_SPREAD = 1.2
 
 _T = TypeVar("_T")
 
@@ -178,15 +180,21 @@ def _check_pools(pools: dict[int, PoolSettings], checker: Checker) -> None:
 
 
 def _check_listeners(listeners: dict[int, ListenerSettings], checker: Checker) -> None:
-    first: dict[str, int] = {}
+    first: dict[Address, int] = {}
     for index, listener in listeners.items():
         path: Path = ("listeners", index)
         if listener.address in first and listener.address.port != 0:
             was = first[listener.address]
             checker.refuse((*path, "address"), f"expected each address once, got it again (listeners[{was}])")
+        elif (same := _on_all_interfaces(listener.address, first)) is not None:
+            checker.refuse(
+                (*path, "address"),
+                f"expected another port: {same} and {listener.address} cannot both be bound (listeners[{first[same]}])",
+            )
         first.setdefault(listener.address, index)
-        if len(set(listener.serves)) != len(listener.serves):
-            checker.refuse((*path, "serves"), "expected each thing once, got one twice")
+        twice = next((face for face in Face if listener.serves.count(face) > 1), None)
+        if twice is not None:
+            checker.refuse((*path, "serves"), f"expected each thing once, got {twice.value} twice")
         if listener.address.loopback:
             continue
         if Face.EXTENDER in listener.serves and (listener.tls is None or listener.tls.client_ca_file is None):
@@ -195,6 +203,17 @@ def _check_listeners(listeners: dict[int, ListenerSettings], checker: Checker) -
         if Face.API in listener.serves:
             message = "expected a loopback address where api is served (use kubectl port-forward), got "
             checker.refuse((*path, "address"), message + shown(str(listener.address)))
+
+
+def _on_all_interfaces(address: Address, others: Iterable[Address]) -> Address | None:
+    """Give an address with the same port where one of the two takes all interfaces; IPv6's are apart from IPv4's."""
+    for other in others:
+        for wildcard, one in ((address.host, other.host), (other.host, address.host)):
+            # A name may mean either family; it is left to the kernel.
+            same_family = (":" in wildcard) == (":" in one) and not one[:1].isalpha()
+            if wildcard in ("0.0.0.0", "::") and same_family and address.port == other.port != 0:  # noqa: S104 - compared, not bound
+                return other
+    return None
 
 
 def _check_telemetry(telemetry: TelemetrySettings, checker: Checker) -> None:
@@ -230,6 +249,9 @@ def _check_lease(lease: LeaseSettings, checker: Checker) -> None:
             ("lease", "retry"),
             f"expected less than renew_deadline ({lease.renew_deadline_s}), got {lease.retry_s}",
         )
+    elif lease.retry_s * RETRY_SPREAD >= lease.renew_deadline_s:
+        message = f"expected less than renew_deadline ({lease.renew_deadline_s}) over {RETRY_SPREAD:g}"
+        checker.refuse(("lease", "retry"), f"{message}, since retries are spread; got {lease.retry_s}")
 
 
 def _sorted(problems: list[Problem]) -> list[Problem]:

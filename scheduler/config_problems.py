@@ -112,7 +112,11 @@ class Checker:
         written = self._document.written.get(path)
         got = shown(value) if written is None else written[:60]
         hint = ""
-        if written is not None and _bare(kind) is not bool and _takes_text(kind):
+        # Advice only where following it helps: `mode: "on"` is no better than `mode: on`.
+        helps = written is not None and (
+            not isinstance(_bare(kind), EnumType) or _fails(written, kind) is None
+        )
+        if helps and written is not None and _bare(kind) is not bool and _takes_text(kind):
             hint = f', which YAML reads as {_named(value)}: write "{written[:60]}"'
         self.refuse(path, f"expected {expectation(kind)}, got {got}{hint}")
 

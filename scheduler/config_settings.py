@@ -20,6 +20,8 @@ from scheduler.config_types import (
     LabelKey,
     LabelValue,
     Name,
+    NamespaceName,
+    ObjectName,
     PolicyUse,
     PositiveSeconds,
     Seconds,
@@ -282,8 +284,8 @@ class LeaseSettings(Strict, frozen=True, kw_only=True):
     """Who of several replicas writes."""
 
     enabled: Annotated[bool, Meta(description="Off: this is the only replica, and it always leads.")] = True
-    name: Annotated[Name, Meta(description="Name of the Lease.")] = "wattbalance"
-    namespace: Annotated[Name | None, Meta(description="Its namespace; null: the pod's own.")] = None
+    name: Annotated[ObjectName, Meta(description="Name of the Lease.")] = "wattbalance"
+    namespace: Annotated[NamespaceName | None, Meta(description="Its namespace; null: the pod's own.")] = None
     duration_s: Annotated[
         PositiveSeconds,
         Meta(description="A leader that is silent for this long is replaced; as Kubernetes has it."),

@@ -20,6 +20,21 @@ Name = Annotated[
     str,
     Meta(pattern=_NAME, extra={"expected": "a name of letters, digits, - _ . such as dc-1, at most 63 long"}),
 ]
+# What the API server takes for a Lease (RFC 1123); `Name` would pass here and be refused there, for ever.
+ObjectName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?){{0,3}}{END}",
+        extra={"expected": "a Kubernetes name of small letters, digits, - and . such as wattbalance"},
+    ),
+]
+NamespaceName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?{END}",
+        extra={"expected": "a namespace of small letters, digits and - such as wattbalance, at most 63 long"},
+    ),
+]
 LabelKey = Annotated[
     str, Meta(pattern=_LABEL_KEY, extra={"expected": "a label such as site or example.com/site"})
 ]

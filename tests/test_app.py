@@ -285,6 +285,21 @@ async def test_observing_changes_nothing_in_the_cluster(world: World) -> None:
     assert world.everything() == before
 
 
+async def test_a_quiet_cluster_is_not_taken_for_a_silent_one_however_short_the_limit(world: World) -> None:
+    path, _ = world.configure()
+    cluster = {**yaml.safe_load(path.read_text())["cluster"], "stale": "4s"}
+    # Nothing but probes is heard: no Lease is renewed, and nothing changes.
+    async with world.replica(cluster=cluster, mode="observe") as observer:
+        for _ in range(6):
+            heard_mono_s = observer.daemon.cluster.last_contact_mono_s
+
+            def heard_again(before: float | None = heard_mono_s) -> bool:
+                assert observer.daemon.not_ready() is None
+                return observer.daemon.cluster.last_contact_mono_s != before
+
+            await eventually(heard_again)
+
+
 async def test_any_replica_that_observes_answers_from_anywhere(world: World) -> None:
     async with world.replica(mode="observe") as first, world.replica(mode="observe") as second:
         for replica in (first, second):

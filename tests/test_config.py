@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from scheduler import config
+from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.config import ConfigError
 from scheduler.config_schema import structs_below
 from scheduler.config_settings import Face, Mode, PoolKind, Profile, Settings
@@ -223,7 +224,7 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "listeners[0].address",
             "loopback",
         ),
-        ("listeners: [{address: 'h:1', serves: [probes, probes]}]", "listeners[0].serves", "once"),
+        ("listeners: [{address: 'h:1', serves: [probes, probes]}]", "listeners[0].serves", "probes twice"),
         ("listeners: [{address: 'h:1', serves: []}]", "listeners[0].serves", "at least one entry"),
         ("listeners: []", "listeners", "at least one entry"),
         ("listeners: [{address: 'h:70000', serves: [probes]}]", "listeners[0].address", "an address such as"),
@@ -232,6 +233,16 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "listeners: [{address: 'h:1', serves: [probes]}, {address: 'h:1', serves: [metrics]}]",
             "listeners[1].address",
             "each address once",
+        ),
+        (
+            "listeners: [{address: '127.0.0.1:1', serves: [probes]}, {address: '0.0.0.0:1', serves: [metrics]}]",
+            "listeners[1].address",
+            "127.0.0.1:1 and 0.0.0.0:1 cannot both be bound (listeners[0])",
+        ),
+        (
+            "listeners: [{address: '[::]:1', serves: [probes]}, {address: '[::1]:1', serves: [metrics]}]",
+            "listeners[1].address",
+            "another port",
         ),
         # extender
         (
@@ -249,6 +260,9 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
         ("shutdown: {grace: 4:30}", "shutdown.grace", "got '4:30'"),
         ("models: {x: {capability: 017}}", "models.x.capability", "got '017'"),
         ("models: {x: {capability: true}}", "models.x.capability", "a number"),
+        ("lease: {renew_deadline: 10s, retry: 9s}", "lease.retry", "less than renew_deadline (10s) over 1.2"),
+        ("lease: {name: Bad_Name}", "lease.name", "a Kubernetes name of small letters"),
+        ("lease: {namespace: a.b}", "lease.namespace", "a namespace of small letters"),
         ("lease: {enabled: 'true'}", "lease.enabled", "true or false, got 'true'"),
         ("lease:", "lease", "got nothing (null)"),
         (
@@ -299,11 +313,35 @@ def test_a_password_is_never_repeated() -> None:
             "listeners: [{address: '0.0.0.0:1', serves: [extender],"
             " tls: {cert_file: a, key_file: b, client_ca_file: c}}]"
         ),
+        "listeners: [{address: '0.0.0.0:0', serves: [probes]}, {address: '127.0.0.1:0', serves: [metrics]}]",
+        "listeners: [{address: '0.0.0.0:1', serves: [probes]}, {address: '127.0.0.1:2', serves: [metrics]}]",
+        "listeners: [{address: '[::]:1', serves: [probes]}, {address: '127.0.0.1:1', serves: [metrics]}]",
+        "lease: {renew_deadline: 10s, retry: 8s, name: a.b-c, namespace: kube-system}",
         "pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: c}}]",
     ],
 )
 def test_what_only_looks_wrong_is_taken(text: str) -> None:
     config.load(LEAST + text)
+
+
+def test_every_lease_that_is_taken_can_be_elected_for() -> None:
+    # The very boundary: what check-config lets through must not fail in `serve`.
+    for tenths in range(70, 100):
+        try:
+            lease = config.load(f"{LEAST}lease: {{renew_deadline: 10s, retry: {tenths * 100}ms}}").lease
+        except ConfigError:
+            continue
+        LeaseTimes(
+            lease_s=float(lease.duration_s),
+            deadline_s=float(lease.renew_deadline_s),
+            retry_s=float(lease.retry_s),
+        )
+
+
+def test_no_quotes_are_advised_where_they_would_not_help() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(f"{LEAST}mode: on")
+    assert str(caught.value).endswith("mode: expected one of act, observe, got on")
 
 
 def test_json_is_taken_too() -> None:
