@@ -49,6 +49,9 @@ FIRST_SWEEP = 64
 """Connections remembered before closed ones are swept out; kube-scheduler keeps a handful."""
 BODY_TIMEOUT_S = 10.0  # twice kube-scheduler's default httpTimeout: who is slower has given up
 
+TELL_EVERY_S = 60.0
+"""How often a refusal is logged, for each reason: a broken client repeats it a hundred times a second."""
+
 BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the latency histogram: fine around the 1.5 ms aimed for, up to the default httpTimeout."""
 
@@ -172,6 +175,7 @@ class ExtenderServer:
         # Connections that were told to close while they had a question; their answer says so.
         self._closing: set[RequestHandler] = set()
         self._warned_of_full_nodes = False
+        self._told_mono_s: dict[str, float] = {}
 
     def routes(self, prefix: str = "/scheduler") -> list[web.RouteDef]:
         """Give the routes, POST only, under the prefix that kube-scheduler's `urlPrefix` ends in."""
@@ -273,10 +277,20 @@ class ExtenderServer:
             status, result, reason = HTTPStatus.INTERNAL_SERVER_ERROR, "error", "error"
         self._counters.refused[reason] += 1
         text = str(error) if result != "error" else f"{verb} failed: {type(error).__name__}: {error}"
+        if result not in ("error", "unavailable", "disconnected"):
+            self._tell(verb, reason, text)
         response = _json(status, error_answer(text))
         if isinstance(error, _Refused) and error.close:
             response.force_close()
         return response, result
+
+    def _tell(self, verb: str, reason: str, text: str) -> None:
+        # kube-scheduler logs a status and no more, so that what it is about would stand nowhere.
+        now_mono_s = self._clock.mono_s()
+        told_mono_s = self._told_mono_s.get(reason)
+        if told_mono_s is None or now_mono_s - told_mono_s >= TELL_EVERY_S:
+            self._told_mono_s[reason] = now_mono_s
+            _log.warning("extender verb %s was refused: %s", verb, text[:300])
 
     async def _body(self, request: web.Request) -> bytes:
         # Not request.read(): its limit belongs to the application, which other roles may share.

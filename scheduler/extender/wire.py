@@ -187,7 +187,9 @@ def _guarded(body: bytes | bytearray, read: Callable[[bytes | bytearray], T]) ->
     except UnicodeDecodeError as error:
         raise BadRequest(BadRequest.BAD_UTF8, str(error.reason)) from error
     except RecursionError as error:
-        raise BadRequest(BadRequest.TOO_DEEP) from error
+        raise BadRequest(
+            BadRequest.TOO_DEEP, "expected a pod and nodes, got too many levels of JSON"
+        ) from error
     except msgspec.ValidationError as error:
         raise BadRequest(BadRequest.WRONG_TYPE, str(error)) from error
     except msgspec.DecodeError as error:
@@ -243,13 +245,13 @@ def _read_bind(body: bytes | bytearray) -> BindArgs:
         ("Node", question.node),
     ):
         if not value:
-            raise BadRequest(BadRequest.MISSING_FIELD, field)
+            raise BadRequest(BadRequest.MISSING_FIELD, f"expected {field}, got nothing")
     return BindArgs(namespace=question.namespace, name=question.name, uid=question.uid, node=question.node)
 
 
 def _pod(pod: Pod | None) -> Pod:
     if pod is None:
-        raise BadRequest(BadRequest.NO_POD)
+        raise BadRequest(BadRequest.NO_POD, "expected Pod, the pod to place, got nothing")
     return pod
 
 

@@ -165,7 +165,8 @@ def checked(request: web.Request, name: str) -> Mapping[str, str]:
             raise BadQuery(f"{parameter}: given more than once")
         values = known[parameter].values
         if values and query[parameter] not in ("", *values):
-            raise BadQuery(f"{parameter}: expected one of {', '.join(values)}")
+            got = query[parameter][:60]
+            raise BadQuery(f"{parameter}: expected one of {', '.join(values)}, got {got!r}")
     return {parameter: value for parameter, value in query.items() if value or parameter == "limit"}
 
 
@@ -176,7 +177,7 @@ def limit_of(query: Mapping[str, str], default: int) -> int:
         return default
     # isdecimal alone lets other scripts' digits through.
     if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 1:
-        raise BadQuery(f"limit: expected a whole number from 1 to {MOST_LIMIT}")
+        raise BadQuery(f"limit: expected a whole number from 1 to {MOST_LIMIT}, got {text[:60]!r}")
     return min(int(text), MOST_LIMIT)
 
 

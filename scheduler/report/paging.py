@@ -79,7 +79,7 @@ def read_token(token: str, length: int) -> Key:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         key = msgspec.json.decode(raw, type=tuple[str, ...])
     except (msgspec.MsgspecError, UnicodeError, binascii.Error, ValueError) as error:
-        raise BadToken("not a `continue` of ours") from error
+        raise BadToken("continue: expected the value that came with the page before, got another") from error
     if len(key) != length:
-        raise BadToken("a `continue` of another list")
+        raise BadToken("continue: expected a value of this list, got one of another")
     return key

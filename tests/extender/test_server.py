@@ -61,9 +61,15 @@ class Door:
     """A served extender, and a client that speaks HTTP/1.1 by hand."""
 
     def __init__(
-        self, server: ExtenderServer, verbs: EchoingVerbs, counters: ExtenderCounters, port: int
+        self,
+        server: ExtenderServer,
+        verbs: EchoingVerbs,
+        counters: ExtenderCounters,
+        clock: ManualClock,
+        port: int,
     ) -> None:
         self.server = server
+        self.clock = clock
         self.verbs = verbs
         self.counters = counters
         self.port = port
@@ -114,11 +120,11 @@ async def serving(
     loopback: bool = False,
 ) -> AsyncIterator[Door]:
     before = asyncio.all_tasks()
-    verbs, counters = EchoingVerbs(), ExtenderCounters()
+    verbs, counters, clock = EchoingVerbs(), ExtenderCounters(), ManualClock()
     server = ExtenderServer(
         verbs,
         counters,
-        ManualClock(),
+        clock,
         body_limit_bytes=body_limit_bytes,
         body_timeout_s=body_timeout_s,
         bodies_limit_bytes=bodies_limit_bytes,
@@ -130,7 +136,7 @@ async def serving(
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Door(server, verbs, counters, runner.addresses[0][1])
+        yield Door(server, verbs, counters, clock, runner.addresses[0][1])
     finally:
         await runner.cleanup()
         # Handlers of clients that hung up first end by themselves, after lingering.
@@ -176,6 +182,20 @@ async def test_a_broken_question_costs_one_answer_and_one_count(body: bytes, wan
         # The same connection serves the next request.
         writer.write(request("filter", json.dumps(QUESTION).encode()))
         assert (await read_answer(reader))[0] == "200 OK"
+
+
+async def test_a_refusal_is_logged_once_a_minute_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as door:
+        for body in (b"not json", b'{"NodeNames":["a"]}') * 3:
+            assert (await door.ask("filter", body))[0] == 400
+        want = [
+            "extender verb filter was refused: not-json: JSON is malformed: invalid character (byte 4)",
+            "extender verb filter was refused: no-pod: expected Pod, the pod to place, got nothing",
+        ]
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == want
+        door.clock.advance(60.0)
+        await door.ask("preempt", b"not json")
+        assert caplog.records[-1].getMessage().startswith("extender verb preempt was refused: not-json")
 
 
 async def test_a_verb_that_raises_is_counted_and_the_next_request_served(

@@ -287,10 +287,11 @@ async def test_an_empty_filter_keeps_everything(client: Client, world: World) ->
     ("query", "want_text"),
     [
         ("nodes?pol=dc", "known: pool, limit, continue"),
-        ("nodes?limit=0", "from 1 to 5000"),
+        ("nodes?limit=0", "from 1 to 5000, got '0'"),
         ("nodes?limit=1&limit=2", "limit: given more than once"),
         ("decisions?result=failed", "expected one of placed, advised, no_fit"),
-        ("pods?continue=x", "not a `continue` of ours"),
+        ("decisions?result=failed", "got 'failed'"),
+        ("pods?continue=x", "continue: expected the value that came with the page before"),
     ],
 )
 async def test_a_refused_query_says_what_was_expected(client: Client, query: str, want_text: str) -> None:
