@@ -489,6 +489,12 @@ def serve(settings: Settings, config_path: str) -> int:
         writer.stop()
 
 
+def _cannot_run(group: BaseExceptionGroup[BaseException], code: int) -> int:
+    for error in group.exceptions:
+        log.critical("cannot run: %s", error)
+    return code
+
+
 async def _serve(settings: Settings) -> int:
     daemon = Daemon(settings, SystemClock())
     loop = asyncio.get_running_loop()
@@ -507,9 +513,9 @@ async def _serve(settings: Settings) -> int:
     code = 0
     try:
         await daemon.run()
-    except* (OSError, ConfigError) as group:
-        for error in group.exceptions:
-            log.critical("cannot run: %s", error)
-        code = 1
+    except* ConfigError as group:
+        code = _cannot_run(group, 2)
+    except* OSError as group:
+        code = _cannot_run(group, 1)
     log.info("stopped")
     return code

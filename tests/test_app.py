@@ -315,6 +315,19 @@ async def test_a_standby_that_acts_answers_its_neighbour_only(world: World) -> N
             assert "standby" in (standby.daemon.verbs.may_answer(False) or "")
 
 
+async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuration(world: World) -> None:
+    config_file, _ = world.configure()
+    (world.folder / "kubeconfig").unlink()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config_file)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(HANG_S):
+        _, said = await process.communicate()
+    assert process.returncode == 2
+    assert b"kubeconfig does not exist" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_login_plugin_that_hangs_does_not_hold_the_end(world: World, number: signal.Signals) -> None:
     began = world.folder / "began"

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOST_NAME_CHARACTERS = 253
+"""As Kubernetes has it. They are kept with decisions and logged, and a body may have 64 MiB."""
+
 
 class BadRequest(SchedulerError):
     """A question that cannot be answered; the caller answers 400 and counts `reason`, one of a closed set."""
@@ -252,6 +255,10 @@ def _read_bind(body: bytes | bytearray) -> BindArgs:
 def _pod(pod: Pod | None) -> Pod:
     if pod is None:
         raise BadRequest(BadRequest.NO_POD, "expected Pod, the pod to place, got nothing")
+    meta = pod.metadata
+    if max(len(meta.uid), len(meta.name), len(meta.namespace)) > MOST_NAME_CHARACTERS:
+        what = f"expected Pod.metadata's uid, name and namespace of at most {MOST_NAME_CHARACTERS} characters"
+        raise BadRequest(BadRequest.WRONG_TYPE, f"{what}, got a longer one")
     return pod
 
 

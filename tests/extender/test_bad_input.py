@@ -54,6 +54,13 @@ BROKEN = [
     text('{"NodeNameToMetaVictims":{}}', "no-pod", "no-pod", "preempt"),
     text('{"PodName":"p","PodNamespace":"n"}', "missing-field", "Node", "bind"),
     text("[" * 200_000, "too-deep", "too-deep"),
+    *(
+        text(
+            json.dumps({"Pod": {"metadata": {"uid": "u", key: "x" * 254}}}), "wrong-type", "at most 253", verb
+        )
+        for key in ("uid", "name", "namespace")
+        for verb in ("filter", "preempt")
+    ),
     Broken(b'{"Pod":{},"NodeNames":["\xff"]}', "bad-utf8", "bad-utf8"),
     # Not unfolded: 100 KB would become 100 MB.
     Broken(gzip.compress(b" " * 100_000_000), "bad-utf8", "bad-utf8", headers="Content-Encoding: gzip\r\n"),
