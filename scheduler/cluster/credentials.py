@@ -15,6 +15,7 @@ import ssl
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from scheduler.cluster.access import Access, Credentials
 from scheduler.core.errors import ConfigError, Problem
@@ -96,14 +97,14 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
                 ) from error
             except (TypeError, AttributeError) as error:
                 # The loader's own stumbling, of no use to a person.
-                what = "expected a mapping with clusters, users, contexts and current-context"
-                raise _bad(
-                    f"kubeconfig {path} cannot be used: {what}, got something else in its place"
-                ) from error
+                what = "expected clusters, users, contexts, current-context, and what that names in them"
+                raise _bad(f"kubeconfig {path} cannot be used: {what}; got something else") from error
             except (ConfigException, yaml.YAMLError, *_BROKEN) as error:
                 raise _bad(f"kubeconfig {path} cannot be used: {error}") from error
             _check_logged_in(configuration, loader, path)
-            _check_server(str(configuration.host), path)
+            _check_url(str(configuration.host), "clusters[].cluster.server", "https://10.0.0.1:6443", path)
+            if configuration.proxy and "@" not in configuration.proxy:
+                _check_url(configuration.proxy, "clusters[].cluster.proxy-url", "http://proxy:3128", path)
             expiry = getattr(loader, "exec_plugin_expiry", None)
             return _access(configuration, expiry.timestamp() if expiry is not None else None)
 
@@ -211,17 +212,28 @@ def _context(
 
 def _check_exists(path: Path) -> None:
     # The loader only logs it, and goes on with nothing.
-    if not path.exists():
+    # $KUBECONFIG may list several files, which the loader merges, and of which some may be missing.
+    files = [Path(part).expanduser() for part in str(path).split(os.pathsep) if part]
+    there = [file for file in files if file.exists()]
+    if not there:
         raise _bad(f"kubeconfig {path} does not exist")
-    if not path.is_file():
-        raise _bad(f"kubeconfig {path}: expected a file, got a directory, pipe or device")
+    for file in there:
+        if not file.is_file():
+            raise _bad(f"kubeconfig {file}: expected a file, got a directory, pipe or device")
 
 
-def _check_server(server: str, path: Path) -> None:
-    # Asked for ever otherwise, with a message that names neither.
-    if not re.match(r"https?://[^/]", server):
-        expected = "expected the API server's URL such as https://10.0.0.1:6443"
-        raise _bad(f"kubeconfig {path}: clusters[].cluster.server: {expected}, got {server!r}")
+def _check_url(url: str, key: str, example: str, path: Path) -> None:
+    # Asked for ever otherwise, with a message that names neither file nor key.
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if good and "@" not in url and not re.search(r"\s", url):
+        return
+    # What stands before an @ may be a password.
+    got = "an @" if "@" in url else repr(url[:200])
+    raise _bad(f"kubeconfig {path}: {key}: expected a URL without user such as {example}, got {got}")
 
 
 def _check_logged_in(configuration: Configuration, loader: object, path: Path) -> None:
@@ -229,7 +241,8 @@ def _check_logged_in(configuration: Configuration, loader: object, path: Path) -
     user = getattr(loader, "_user", None)
     wants_plugin = user is not None and "exec" in user
     if wants_plugin and not configuration.api_key and not configuration.cert_file:
-        command = user["exec"].safe_get("command") if user is not None else ""
+        plugin = user["exec"] if user is not None else ""
+        command = plugin.safe_get("command") if hasattr(plugin, "safe_get") else plugin
         raise _bad(
             f"the login plugin {command!r} of kubeconfig {path} is missing or gave neither token nor certificate"
         )

@@ -192,13 +192,53 @@ async def test_a_kubeconfig_that_is_no_file_says_so(tmp_path: Path, clock: Manua
         await from_kubeconfig(tmp_path, clock=clock).access()
 
 
-@pytest.mark.parametrize("server", ["", "ftp://x", "10.0.0.1:6443", "https://"])
+@pytest.mark.parametrize(
+    "server",
+    ["", "ftp://x", "10.0.0.1:6443", "https://", "https://a b:1", "https://a:99999", "https://u:pw@a:1"],
+)
 async def test_a_server_that_is_no_url_is_refused_at_once(
     tmp_path: Path, clock: ManualClock, server: str
 ) -> None:
     path = write_config(tmp_path / "config", {"token": "t"}, server=server)
-    with pytest.raises(ConfigError, match=r"cluster\.server: expected the API server's URL"):
+    with pytest.raises(ConfigError, match=r"cluster\.server: expected a URL"):
         await from_kubeconfig(path, clock=clock).access()
+
+
+async def test_a_proxy_that_is_no_url_is_refused_at_once(tmp_path: Path, clock: ManualClock) -> None:
+    path = write_config(tmp_path / "config", {"token": "t"}, **{"proxy-url": "proxy"})
+    with pytest.raises(ConfigError, match=r"proxy-url: expected a URL .* got 'proxy'"):
+        await from_kubeconfig(path, clock=clock).access()
+
+
+async def test_a_url_with_a_password_is_refused_without_repeating_it(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    path = write_config(tmp_path / "config", {"token": "t"}, server="https://me:hunter2@kube:6443")
+    with pytest.raises(ConfigError) as caught:
+        await from_kubeconfig(path, clock=clock).access()
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_context_of_an_unknown_user_is_not_anonymous(tmp_path: Path, clock: ManualClock) -> None:
+    path = write_config(tmp_path / "config", {"token": "t"})
+    path.write_text(path.read_text().replace("user: u", "user: nobody"))
+    with pytest.raises(ConfigError, match="current-context, and what that names"):
+        await from_kubeconfig(path, clock=clock).access()
+
+
+async def test_a_plugin_that_is_text_is_a_config_error(tmp_path: Path, clock: ManualClock) -> None:
+    path = write_config(tmp_path / "config", {"exec": "aws eks get-token"})
+    with pytest.raises(ConfigError, match="aws eks get-token"):
+        await from_kubeconfig(path, clock=clock).access()
+
+
+async def test_the_environment_may_list_kubeconfigs_of_which_some_are_missing(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = write_config(tmp_path / "config", {"token": "t"})
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'missing'}:{there}")
+    assert (await find(clock=clock).access()).host == "https://kube.example:6443"
 
 
 async def test_in_cluster_reads_the_token_again_each_minute(
