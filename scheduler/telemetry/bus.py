@@ -31,7 +31,7 @@ from scheduler.telemetry.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from scheduler.core.clock import Clock
 
@@ -83,6 +83,7 @@ class _Reconnecting:
                 await self._connection()
             except Disconnected as error:
                 self.last_error = str(error)
+            _end_if_cancelled()
             if self._clock.mono_s() - began_mono_s > _HELD_S:
                 self._delays.reset()
             delay_s = self._delays.next_s()
@@ -151,14 +152,16 @@ class NodePublisher(_Reconnecting):
         ) as client:
             try:
                 await client.publish(self._topic(STATUS), ONLINE, qos=1, retain=True)
+                _end_if_cancelled()
                 self._inventory_sent = self._inventory is None
                 self._news.set()
                 self.connected = True
                 self.last_error = ""
                 self.connects += 1
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(_until_lost(client), name="telemetry.watch")
-                    group.create_task(self._publish(client), name="telemetry.publish")
+                with _own_cancellations():
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(_until_lost(client), name="telemetry.watch")
+                        group.create_task(self._publish(client), name="telemetry.publish")
             except asyncio.CancelledError:
                 # Leaving the connection cleanly sends no last will, so say it.
                 with contextlib.suppress(aiomqtt.MqttError):
@@ -169,11 +172,8 @@ class NodePublisher(_Reconnecting):
         raise AssertionError  # pragma: no cover  # The group never ends without an error.
 
     async def _publish(self, client: aiomqtt.Client) -> NoReturn:
-        task = asyncio.current_task()
         while True:
-            # Python 3.11's asyncio.wait_for, inside publish, loses a cancellation that meets the wait's own end.
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
+            _end_if_cancelled()
             await self._news.wait()
             self._news.clear()
             if not self._inventory_sent and self._inventory is not None:
@@ -271,6 +271,7 @@ class TelemetrySubscriber(_Reconnecting):
                 # covered by the limit on a sample's age.
                 topics = [(node_topic(self._cluster, "+", kind), 0) for kind in READ_KINDS]
                 await client.subscribe(topics)
+                _end_if_cancelled()
                 self._subscribed.set()
                 self.last_error = ""
                 self.connects += 1
@@ -312,6 +313,7 @@ async def _connected(
             will=will,
             queue_type=sink,
         ) as client:
+            _end_if_cancelled()
             yield client
     except _VENDOR_ERRORS as error:
         raise Disconnected(_in_words(error, settings)) from error
@@ -330,6 +332,30 @@ def _in_words(error: BaseException, settings: BrokerSettings) -> str:
         hint = ", or refuses our certificate" if settings.tls else ""
         return f"no answer within {settings.connect_timeout_s:g} s: frozen{hint}"
     return str(error) or type(error).__name__
+
+
+def _end_if_cancelled() -> None:
+    """Raise what was lost: call it after each wait of the client library.
+
+    Python 3.11's asyncio.wait_for, inside the library, loses a cancellation that meets the wait's own end. What goes
+    on then is cancelled by nobody again, and the process ends by SIGKILL only.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+@contextlib.contextmanager
+def _own_cancellations() -> Iterator[None]:
+    """Take back the cancellation that a task group asks of its own task when a child fails; 3.11's leaves it."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    except BaseExceptionGroup:
+        if task is not None and task.cancelling() > before:
+            task.uncancel()
+        raise
 
 
 async def _until_lost(client: aiomqtt.Client) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import pytest
@@ -327,3 +328,34 @@ async def _hashed(directory: Path) -> str:
     process = await asyncio.create_subprocess_exec("mosquitto_passwd", "-b", "-c", str(file), "n1", "secret")
     assert await process.wait() == 0
     return file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("at", ["__aenter__", "subscribe", "publish"])
+async def test_a_cancellation_that_the_client_library_loses_still_ends_the_loop(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Python 3.11's wait_for does lose one that meets the wait's own end; seen as a daemon that SIGTERM did not end."""
+    whole = getattr(aiomqtt.Client, at)
+
+    async def lossy(self: aiomqtt.Client, *given: Any, **named: Any) -> object:
+        result = await whole(self, *given, **named)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        # Once: the goodbye is published too.
+        monkeypatch.setattr(aiomqtt.Client, at, whole)
+        return result
+
+    settings = BrokerSettings(url=broker.url)
+    monkeypatch.setattr(aiomqtt.Client, at, lossy)
+    one = make_publisher(settings) if at == "publish" else make_subscriber(settings, Collector())
+    task = asyncio.create_task(one._stay_connected())
+    try:
+        done, _ = await asyncio.wait([task], timeout=PATIENCE_S / 4)
+        assert done
+        assert task.cancelled()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
