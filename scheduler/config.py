@@ -22,7 +22,7 @@ from scheduler.config_settings import (
     Settings,
     TelemetrySettings,
 )
-from scheduler.config_types import Address, PolicyUse, Weight
+from scheduler.config_types import Address, PolicyUse, PositiveSeconds, Weight
 from scheduler.config_yaml import Path
 from scheduler.core.errors import ConfigError, Problem
 
@@ -33,6 +33,8 @@ MOST_PROBLEMS = 200
 # From 1.30 on, kube-scheduler's `ignorable` covers bind too.
 IGNORABLE_COVERS_BIND = (1, 30)
 DEFAULT_POOL = "default"
+# It is written into the Lease, and others wait for so long even after they are configured otherwise.
+MOST_LEASE_S = 3600.0
 # LeaseTimes waits a random 1 to 1.2 times `retry`.
 RETRY_SPREAD = 1.2
 
@@ -241,6 +243,11 @@ def _check_extender(extender: ExtenderSettings, checker: Checker) -> None:
 
 def _check_lease(lease: LeaseSettings, checker: Checker) -> None:
     # A leader must have stopped before another may start, and must have tried more than once before it stops.
+    if lease.duration_s > MOST_LEASE_S:
+        message = (
+            f"expected at most {PositiveSeconds(MOST_LEASE_S)}, for which a dead leader's place stays empty"
+        )
+        checker.refuse(("lease", "duration"), f"{message}; got {lease.duration_s}")
     if lease.renew_deadline_s >= lease.duration_s:
         message = f"expected less than duration ({lease.duration_s}), got {lease.renew_deadline_s}"
         checker.refuse(("lease", "renew_deadline"), message)

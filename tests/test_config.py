@@ -261,6 +261,11 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
         ("models: {x: {capability: 017}}", "models.x.capability", "got '017'"),
         ("models: {x: {capability: true}}", "models.x.capability", "a number"),
         ("lease: {renew_deadline: 10s, retry: 9s}", "lease.retry", "less than renew_deadline (10s) over 1.2"),
+        (
+            "lease: {duration: 15h}",
+            "lease.duration",
+            "at most 1h, for which a dead leader's place stays empty",
+        ),
         ("lease: {name: Bad_Name}", "lease.name", "a Kubernetes name of small letters"),
         ("lease: {namespace: a.b}", "lease.namespace", "a namespace of small letters"),
         ("lease: {enabled: 'true'}", "lease.enabled", "true or false, got 'true'"),
