@@ -278,6 +278,9 @@ class Daemon:
                 election = group.create_task(
                     guard("lease.run", self.elector.run(self._lead)), name="lease.run"
                 )
+            elif not self.observing:
+                # Without an election the Service selects the leader's label all the same.
+                tasks.append(group.create_task(guard("lead", self._lead(0)), name="lead"))
             await self.stopping.wait()
             log.info("stopping", extra=kv(grace_s=float(self.settings.shutdown.grace_s)))
             # 1. Hand the Lease back, so that the standby leads while we still answer what is in flight.

@@ -261,6 +261,15 @@ async def test_the_leader_carries_the_label(world: World) -> None:
             assert not second.labelled(world.api)
 
 
+async def test_the_only_replica_carries_the_label_without_an_election(world: World) -> None:
+    # Else the Service that selects it would have no endpoint.
+    world.api.create("pods", {"metadata": {"name": "wb-0", "namespace": NAMESPACE}})
+    async with world.replica("wb-0", lease={"enabled": False}) as only:
+        assert only.daemon.elector is None
+        await eventually(lambda: only.labelled(world.api))
+        assert not world.api.list("leases")
+
+
 async def test_observing_changes_nothing_in_the_cluster(world: World) -> None:
     world.add_node("well")
     world.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
