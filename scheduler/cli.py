@@ -6,57 +6,25 @@ is wrong; 130 ended by Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scheduler import __version__
+from scheduler.cli_types import Duration, FloatRange, HostPort
+
+if TYPE_CHECKING:
+    from scheduler.core.errors import Problem
 
 INTERRUPTED = 130  # as a shell says of a process that SIGINT ended: 128 + 2
 MISUSED = 2
 
 FILE = click.Path(dir_okay=False)
 DIRECTORY = click.Path(file_okay=False)
-
-
-class Duration(click.ParamType[float]):
-    """`30s`, `4h30m`, or a bare number of seconds; longer than zero. Seconds inside."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the text."""
-        from scheduler.core.units import QuantityError, parse_duration
-
-        try:
-            text = str(value)
-            # At a prompt, and only there, a bare number can mean nothing but seconds.
-            seconds = parse_duration(text + "s" if text[-1:].isdigit() else text)
-        except QuantityError as error:
-            self.fail(str(error), param, ctx)
-        if seconds <= 0:
-            self.fail(f"expected a duration longer than zero, got {value}", param, ctx)
-        return seconds
-
-
-class HostPort(click.ParamType[tuple[str, int]]):
-    """`127.0.0.1:9401` or `[::]:9401`."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Take it apart."""
-        from scheduler.config_types import Address
-
-        try:
-            address = Address.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return address.host, address.port
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -116,14 +84,15 @@ def serve(path: str) -> int:
 @click.option(
     "--interval",
     "interval_s",
-    type=Duration(),
+    # More than ten a second tells nothing new; after a minute the daemon has long taken the node for silent.
+    type=Duration(0.1, 60.0),
     default="1s",
     show_default=True,
-    help="Time between messages.",
+    help="Time between messages, 100ms to 60s.",
 )
 @click.option(
     "--sample-hz",
-    type=click.FloatRange(0.1, 50),
+    type=FloatRange(0.1, 50),
     default=5.0,
     show_default=True,
     help="Readings per second; fewer where a read is slow.",
@@ -155,10 +124,12 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     import socket
 
     from scheduler.core.clock import SystemClock
+    from scheduler.core.errors import ConfigError
     from scheduler.core.log import setup
     from scheduler.device.nvml import NvmlDevices
     from scheduler.telemetry import agent as room
     from scheduler.telemetry.broker import BrokerSettings
+    from scheduler.telemetry.topics import check_level
 
     clock = SystemClock()
     # A look must change nothing, not even to learn whether it could.
@@ -171,9 +142,14 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
         return 0
     files = {key: flags.pop(key) for key in list(flags) if key.endswith("_file")}
     flags["node"] = flags["node"] or socket.gethostname()
-    flags["broker"] = BrokerSettings(url=flags["broker"], **files)
     flags["metrics_host"], flags["metrics_port"] = flags.pop("listen")
-    options = room.AgentOptions(**flags)
+    try:
+        check_level(flags["cluster"], "cluster")
+        check_level(flags["node"], "node")
+        flags["broker"] = BrokerSettings(url=flags["broker"], **files)
+        options = room.AgentOptions(**flags)
+    except ConfigError as error:
+        raise ConfigError([_as_option(problem) for problem in error.problems]) from error
     writer = setup("info", "json")
 
     async def until_told() -> int:
@@ -199,14 +175,14 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(0.1, 10_000),
+    type=FloatRange(0.1, 10_000),
     default=60.0,
     show_default=True,
     help="How many times faster than life the jobs run.",
 )
 @click.option(
     "--load",
-    type=click.FloatRange(0.05, 1.5),
+    type=FloatRange(0.05, 1.5),
     default=0.85,
     show_default=True,
     help="Share of all GPUs that the arriving pods ask for.",
@@ -308,6 +284,18 @@ def config_schema() -> None:
     click.echo(json.dumps(config.schema(), indent=2))
 
 
+def _as_option(problem: Problem) -> Problem:
+    """Name the option instead of a place in a file, which the agent has not."""
+    from scheduler.core.errors import Problem
+
+    name = problem.path.removeprefix("agent.").removeprefix("broker.")
+    option = "broker" if name == "url" else name.removesuffix("_s").replace("_", "-")
+    message = problem.message
+    for each in ("ca", "cert", "key", "username", "password"):
+        message = message.replace(f"{each}_file", f"--{each}-file")
+    return Problem(path=f"--{option}", message=message)
+
+
 def program_name(called_as: str) -> str:
     """Name the program as the person called it; kubectl's plugins are called with a space."""
     name = os.path.basename(called_as)  # noqa: PTH119 - pathlib would be the only reason to import it
@@ -316,6 +304,11 @@ def program_name(called_as: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows ASCII only gets a question mark for the rest, not a traceback.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            with contextlib.suppress(ValueError):
+                stream.reconfigure(errors="replace")
     name = program_name(sys.argv[0])
     sys.exit(_run(name, sys.argv[1:] if arguments is None else arguments))
 

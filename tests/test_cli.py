@@ -306,3 +306,51 @@ def test_an_agent_without_a_driver_says_so_in_one_line(
     stand_in(monkeypatch, "scheduler.telemetry.agent", AgentOptions=SimpleNamespace, run_agent=run_agent)
     assert end_of("agent") == 1
     assert capsys.readouterr().err == "wattbalance: libnvidia-ml.so.1 is not there\n"
+
+
+@pytest.mark.parametrize("option", ["--load", "--speed"])
+def test_no_number_is_no_number_of_the_demo(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """NaN is neither below nor above a bound."""
+    assert end_of("demo", option, "nan") == 2
+    assert f"Invalid value for '{option}': expected a number" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["1ms", "100d", "0"])
+def test_an_interval_that_tells_nothing_is_refused(given: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert end_of("agent", "--interval", given) == 2
+    assert f"got {given}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want_text"),
+    [
+        (["--broker", "foo"], "--broker: expected mqtt://"),
+        (["--node", "a/b"], "--node: expected a name without / + #, got 'a/b'"),
+        (["--cluster", ""], "--cluster: expected a name"),
+        (["--sample-hz", "nan"], "'--sample-hz': expected a number"),
+        (["--password-file", "x"], "--password-file: needs --username-file"),
+        (["--broker", "mqtts://b", "--key-file", "x"], "--key-file: needs --cert-file"),
+    ],
+)
+def test_the_agent_names_the_option_that_is_wrong(
+    arguments: list[str], want_text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of("agent", *arguments) == 2
+    assert want_text in capfd.readouterr().err
+
+
+def test_a_terminal_that_knows_ascii_only_gets_a_question_mark() -> None:
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    code = (
+        "import click; from scheduler import cli\n"
+        "cli.cli.add_command(click.command('x')(lambda: print('ü')))\n"
+        "cli.main(['x'])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=os.environ | environment,
+    )
+    assert (shown.returncode, shown.stdout) == (0, b"?\n")

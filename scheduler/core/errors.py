@@ -164,6 +164,6 @@ class TraceError(SchedulerError):
     """A trace file cannot be read."""
 
     def __init__(self, file: str, line: int, detail: str) -> None:
-        super().__init__(f"{file}:{line}: {detail}")
+        super().__init__(f"{file}:{line}: {detail}" if line else f"{file}: {detail}")
         self.file = file
         self.line = line

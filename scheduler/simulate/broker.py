@@ -141,7 +141,7 @@ def _choose(
     """What to run, and the template of its configuration."""
     path = find_mosquitto(mosquitto) if kind is not BrokerKind.IOTCORE else None
     if mosquitto is not None and kind is not BrokerKind.IOTCORE and path is None:
-        raise NoBroker(f"{mosquitto} is not a program that can be run")
+        raise NoBroker(f"--mosquitto: {mosquitto} is not a program that can be run")
     config = str(folder / "broker.toml")
     if path is not None:
         return BrokerKind.MOSQUITTO, [*with_parent(), path, "-c", config], _MOSQUITTO_CONF

@@ -91,7 +91,8 @@ async def serving(
     """`wattbalance serve` as a child, ready unless the end was asked for; stopped by its process id at the end."""
     with log.open("wb") as out:
         process = subprocess.Popen(  # noqa: ASYNC220 - forking takes a millisecond
-            [*with_parent(), sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config)],
+            # -P: a file in the working directory named like a module (http.py) must not be taken for it.
+            [*with_parent(), sys.executable, "-P", "-m", "scheduler.cli", "serve", "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -192,7 +192,7 @@ def _task(row: _Row) -> TraceTask:
 
 def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[_Row]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             missing = [column for column in wanted if column not in header]
@@ -210,7 +210,10 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[_Row]:
             if empty:
                 raise TraceError(str(path), 1, "no rows")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(str(path), 0, str(error)) from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TraceError(
+            str(path), 0, f"cannot be read: {why}; --trace-dir wants the published lists"
+        ) from error
 
 
 def _refuse_twins(path: Path, names: list[str]) -> None:

@@ -90,7 +90,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def begin(*flags: str) -> Running:
         out = tmp_path / f"out-{len(started)}"
-        command = [sys.executable, "-m", "scheduler.cli", "demo", "--nodes", "20", *flags]
+        command = [sys.executable, "-P", "-m", "scheduler.cli", "demo", "--nodes", "20", *flags]
         with out.open("wb") as sink:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
         started.append(Running(process, out))
@@ -178,3 +178,13 @@ def test_a_broker_that_cannot_be_run_is_said(start: Start) -> None:
     demo = start("--port", "0", "--mosquitto", "/nowhere/mosquitto")
     assert demo.end() == 1
     assert "/nowhere/mosquitto is not a program that can be run" in demo.said
+
+
+def test_a_file_in_the_working_directory_is_not_taken_for_a_module(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's own program does not look there (-P, as an installed script); its children must not either."""
+    (tmp_path / "http.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    demo = start("--port", "0", "--duration", "1s")
+    assert demo.end() == 0, demo.said

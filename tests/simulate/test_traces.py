@@ -116,3 +116,17 @@ def test_even_picking_keeps_the_order_of_the_list_and_takes_no_item_twice() -> N
     picked = pick_evenly(items, 5, key=lambda item: (item,))
     # Sorted they are 0 to 9; the middles of five equal parts are 1, 3, 5, 7, 9.
     assert picked == [7, 3, 9, 1, 5]
+
+
+def test_a_list_that_is_not_there_is_named_once_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TraceError) as caught:
+        load_trace(trace_dir=tmp_path)
+    want_file = tmp_path / "openb_node_list_gpu_node.csv"
+    want = f"{want_file}: cannot be read: No such file or directory; --trace-dir wants the published lists"
+    assert str(caught.value) == want
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.csv"
+    path.write_bytes(b"\xef\xbb\xbfsn,cpu_milli,memory_mib,gpu,model\r\nn1,1000,1024,2,T4\r\n")
+    assert [(node.name, node.model) for node in load_nodes(path)] == [("n1", "T4")]

@@ -1,0 +1,63 @@
+"""The kinds of values that options of the command line take. What they read with is imported when they read."""
+
+from __future__ import annotations
+
+import click
+
+
+class FloatRange(click.FloatRange):
+    """click's, without NaN, which is neither below nor above a bound."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        number = float(super().convert(value, param, ctx))  # type: ignore[arg-type]  # click reads text
+        if number != number:  # noqa: PLR0124 - only NaN is so; importing math costs more
+            self.fail(f"expected a number in the range {self._describe_range()}, got {value}", param, ctx)
+        return number
+
+
+class Duration(click.ParamType[float]):
+    """`30s`, `4h30m`, or a bare number of seconds; longer than zero and within the bounds. Seconds inside."""
+
+    name = "duration"
+
+    def __init__(self, least_s: float = 0.0, most_s: float | None = None) -> None:
+        self.least_s = least_s
+        self.most_s = most_s
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        from scheduler.core.units import QuantityError, parse_duration
+
+        try:
+            text = str(value)
+            # At a prompt, and only there, a bare number can mean nothing but seconds.
+            seconds = parse_duration(text + "s" if text[-1:].isdigit() else text)
+        except QuantityError as error:
+            self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail(f"expected a duration longer than zero, got {value}", param, ctx)
+        if seconds < self.least_s or (self.most_s is not None and seconds > self.most_s):
+            bounds = f"{self.least_s:g}s" + (
+                f" to {self.most_s:g}s" if self.most_s is not None else " or more"
+            )
+            self.fail(f"expected {bounds}, got {value}", param, ctx)
+        return seconds
+
+
+class HostPort(click.ParamType[tuple[str, int]]):
+    """`127.0.0.1:9401` or `[::]:9401`."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Take it apart."""
+        from scheduler.config_types import Address
+
+        try:
+            address = Address.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return address.host, address.port
