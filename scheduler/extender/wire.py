@@ -12,6 +12,7 @@ Source: kube-scheduler/extender/v1/types.go, Kubernetes 1.20 to 1.36.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_NAME_CHARACTERS = 253
-"""As Kubernetes has it. They are kept with decisions and logged, and a body may have 64 MiB."""
+"""As Kubernetes has it (RFC 1123). They are kept with decisions and logged, and a body may have 64 MiB."""
+
+
+_OBJECT_NAME = re.compile(rf"(?=.{{1,{MOST_NAME_CHARACTERS}}}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class BadRequest(SchedulerError):
@@ -249,6 +253,15 @@ def _read_bind(body: bytes | bytearray) -> BindArgs:
     ):
         if not value:
             raise BadRequest(BadRequest.MISSING_FIELD, f"expected {field}, got nothing")
+        # They become part of a URL that is asked for with our own rights: `../../nodes/x` is another one.
+        if not _OBJECT_NAME.fullmatch(value):
+            raise BadRequest(
+                BadRequest.WRONG_TYPE, f"expected a Kubernetes name as {field}, got {value[:60]!r}"
+            )
+    if len(question.uid) > MOST_NAME_CHARACTERS:
+        raise BadRequest(
+            BadRequest.WRONG_TYPE, f"expected PodUID of at most {MOST_NAME_CHARACTERS} characters"
+        )
     return BindArgs(namespace=question.namespace, name=question.name, uid=question.uid, node=question.node)
 
 

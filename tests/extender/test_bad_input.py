@@ -56,6 +56,25 @@ BROKEN = [
     text("[" * 200_000, "too-deep", "too-deep"),
     *(
         text(
+            json.dumps({"PodName": "p", "PodNamespace": "n", "PodUID": "u", "Node": "a", key: value}),
+            "wrong-type",
+            key,
+            "bind",
+        )
+        for key, value in (
+            ("PodName", "../../nodes/a"),
+            ("PodName", ".."),
+            ("PodName", "p?dryRun=All"),
+            ("PodName", "p%2f.."),
+            ("PodName", "p\n"),
+            ("PodName", "x" * 254),
+            ("PodNamespace", "n/../other"),
+            ("Node", "a/b"),
+            ("PodUID", "x" * 254),
+        )
+    ),
+    *(
+        text(
             json.dumps({"Pod": {"metadata": {"uid": "u", key: "x" * 254}}}), "wrong-type", "at most 253", verb
         )
         for key in ("uid", "name", "namespace")
