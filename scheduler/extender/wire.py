@@ -269,9 +269,14 @@ def _pod(pod: Pod | None) -> Pod:
     if pod is None:
         raise BadRequest(BadRequest.NO_POD, "expected Pod, the pod to place, got nothing")
     meta = pod.metadata
-    if max(len(meta.uid), len(meta.name), len(meta.namespace)) > MOST_NAME_CHARACTERS:
-        what = f"expected Pod.metadata's uid, name and namespace of at most {MOST_NAME_CHARACTERS} characters"
-        raise BadRequest(BadRequest.WRONG_TYPE, f"{what}, got a longer one")
+    if len(meta.uid) > MOST_NAME_CHARACTERS:
+        what = f"expected Pod.metadata.uid of at most {MOST_NAME_CHARACTERS} characters"
+        raise BadRequest(BadRequest.WRONG_TYPE, f"{what}, got {len(meta.uid)}")
+    for field, value in (("name", meta.name), ("namespace", meta.namespace)):
+        # Its Events go to a URL with these.
+        if value and not _OBJECT_NAME.fullmatch(value):
+            what = f"expected a Kubernetes name as Pod.metadata.{field}"
+            raise BadRequest(BadRequest.WRONG_TYPE, f"{what}, got {value[:60]!r}")
     return pod
 
 

@@ -75,9 +75,14 @@ BROKEN = [
     ),
     *(
         text(
-            json.dumps({"Pod": {"metadata": {"uid": "u", key: "x" * 254}}}), "wrong-type", "at most 253", verb
+            json.dumps({"Pod": {"metadata": {"uid": "u", key: value}}}), "wrong-type", f"metadata.{key}", verb
         )
-        for key in ("uid", "name", "namespace")
+        for key, value in (
+            ("uid", "x" * 254),
+            ("name", "x" * 254),
+            ("name", "a/b"),
+            ("namespace", "../../nodes"),
+        )
         for verb in ("filter", "preempt")
     ),
     Broken(b'{"Pod":{},"NodeNames":["\xff"]}', "bad-utf8", "bad-utf8"),
