@@ -7,6 +7,7 @@ read by path. The lists are an arrival multiset: their creation times are thinne
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +20,11 @@ NODE_FILE = "openb_node_list_gpu_node.csv"
 TASK_FILE = "openb_pod_list_default.csv"
 BUILT_IN_NODES = "openb_nodes.csv"
 BUILT_IN_TASKS = "openb_tasks.csv"
+
+# Milliseconds since 1970 have 13; sums of such numbers are exact as floats.
+_MOST_DIGITS = 13
+# What Kubernetes takes as a pod's name, with room for the number that is put behind it.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?")
 
 T = TypeVar("T")
 
@@ -101,7 +107,7 @@ def load_nodes(path: Path) -> list[TraceNode]:
     """Read a node list. Raises TraceError with file and line."""
     nodes = [
         TraceNode(
-            name=row.text("sn"),
+            name=row.name("sn"),
             cpu_milli=row.count("cpu_milli"),
             memory_mib=row.count("memory_mib"),
             gpus=row.count("gpu"),
@@ -161,11 +167,23 @@ class _Row:
 
     def count(self, column: str) -> int:
         value = self.text(column)
-        if not value.isdecimal():
+        if not value.isdecimal() or len(value) > _MOST_DIGITS:
             raise TraceError(
-                str(self.path), self.line, f"{column}: expected a whole number, got {value[:40]!r}"
+                str(self.path),
+                self.line,
+                f"{column}: expected a whole number, got {value[:40]!r} (up to {_MOST_DIGITS} digits)",
             )
         return int(value)
+
+    def name(self, column: str) -> str:
+        value = self.text(column)
+        if not _NAME.fullmatch(value):
+            raise TraceError(
+                str(self.path),
+                self.line,
+                f"{column}: expected lower-case letters, digits and dashes, got {value[:40]!r}",
+            )
+        return value
 
 
 def _task(row: _Row) -> TraceTask:
@@ -178,7 +196,7 @@ def _task(row: _Row) -> TraceTask:
     start_s = row.count("scheduled_time") if scheduled else row.count("creation_time")
     spec = row.cells.get("gpu_spec", "")
     return TraceTask(
-        name=row.text("name"),
+        name=row.name("name"),
         cpu_milli=row.count("cpu_milli"),
         memory_mib=row.count("memory_mib"),
         gpus=gpus,

@@ -11,6 +11,7 @@ from enum import Enum
 
 import numpy as np
 
+from scheduler.core.errors import TraceError
 from scheduler.core.nouns import Workload
 from scheduler.simulate.traces import Trace, TraceTask
 from scheduler.simulate.utilisation import draw_mean_util
@@ -227,7 +228,9 @@ def _jobs(trace: Trace, rng: np.random.Generator) -> tuple[list[Job], Counted]:
     ]
     possible = [job for job in jobs if room.fitting(job).size]
     if not possible:
-        raise ValueError("no task of the trace fits on any node of it")
+        raise TraceError(
+            trace.source, 0, "no task that asks for a GPU fits on any of the nodes: take more nodes"
+        )
     counted = Counted(
         jobs=len(possible),
         cpu_only_left_out=len(trace.tasks) - len(asking),

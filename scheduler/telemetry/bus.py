@@ -330,7 +330,7 @@ def _in_words(error: BaseException, settings: BrokerSettings) -> str:
         # With TLS 1.3 a server judges the client's certificate after the handshake, and the client library keeps
         # that answer to itself.
         hint = ", or refuses our certificate" if settings.tls else ""
-        return f"no answer within {settings.connect_timeout_s:g} s: frozen{hint}"
+        return f"no answer within {settings.connect_timeout_s:g} s: frozen, or no MQTT broker{hint}"
     return str(error) or type(error).__name__
 
 

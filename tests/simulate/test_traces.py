@@ -130,3 +130,22 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_list(tmp_path:
     path = tmp_path / "nodes.csv"
     path.write_bytes(b"\xef\xbb\xbfsn,cpu_milli,memory_mib,gpu,model\r\nn1,1000,1024,2,T4\r\n")
     assert [(node.name, node.model) for node in load_nodes(path)] == [("n1", "T4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "want_said"),
+    [
+        ("t1", "9" * 5000, ":2: cpu_milli: expected a whole number, got '9+' .up to 13 digits"),
+        ("a/ü b", "1", ":2: name: expected lower-case letters, digits and dashes"),
+    ],
+)
+def test_what_no_cluster_would_take_is_refused_with_its_line(
+    tmp_path: Path, name: str, cpu: str, want_said: str
+) -> None:
+    path = tmp_path / "tasks.csv"
+    path.write_text(
+        "name,cpu_milli,memory_mib,num_gpu,gpu_milli,qos,creation_time,deletion_time\n"
+        f"{name},{cpu},1,1,1000,LS,0,100\n"
+    )
+    with pytest.raises(TraceError, match=want_said):
+        load_tasks(path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scheduler.cluster.objects import Node, Pod, quantity, requested
+from scheduler.core.errors import TraceError
 from scheduler.core.nouns import GPU_RESOURCE, Workload
 from scheduler.simulate.manifests import node_object, pod_object, site_of
 from scheduler.simulate.traces import Trace, TraceNode, TraceTask, load_trace
@@ -103,7 +104,7 @@ def test_what_is_left_out_or_changed_is_counted() -> None:
 
 
 def test_a_trace_in_which_nothing_fits_is_refused() -> None:
-    with pytest.raises(ValueError, match="no task"):
+    with pytest.raises(TraceError, match="no task"):
         make_model(make_task("cpu", gpus=0))
 
 
