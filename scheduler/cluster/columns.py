@@ -60,6 +60,7 @@ class Columns:
         self._unknown_floor = np.zeros(rows, f4)
         self._unknown_count = np.zeros(rows, f4)
         self._known_sum = np.zeros(rows, f4)
+        self._broken_count = np.zeros(rows, f4)
         self.renew_snapshot()
 
     def renew_snapshot(self) -> None:
@@ -145,7 +146,9 @@ class Columns:
         A known GPU counts its decayed utilisation. An unknown one that is free counts the neutral load or its last
         value, whichever is higher; one that is allocated counts as fully loaded. Which of several GPUs are
         allocated only the device plugin knows: as many of the unknown ones as the node has bound GPUs are taken
-        to be. A lost or hung GPU counts no load and is not free. So forgetting a reading never lowers the load.
+        to be. A lost or hung GPU counts as fully loaded and is not free: policies divide by all GPUs of the node, so
+        that one without a load would make its node look idler than before it broke. So neither forgetting a reading
+        nor the loss of a GPU ever lowers the load.
         """
         slot, util = self.slot[rows], self.util[rows]
         broken = slot & (self.state[rows] == STATE_BROKEN)
@@ -160,8 +163,9 @@ class Columns:
         self._known_sum[rows] = np.where(known, last, 0).sum(1)
         self._unknown_count[rows] = unknown.sum(1) + blind
         self._unknown_floor[rows] = floor + blind * self.neutral_load
+        self._broken_count[rows] = broken.sum(1)
         self.known_gpus[rows] = known.sum(1)
-        self.healthy[rows] = np.where(slots > 0, slots - broken.sum(1), np.inf)
+        self.healthy[rows] = np.where(slots > 0, slots - self._broken_count[rows], np.inf)
         power_w = self.power_w[rows]
         measured = slot & self.fresh[rows, None] & ~np.isnan(power_w)
         total_w = np.where(measured, power_w, 0).sum(1)
@@ -174,7 +178,7 @@ class Columns:
         unknown = self._unknown_count[rows]
         busy = np.minimum(unknown, self.bound[rows])
         floor = np.minimum(self._unknown_floor[rows] + busy * (1 - self.neutral_load), unknown)
-        self.load_sum[rows] = self._known_sum[rows] + floor
+        self.load_sum[rows] = self._known_sum[rows] + floor + self._broken_count[rows]
         usable = np.minimum(self.gpu_count[rows], self.healthy[rows])
         self.free[rows] = np.maximum(usable - self.bound[rows] - self.reserved[rows], 0)
 

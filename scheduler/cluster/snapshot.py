@@ -23,7 +23,8 @@ class Snapshot:
     """Node-level columns, all of shape (rows,). A row without a node has `present` False and neutral values.
 
     Unknown never reaches a column as NaN: the store's fold has already counted an unknown GPU that is allocated as
-    fully loaded, and a free one at the neutral load or its last reading, whichever is higher.
+    fully loaded, a free one at the neutral load or its last reading, whichever is higher, and a broken one as fully
+    loaded.
     """
 
     present: BoolColumn
@@ -36,7 +37,7 @@ class Snapshot:
     bound_gpus: FloatColumn
     reserved_gpus: FloatColumn
     load_sum: FloatColumn
-    """Decayed utilisation summed over the node's GPUs, in GPUs."""
+    """Decayed utilisation summed over the node's GPUs, in GPUs; a lost or hung one counts 1."""
     pending_load: FloatColumn
     """Expected load that is not in the measurement yet, in GPUs: placed lately; negative for what ended lately."""
     known_gpus: FloatColumn

@@ -2,7 +2,8 @@
 
 Reads: load_sum, pending_load, gpu_count, capability.
 Unknown: the store's fold has counted an unknown GPU that is allocated as fully loaded, and a free one at the neutral
-load or its last reading, so an unread node looks neither idle nor full.
+load or its last reading, so an unread node looks neither idle nor full; one that is lost or hung counts as fully
+loaded, so that a node never gains by what breaks in it.
 Source: docs/benchmarks.md, balance; without pending load a burst herds at 2 s of lag (0.88 instead of 0.46 of random's
 spread).
 """

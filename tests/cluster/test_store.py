@@ -131,14 +131,14 @@ def test_an_offline_status_makes_readings_unknown_at_once() -> None:
     assert store.node_power_w(store.rows["n1"]) is None
 
 
-def test_a_lost_gpu_is_neither_free_nor_loaded() -> None:
+def test_a_lost_gpu_is_not_free_and_counts_as_fully_loaded() -> None:
     store = make_store()
     see_node(store, gpus=2)
     store.see_samples([("n1", make_sample(util=[0.3, None], state=["ok", "lost"]), 1.0)])
     row = store.rows["n1"]
     assert store.snapshot.healthy_gpus[row] == 1
     assert free_of(store) == 1
-    assert load_of(store) == pytest.approx(0.3)
+    assert load_of(store) == pytest.approx(1.3)
 
 
 def test_power_with_a_hole_in_it_is_unknown_not_smaller() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.cluster.port import Gone, Kind, Listed
@@ -105,6 +105,38 @@ def test_least_loaded_counts_what_came_and_went_before_it_is_measured() -> None:
     score = policy.score(make_request(), store.snapshot)
     rows = store.rows
     assert score[rows["came"]] < score[rows["same"]] < score[rows["went"]]
+
+
+@given(
+    util=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    broken=st.sets(st.integers(0, 7), min_size=1),
+    how=st.sampled_from(["lost", "hung"]),
+    bound=st.integers(0, 8),
+    ended=st.booleans(),
+    told=st.booleans(),
+)
+# Six busy GPUs of eight, of which one is lost: for a while such a node drew the next pods.
+@example(util=[0.9] * 6 + [0.0] * 2, broken={0}, how="lost", bound=6, ended=False, told=False)
+def test_a_gpu_that_breaks_never_makes_its_node_look_less_loaded(
+    util: list[float], broken: set[int], how: str, bound: int, *, ended: bool, told: bool
+) -> None:
+    store, gpus = make_store(), len(util)
+    state = [how if index in broken else "ok" for index in range(gpus)]
+    # What a broken GPU's agent says of it beside its state does not count.
+    seen = [None if index in broken and not told else busy for index, busy in enumerate(util)]
+    for name in ("whole", "breaking"):
+        see_node(store, name, gpus=gpus)
+        see_pod(store, make_pod(f"on-{name}", gpus=min(bound, gpus), node=name), 0.0)
+        store.see_samples([(name, make_sample(name, util=list(util)), 1.0)])
+    store.see_samples([("whole", make_sample("whole", util=list(util)), 2.0)])
+    store.see_samples([("breaking", make_sample("breaking", util=seen, state=state), 2.0)])
+    if ended:
+        for name in ("whole", "breaking"):
+            store.apply(Gone(Kind.POD, make_pod(f"on-{name}", gpus=min(bound, gpus), node=name)), 2.0)
+    policy = registry.build("least-loaded", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    assert score[store.rows["breaking"]] <= score[store.rows["whole"]] + 1e-6
 
 
 def test_pack_prefers_the_tightest_fit() -> None:
