@@ -137,8 +137,9 @@ class Reflector:
                 self._resource_version = ""
                 await self._pause(error)
             except ClusterError as error:
-                log.info("%s: %s", self.kind, error)
                 silent = isinstance(error.__cause__, TimeoutError)
+                # Where nothing changes a watch may be silent by rights (kube-apiserver 1.20 sends no bookmark then).
+                log.log(logging.DEBUG if silent else logging.INFO, "%s: %s", self.kind, error)
                 await self._pause(error)
                 if self._failures >= FAILURES_UNTIL_RELIST or (silent and await self._went_back()):
                     self._resource_version = ""
