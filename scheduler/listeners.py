@@ -25,13 +25,11 @@ from scheduler.connections import CONNECTIONS, SILENT_S, ConnectionCounters, Gat
 from scheduler.extender.server import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aiohttp.web_protocol import RequestHandler
 
 _log = logging.getLogger(__name__)
-
-ROLES = frozenset({"extender", "api", "metrics", "probes"})
 
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
 LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
@@ -202,7 +200,6 @@ class Listeners:
     Args:
         specs: what to listen on.
         routes: by role; a role without routes serves nothing.
-        end_streams: called when stopping begins, so that open event streams end and do not hold the stop.
         check_s: how often certificate files are looked at.
         grace_s: how long a request that is being answered may go on once stopping has begun.
         silent_s: how long a connection may wait for a (whole) request header.
@@ -214,7 +211,6 @@ class Listeners:
         specs: Sequence[ListenerSpec],
         routes: Mapping[str, Iterable[web.AbstractRouteDef]],
         *,
-        end_streams: Sequence[Callable[[], None]] = (),
         check_s: float = CHECK_S,
         grace_s: float = GRACE_S,
         silent_s: float = SILENT_S,
@@ -222,7 +218,6 @@ class Listeners:
     ) -> None:
         self._specs = tuple(specs)
         self._routes = {role: tuple(given) for role, given in routes.items()}
-        self._end_streams = tuple(end_streams)
         self._check_s = check_s
         self._grace_s = grace_s
         self._silent_s = silent_s
@@ -271,17 +266,14 @@ class Listeners:
         self.ready.set()
 
     async def stop(self) -> None:
-        """Refuse new connections, end streams, answer what was asked, close."""
+        """Refuse new connections, answer what was asked, close."""
         self.ready.clear()
         runners, self._runners, self._certificates = self._runners, [], []
         # 1. No listener takes another connection, before the first of them waits for its answers.
         for runner in runners:
             for site in list(runner.sites):
                 await site.stop()
-        # 2. Streams would hold the stop for the whole grace.
-        for end in self._end_streams:
-            end()
-        # 3. Requests in flight are answered, idle connections closed; all within one grace.
+        # 2. Requests in flight are answered, idle connections closed; all within one grace.
         async with asyncio.TaskGroup() as group:
             for runner in runners:
                 group.create_task(runner.cleanup(), name="listeners.stop")

@@ -165,16 +165,21 @@ async def test_stopping_answers_what_is_in_flight_and_refuses_the_rest() -> None
         await may_answer.wait()
         return web.Response(text="fine")
 
-    listeners = Listeners([spec()], {"probes": [web.get("/healthz", slow)]}, end_streams=[may_answer.set])
+    listeners = Listeners([spec()], {"probes": [web.get("/healthz", slow)]}, grace_s=60.0)
     await listeners.start()
     port = listeners.addresses[0][1]
     async with connected(port) as (reader, writer), asyncio.TaskGroup() as group:
         answer = group.create_task(ask(reader, writer))
         await asyncio.wait_for(asked.wait(), 10)
-        await listeners.stop()
-        assert (await answer).startswith(b"HTTP/1.1 200")
+        stopped = group.create_task(listeners.stop())
+        # Nobody else is let in from the first turn on, while the one that was asked is still being answered.
+        await asyncio.sleep(0)
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
+        assert not stopped.done()
+        may_answer.set()
+        await stopped
+        assert (await answer).startswith(b"HTTP/1.1 200")
 
 
 async def test_stopping_closes_idle_connections_on_every_listener() -> None:

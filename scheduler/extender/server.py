@@ -332,13 +332,6 @@ class ExtenderServer:
         return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too-many", "too-many", text, close=True)
 
 
-def extender_routes(
-    verbs: ExtenderVerbs, counters: ExtenderCounters, clock: Clock, prefix: str = "/scheduler"
-) -> list[web.RouteDef]:
-    """Give the routes alone, for who needs no `close_connections`."""
-    return ExtenderServer(verbs, counters, clock).routes(prefix)
-
-
 def _unavailable(why_not: str) -> _Refused:
     return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "unavailable", why_not, close=True)
 

@@ -235,10 +235,6 @@ class Scoreboard:
         """A pod has ended."""
         self.finished += 1
 
-    def on_rejected(self, reason: str) -> None:
-        """A scheduling cycle ended without a node, for this reason."""
-        self.rejected[reason] += 1
-
     def on_call(self, verb: str, duration_s: float) -> None:
         """The extender answered; a filter call is a decision."""
         self._latencies.setdefault(verb, Latencies()).add(duration_s)

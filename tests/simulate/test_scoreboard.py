@@ -151,7 +151,7 @@ def run_board(*, with_shadow: bool, settle_s: float = 0.0) -> Scoreboard:
     )
     board.on_arrival(make_arrival(model, "first", run_s=50.0), 0.5)
     board.on_call("filter", 0.001)
-    board.on_rejected("waiting for pool [dc-1]")
+    board.rejected["waiting for pool [dc-1]"] += 1
     load.start(0, 1, 0.5)
     board.on_placed(make_arrival(model, "first", run_s=50.0))
     load.advance(1.0)
