@@ -47,8 +47,10 @@ class Ending:
 
 
 def _give_up() -> None:
-    sys.stderr.write(f"something did not end within {_HURRY_S:g} s of the second signal: leaving it\n")
-    sys.stderr.flush()
+    # Whoever read it may be gone too.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"something did not end within {_HURRY_S:g} s of the second signal: leaving it\n")
+        sys.stderr.flush()
     # The children end with us (broker.with_parent).
     os._exit(INTERRUPTED)
 
