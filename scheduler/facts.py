@@ -11,6 +11,7 @@ from typing import Protocol
 from scheduler import __version__
 from scheduler.bindings import Bindings
 from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.lease import Elector
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.decision.decider import Decider
@@ -38,6 +39,8 @@ class Replica(Protocol):
     verbs: Verbs
     listeners: Listeners
     bindings: Bindings
+    elector: Elector | None
+    """None where there is no election."""
 
     @property
     def role(self) -> str: ...  # noqa: D102 - see app.Daemon
@@ -201,6 +204,8 @@ def sources(replica: Replica) -> Sources:
         events_written=lambda: cluster.counters.events_written,
         events_dropped=lambda: cluster.counters.events_dropped,
         leader=replica.leads,
+        lease_takeovers=lambda: replica.elector.takeovers if replica.elector else 0,
+        lease_losses=lambda: replica.elector.losses if replica.elector else 0,
         observing=lambda: replica.observing,
         degraded=degraded,
     )

@@ -19,6 +19,7 @@ import yaml
 
 from scheduler import app, config
 from scheduler.core.clock import SystemClock
+from scheduler.facts import sources
 from scheduler.simulate.apiserver import ApiServer
 from tests.brokers import free_port
 from tests.contracts.cluster_contract import HANG_S, beside, eventually
@@ -259,6 +260,7 @@ async def test_the_leader_carries_the_label(world: World) -> None:
         async with world.replica("b") as second:
             assert second.daemon.role == "standby"
             assert not second.labelled(world.api)
+            assert [sources(each.daemon).lease_takeovers() for each in (first, second)] == [1, 0]
 
 
 async def test_the_only_replica_carries_the_label_without_an_election(world: World) -> None:

@@ -56,21 +56,17 @@ class Ancestor(StrEnum):
 class DeviceCounters:
     """What an adapter counted since it was made; metrics read it when they are scraped."""
 
-    reads: int = 0
-    slow_reads: int = 0
-    """Reads that took longer than a sample interval at 5 Hz."""
     last_read_s: float = 0.0
     failed_calls: int = 0
     """Driver calls answered by an error other than "not on this GPU"."""
     timeouts: int = 0
     abandoned_threads: int = 0
     """Threads that are stuck in the driver now: goes down again when the call returns."""
-    sets: int = 0
-    failed_sets: int = 0
     xids: int = 0
     ignored_xids: int = 0
     """XIDs that an application caused, not the GPU."""
     event_errors: int = 0
+    """Failures to hear of XIDs: registrations and waits that the driver refused, events of no GPU that we know."""
     reopens: int = 0
     """Times the driver library was shut down and opened again because it had gone away."""
 

@@ -135,7 +135,6 @@ class SimulatedDevices:
 
     async def read(self) -> tuple[Reading, ...]:
         """Read every device at the clock's present instant."""
-        self.counters.reads += 1
         now = self._clock.mono_s()
         return tuple([self._reading(gpu, now) for gpu in self._gpus])
 
@@ -153,7 +152,6 @@ class SimulatedDevices:
             raise NoPermission(f"{uuid} is read-only")
         if not (gpu.info.limit_min_w or 0.0) <= limit_w <= (gpu.info.limit_max_w or 0.0):
             raise DeviceUnknown(INVALID_ARGUMENT, f"{limit_w} W is outside the constraints of {uuid}")
-        self.counters.sets += 1
         self._settle(gpu, self._clock.mono_s())
         gpu.limit_w = limit_w
         gpu.power_w = self._watts(gpu)

@@ -28,8 +28,6 @@ T = TypeVar("T")
 # One read waits out this many hangs at most; GPUs it did not get to are unknown until the next read. Each further
 # hung GPU costs one deadline once, and a driver that hangs as a whole must not make one read take sixteen seconds.
 HANGS_PER_READ = 2
-# A sample interval at 5 Hz: a read that takes longer cannot keep that rate.
-SLOW_READ_S = 0.2
 # Describing eight GPUs one of which hangs must end within the time that an agent gives to opening; the library itself,
 # which wakes the GPUs, has longer.
 DESCRIBE_DEADLINE_S = 5.0
@@ -211,7 +209,6 @@ class ThreadedDevices:
     async def read(self) -> tuple[Reading, ...]:
         """Read every GPU that answers; see DevicePort."""
         async with self._reading:
-            self.counters.reads += 1
             start_mono_s = self._clock.mono_s()
             try:
                 found = await self._read_all() if await self._is_open() else {}
@@ -219,7 +216,6 @@ class ThreadedDevices:
                 self._library_went_away()
                 found = {}
             self.counters.last_read_s = self._clock.mono_s() - start_mono_s
-            self.counters.slow_reads += self.counters.last_read_s > SLOW_READ_S
             self._sum_up()
             return tuple(found.get(gpu.position) or self._missed(gpu) for gpu in self._gpus)
 
@@ -229,21 +225,15 @@ class ThreadedDevices:
         if gpu is None:
             raise GpuLost(f"no GPU {uuid}")
         async with self._writing:
-            self.counters.sets += 1
             writer = self._writer
             if writer is None or gpu.position in self._hung:
-                self.counters.failed_sets += 1
                 raise DeviceTimeout(f"GPU {uuid} does not answer")
             try:
                 return await writer.run(lambda: gpu.set_limit(writer, limit_w), self._deadline_s)
             except HungError as hung:
-                self.counters.failed_sets += 1
                 self._give_up(hung)
                 self._writer = self._start("write")
                 raise DeviceTimeout(f"GPU {uuid} does not answer") from None
-            except DeviceError:
-                self.counters.failed_sets += 1
-                raise
 
     async def close(self) -> None:
         """Tell the threads to end; the last one out shuts the library down. None is awaited: one may never end."""

@@ -106,6 +106,10 @@ class Sources:
 
     build_info: ByTwo = _gauge("Always 1; the labels say what runs.", "version", "python")
     leader: Count = _gauge("1 if this replica holds the Lease.")
+    lease_takeovers: Count = _counter("Times this replica began to lead.")
+    lease_losses: Count = _counter(
+        "Times this replica stopped leading against its will: not renewed in time, or taken by another."
+    )
     observing: Count = _gauge("1 if nothing is acted upon, only decided and counted.")
     degraded: By = _gauge("1 for each thing that is missing although this replica answers.", "reason")
     decisions: ByThree = _counter("Decisions made.", "verb", "profile", "result")

@@ -166,10 +166,6 @@ class MetricsPage:
                 parts.append(b"".join(blocks[start : start + BLOCKS_A_PART]))
         return parts
 
-    async def render(self) -> bytes:
-        """Build the page in one piece."""
-        return b"".join(await self.parts())
-
 
 def escape(text: str) -> str:
     """Escape a label's value as the text format wants it."""

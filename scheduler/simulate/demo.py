@@ -236,6 +236,8 @@ class Demo:
             )
         if scheduler.counts.extender_errors:
             notes.append(f"{scheduler.counts.extender_errors} extender calls failed")
+        if scheduler.counts.bind_failures:
+            notes.append(f"{scheduler.counts.bind_failures} bindings were refused by the API server")
         if fleet.offered < ENOUGH_SAMPLES_FRAC * fleet.due:
             notes.append(f"agents could send {fleet.offered / fleet.due:.0%} of the samples that were due")
         if fleet.dropped:

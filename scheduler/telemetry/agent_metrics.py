@@ -113,6 +113,14 @@ DRIVER_COUNTS = (
         Family("wattbalance_agent_driver_reopens_total", "counter", "Times the driver was opened anew."),
         "reopens",
     ),
+    (
+        Family(
+            "wattbalance_agent_xid_watch_errors_total",
+            "counter",
+            "Failures of the driver to tell of XID errors: while it grows, a broken GPU may go unnoticed.",
+        ),
+        "event_errors",
+    ),
     (Family("wattbalance_agent_xids_total", "counter", "XID errors of GPUs."), "xids"),
     (
         Family("wattbalance_agent_xids_ignored_total", "counter", "XID errors that an application caused."),

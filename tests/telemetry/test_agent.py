@@ -140,8 +140,10 @@ async def test_what_the_adapter_counts_is_on_the_page() -> None:
     desk = Desk()
     await desk.ticks(1)
     desk.devices.counters.timeouts, desk.devices.counters.xids = 3, 2
+    desk.devices.counters.event_errors = 4
     page = desk.agent.metrics_page().body
     assert 'wattbalance_agent_driver_timeouts_total{node="n1"} 3.0' in page
+    assert 'wattbalance_agent_xid_watch_errors_total{node="n1"} 4.0' in page
     assert 'wattbalance_agent_xids_total{node="n1"} 2.0' in page
 
 
