@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,9 @@ class System:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{replica.process.log[-4000:]}") from error
 
-    def scheduler(self, ports: int | list[int], *, ignorable: bool = False, **extender: object) -> Daemon:
+    def scheduler(
+        self, ports: int | list[int], *, ignorable: bool = False, scheme: str = "http", **extender: object
+    ) -> Daemon:
         """Start a real kube-scheduler that asks us."""
         given: dict[str, object] = {
             "filterVerb": "filter",
@@ -240,7 +243,9 @@ class System:
                 "podMaxBackoffSeconds": 3,
                 "percentageOfNodesToScore": 100,
                 "profiles": [{"schedulerName": SCHEDULER_NAME}],
-                "extenders": [{"urlPrefix": f"http://127.0.0.1:{port}/scheduler", **given} for port in urls],
+                "extenders": [
+                    {"urlPrefix": f"{scheme}://127.0.0.1:{port}/scheduler", **given} for port in urls
+                ],
             }
         )
 
@@ -288,14 +293,25 @@ class System:
 
     def requests(self) -> list[dict[str, Any]]:
         """Our requests so far as the API server wrote them down (audit.k8s.io/v1), oldest first."""
+        # Tests ask as the same user, by another client.
+        return [request for request in self._audited() if request.get("userAgent") == "wattbalance"]
+
+    def bound_pods(self) -> list[str]:
+        """The pod of each Binding that the API server took, ours and kube-scheduler's, oldest first."""
+        return [
+            str(request["objectRef"]["name"])
+            for request in self._audited()
+            if request.get("objectRef", {}).get("subresource") == "binding"
+            and request["responseStatus"]["code"] == HTTPStatus.CREATED
+        ]
+
+    def _audited(self) -> list[dict[str, Any]]:
         assert self.audit_file is not None, "not audited"
         if not self.audit_file.exists():
             return []
         # A line may be half written yet.
         whole, _, _ = self.audit_file.read_text().rpartition("\n")
-        asked = (json.loads(line) for line in whole.splitlines())
-        # Tests ask as the same user, by another client.
-        return [request for request in asked if request.get("userAgent") == "wattbalance"]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def clear(self) -> None:
         """Stop what was started, and delete all pods and nodes and the Lease."""
@@ -318,7 +334,8 @@ class System:
 def run_system(folder: Path, *, audited: bool = False) -> Iterator[System]:
     """Start the control plane, with our role in it, and the broker; stop all at the end.
 
-    `audited`: the API server writes down each of our requests, for `System.requests`.
+    `audited`: the API server writes down each of our requests and of anybody's Bindings, for `System.requests` and
+    `System.bound_pods`.
     """
     audit_file = folder / "audit.log" if audited else None
     plane = ControlPlane(
@@ -336,6 +353,15 @@ def run_system(folder: Path, *, audited: bool = False) -> Iterator[System]:
 
 def _audit_args(file: Path) -> list[str]:
     policy = file.with_suffix(".policy.yaml")
-    rules = [{"level": "Metadata", "users": [ACCOUNT], "omitStages": ["RequestReceived"]}, {"level": "None"}]
+    rules: list[dict[str, object]] = [
+        {"level": "Metadata", "users": [ACCOUNT], "omitStages": ["RequestReceived"]},
+        # Whoever binds.
+        {
+            "level": "Metadata",
+            "resources": [{"group": "", "resources": ["pods/binding"]}],
+            "omitStages": ["RequestReceived"],
+        },
+        {"level": "None"},
+    ]
     policy.write_text(yaml.safe_dump({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
     return [f"--audit-policy-file={policy}", f"--audit-log-path={file}"]
