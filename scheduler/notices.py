@@ -25,6 +25,7 @@ OTHER_AGAIN_S = 30.0
 MOST_REMEMBERED = 10_000
 
 ADVICE: dict[str, str] = {
+    Reason.UNKNOWN_NODE.text: "new nodes are known within a second; where that lasts, look at wattbalance's log",
     Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
     Reason.BROKEN_GPUS.text: "GPUs there are lost or hung: reset or drain those nodes, or ask for fewer GPUs a pod",
     Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
@@ -123,7 +124,7 @@ def _refusal(record: DecisionRecord) -> str:
     asked = f"{record.asked} node" if record.asked == 1 else f"{record.asked} nodes"
     gpus = f"{record.gpus} GPU" if record.gpus == 1 else f"{record.gpus} GPUs"
     if not record.reasons:
-        return f"No node fits: wattbalance knows none of the nodes that kube-scheduler offered for {gpus}."
+        return f"No node fits: kube-scheduler offered none for {gpus}."
     reasons = "; ".join(f"{count}: {text}" for text, count in sorted(record.reasons.items()))
     advice = {hint for text in record.reasons for known, hint in ADVICE.items() if text.startswith(known)}
     what_to_do = f" What helps: {'; '.join(sorted(advice))}." if advice else ""

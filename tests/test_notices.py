@@ -56,10 +56,13 @@ def test_waiting_for_a_pools_turn_is_no_warning() -> None:
 
 def test_nodes_that_nobody_knows_are_a_reason_too() -> None:
     world = World()
-    world.notices.no_fit(refused())
-    [note] = world.written
-    assert note.warning
-    assert "none of the nodes" in note.note
+    world.notices.no_fit(refused(UNKNOWN_NODE=2))
+    world.notices.no_fit(refused("v"))
+    unknown, none = world.written
+    assert unknown.warning
+    assert "2: node unknown to wattbalance" in unknown.note
+    assert none.warning
+    assert "offered none" in none.note
 
 
 def test_the_same_is_said_again_only_after_minutes() -> None:
@@ -129,7 +132,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_every_reason_that_can_rule_a_node_out_has_advice_and_all_at_once_fit_into_a_note() -> None:
-    without = {Reason.FITS, Reason.UNKNOWN_NODE, Reason.POOL_NOT_ALLOWED}
+    without = {Reason.FITS, Reason.POOL_NOT_ALLOWED}
     assert set(ADVICE) == {reason.text for reason in Reason if reason not in without}
     world = World()
     world.notices.no_fit(refused(**{reason.name: 5000 for reason in Reason if reason.text}))

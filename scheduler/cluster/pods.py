@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.cluster.objects import Meta, OwnerRef, Pod, requested, states_soft_preference
+from scheduler.cluster.objects import (
+    Container,
+    Meta,
+    OwnerRef,
+    Pod,
+    quantity,
+    requested,
+    states_soft_preference,
+)
 
 FINISHED = ("Succeeded", "Failed")
 
@@ -48,6 +56,31 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         scheduler_name=pod.spec.scheduler_name,
         priority_class=pod.spec.priority_class_name,
         meta=_slimmed(meta),
+    )
+
+
+def wants_device(pod: Pod) -> bool:
+    """Whether it asks for a GPU in any form: whole, as a slice or share under another name, or by a claim.
+
+    Any extended resource counts, since their names are the cluster's own; they alone have a slash. What has none of
+    it (cpu, memory) is none of our business.
+    """
+    spec = pod.spec
+    if spec.resource_claims:
+        return True
+    return any(
+        _names_device(container)
+        for part in (spec.containers, spec.init_containers)
+        for container in part or ()
+    )
+
+
+def _names_device(container: Container) -> bool:
+    resources = container.resources
+    return resources is not None and any(
+        "/" in name and quantity(amount) > 0
+        for amounts in (resources.limits, resources.requests)
+        for name, amount in (amounts or {}).items()
     )
 
 

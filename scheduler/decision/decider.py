@@ -107,11 +107,13 @@ class Decider:
         unix_s: float,
         strangers: Sequence[Node] = (),
         *,
+        unknown: int = 0,
         observe: bool = False,
     ) -> Outcome:
         """Decide where one pod may go, promise it if the choice is ours, and keep the record.
 
-        With `observe` nothing is promised: the record says what would have been.
+        `unknown` is how many more nodes were offered of which nobody knows anything but the name: they are in the
+        record only. With `observe` nothing is promised: the record says what would have been.
         """
         profile = self.profiles[request.workload]
         judgement = self.judge(request, rows, now_mono_s, strangers)
@@ -125,7 +127,14 @@ class Decider:
         else:
             kept, result, reserved = self._answer(request, judgement, profile, now_mono_s)
         record = self._record(
-            "filter", request, judgement, profile, result, unix_s, best=best, reserved=reserved
+            "filter",
+            request,
+            judgement,
+            result,
+            unix_s,
+            best=best,
+            reserved=reserved,
+            unknown=unknown,
         )
         if result == "no_fit" and self.on_no_fit is not None:
             self.on_no_fit(record)
@@ -150,10 +159,14 @@ class Decider:
         if judgement.best_band == BAND_FULL:
             self.store.release(request.uid, now_mono_s)
             return kept, "full_by_our_count", False
+        if not request.gpus:
+            # A slice or a share, which kube-scheduler alone counts: there is nothing to promise.
+            self.store.reservations.note_choice(request.uid, node, now_mono_s)
+            return kept, "placed", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)
 
     def scores(
-        self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float
+        self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float, *, unknown: int = 0
     ) -> NDArray[np.float64]:
         """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
         profile = self.profiles[request.workload]
@@ -164,7 +177,16 @@ class Decider:
             self.results["prioritize", profile.name, "passed_soft"] += 1
             return np.zeros(len(rows))
         best = self._ranked(judgement)
-        self._record("prioritize", request, judgement, profile, "advised", unix_s, best=best, reserved=False)
+        self._record(
+            "prioritize",
+            request,
+            judgement,
+            "advised",
+            unix_s,
+            best=best,
+            reserved=False,
+            unknown=unknown,
+        )
         scores = judgement.total[rows]
         if np.count_nonzero(judgement.codes):
             scores[judgement.codes[rows] > 0] = 0.0
@@ -181,6 +203,10 @@ class Decider:
         self.results["preempt", profile.name, "accepted" if accepted.any() else "no_fit"] += 1
         return accepted
 
+    def pass_by(self, verb: str, request: PodRequest) -> None:
+        """Count a question about a pod that asks for no GPU: nothing is judged, promised or kept of it."""
+        self.results[verb, self.profiles[request.workload].name, "no_gpu"] += 1
+
     def _name(self, row: int) -> str:
         names = self.store.names
         if row < self.store.snapshot.rows:
@@ -192,17 +218,20 @@ class Decider:
         verb: str,
         request: PodRequest,
         judgement: Judgement,
-        profile: Profile,
         result: str,
         unix_s: float,
         *,
         best: tuple[Ranked, ...],
         reserved: bool,
+        unknown: int,
     ) -> DecisionRecord:
+        profile = self.profiles[request.workload]
         self._cycle += 1
         self.results[verb, profile.name, result] += 1
         counts = np.bincount(judgement.codes[judgement.failed])
         reasons = {self.reason_texts[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
+        if unknown:
+            reasons[Reason.UNKNOWN_NODE.text] = unknown
         if judgement.last is not None and judgement.last.any():
             reasons[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = int(np.count_nonzero(judgement.last))
         one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count", "observed"}
@@ -216,7 +245,7 @@ class Decider:
             profile=profile.name,
             placement=profile.placement.value,
             gpus=request.gpus,
-            asked=int(np.count_nonzero(judgement.offered)),
+            asked=int(np.count_nonzero(judgement.offered)) + unknown,
             fitting=judgement.fitting,
             chosen=self._name(judgement.choice) if one_node else "",
             result=result,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.objects import Node, Pod
+from scheduler.cluster.pods import wants_device
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
@@ -100,18 +101,26 @@ class Verbs:
     # --- filter --------------------------------------------------------------------------------------------------
 
     def filter(self, args: FilterArgs) -> bytes | bytearray:
-        """Decide. Decisive: the one chosen node. Advisory: the best rank's nodes. None left: a reason for each."""
+        """Decide. Decisive: the one chosen node. Advisory: the best rank's nodes. None left: a reason for each.
+
+        A pod without a GPU is none of our business: it gets back all that was offered.
+        """
+        if not wants_device(args.pod):
+            self._pass("filter", args.pod)
+            return filter_all_answer(args)
         request = self._request(args.pod)
         if not request.uid and self._placement(request) is Placement.DECISIVE:
             raise BadRequest(NO_UID, "metadata.uid is missing, which decisive placement needs")
         rows, strangers = self._rows(args)
         known = rows >= 0
+        unknown = _missing(args.names, known)
         outcome = self.decider.place(
             request,
-            rows if known.all() else rows[known],
+            rows[known] if unknown else rows,
             self.clock.mono_s(),
             self.clock.unix_s(),
             strangers,
+            unknown=len(unknown),
             observe=self.observe,
         )
         self._log_decision(outcome.record)
@@ -120,18 +129,14 @@ class Verbs:
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
             return self._nodes_answer(args, rows, outcome, failed)
-        unknown = (
-            []
-            if outcome.kept.size and outcome.placement is Placement.DECISIVE
-            else _missing(args.names, known)
-        )
+        chosen = outcome.kept.size and outcome.placement is Placement.DECISIVE
         return filter_answer(
             self._answers(),
             kept_rows=outcome.kept,
             failed_rows=failed,
             failed_codes=outcome.judgement.codes[failed],
             unresolvable=unresolvable,
-            unknown_names=unknown,
+            unknown_names=() if chosen else unknown,
             unknown_text=Reason.UNKNOWN_NODE.text,
             nominated=request.nominated_node,
         )
@@ -175,21 +180,31 @@ class Verbs:
     # --- prioritize and preempt ----------------------------------------------------------------------------------
 
     def prioritize(self, args: FilterArgs) -> bytes | bytearray:
-        """Score what is left, 0 to 10; nodes that we do not know score 0. In observe mode all score 0."""
-        request = self._request(args.pod)
+        """Score what is left, 0 to 10; nodes that we do not know score 0. In observe mode all score 0.
+
+        So they do for a pod without a GPU: kube-scheduler's own scores choose.
+        """
+        ours = wants_device(args.pod)
         rows, _ = self._rows(args)
         known = (rows >= 0) & (rows < self.store.snapshot.rows)
         unknown = _missing(args.names, known)
         # kube-scheduler adds up what it is told of one host.
         rows = _once(rows[known] if unknown else rows, self.store.snapshot.rows)
         scores = np.zeros(len(rows), np.float64)
-        if not self.observe:
-            scores = self.decider.scores(request, rows, self.clock.mono_s(), self.clock.unix_s())
+        if not ours:
+            self._pass("prioritize", args.pod)
+        elif not self.observe:
+            request = self._request(args.pod)
+            now_mono_s, unix_s = self.clock.mono_s(), self.clock.unix_s()
+            scores = self.decider.scores(request, rows, now_mono_s, unix_s, unknown=len(unknown))
         return prioritize_answer(self._answers(), rows, scaled(scores.astype(np.float32)), unknown)
 
     def preempt(self, args: PreemptArgs) -> bytes | bytearray:
         """Keep the candidates that we would accept; victims unchanged; never add, reserve or reorder."""
         names = list(args.victims)
+        if not wants_device(args.pod):
+            self._pass("preempt", args.pod)
+            return preempt_answer(args.victims)
         if self.observe:
             return preempt_answer(args.victims)
         rows = rows_of(names, self.store.rows)
@@ -212,6 +227,10 @@ class Verbs:
     def _request(self, pod: Pod) -> PodRequest:
         waited_s = _waited_s(pod, self.clock.unix_s())
         return self.store.request(pod, waited_s, self.decider.profile_facts)
+
+    def _pass(self, verb: str, pod: Pod) -> None:
+        """Count a question about a pod without a GPU; nothing is kept of it."""
+        self.decider.pass_by(verb, self._request(pod))
 
     def _placement(self, request: PodRequest) -> Placement:
         return self.decider.profiles[request.workload].placement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -46,6 +47,26 @@ def test_with_no_node_left_each_has_a_reason_in_both_maps() -> None:
     }
     assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == want_failed
     assert answer["Error"] == "", "no node fits is an answer, not an error"
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_the_record_says_what_kube_scheduler_was_told_of_names_that_nobody_knows(
+    placement: Placement,
+) -> None:
+    world = World(placement)
+    answer = world.filter(by_names("bad", "who", "other", "who"))
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert record.asked == len(answer["FailedNodes"]) == 3
+    assert record.reasons == dict(Counter(answer["FailedNodes"].values()))
+    world.filter(by_names("a", "who"))
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert (record.asked, record.fitting, record.reasons) == (2, 1, {Reason.UNKNOWN_NODE.text: 1})
+    world.prioritize(by_names("a", "b", "who"))
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert (record.verb, record.asked, record.reasons) == ("prioritize", 3, {Reason.UNKNOWN_NODE.text: 1})
 
 
 def test_the_pods_nominated_node_stays_preemptible_so_that_the_pod_waits() -> None:
@@ -162,6 +183,69 @@ def test_any_creation_time_is_answered(created: str) -> None:
     question = by_names("a")
     question["Pod"]["metadata"]["creationTimestamp"] = created  # type: ignore[index]  # built above
     assert World().filter(question)["NodeNames"] == ["a"]
+
+
+# --- pods without a GPU ----------------------------------------------------------------------------------------------
+
+
+def plain(
+    question: dict[str, Any], resources: dict[str, object] | None = None, **spec: object
+) -> dict[str, Any]:
+    """The question, about a pod that asks for no whole GPU."""
+    question["Pod"]["spec"] = {"containers": [{"name": "c", "resources": resources or {}}], **spec}
+    return question
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [{}, {"requests": {"cpu": "2", "memory": "1Gi"}}, {"limits": {"nvidia.com/gpu": "0"}}],
+)
+@pytest.mark.parametrize("placement", list(Placement))
+@pytest.mark.parametrize("uid", ["uid-p1", ""])
+def test_a_pod_without_a_gpu_gets_back_all_that_was_offered(
+    resources: dict[str, object], placement: Placement, uid: str
+) -> None:
+    world = World(placement, spill_after_s=300.0)
+    names = ("a", "b", "bad", "who")
+    answer = world.filter(plain(by_names(*names, uid=uid), resources))
+    assert answer["NodeNames"] == list(names)
+    assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == {}
+    offered = [whole("a"), whole("bad"), whole("new")]
+    assert world.filter(plain(by_nodes(*offered, uid=uid), resources))["Nodes"]["items"] == offered
+    scores = world.prioritize(plain(by_names(*names, uid=uid), resources))
+    assert {each["Host"]: each["Score"] for each in scores} == dict.fromkeys(names, 0)
+    victims = {name: {"Pods": [{"UID": "v"}], "NumPDBViolations": 0} for name in ("bad", "who")}
+    question = plain({"Pod": pod(uid=uid), "NodeNameToMetaVictims": victims}, resources)
+    assert world.preempt(question)["NodeNameToMetaVictims"] == victims
+    assert not len(world.store.reservations)
+    assert not len(world.decider.log)
+    want_counts = {("filter", "batch", "no_gpu"): 2, ("prioritize", "batch", "no_gpu"): 1}
+    assert world.decider.results == want_counts | {("preempt", "batch", "no_gpu"): 1}
+
+
+@pytest.mark.parametrize(
+    ("resources", "spec"),
+    [
+        ({"limits": {"nvidia.com/mig-1g.5gb": "1"}}, {}),
+        ({"requests": {"nvidia.com/gpu.shared": 1}}, {}),
+        ({}, {"resourceClaims": [{"name": "gpu"}]}),
+        ({}, {"initContainers": [{"name": "i", "resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}}]}),
+    ],
+)
+def test_a_slice_of_a_gpu_is_placed_and_nothing_promised_for_it(
+    resources: dict[str, object], spec: dict[str, object]
+) -> None:
+    world = World()
+    for _ in range(3):
+        answer = world.filter(plain(by_names("a", "bad"), resources, **spec))
+        assert answer["NodeNames"] == ["a"], "quarantine is seen by us alone"
+    assert not len(world.store.reservations)
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert (record.chosen, record.reserved) == ("a", False)
+    assert world.filter(plain(by_names("a", "b"), resources, **spec))["NodeNames"] == ["b"], (
+        "chosen three times"
+    )
 
 
 # --- prioritize ------------------------------------------------------------------------------------------------------

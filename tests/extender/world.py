@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.core.clock import ManualClock
-from scheduler.core.nouns import GPU_RESOURCE, Placement
+from scheduler.core.nouns import GPU_RESOURCE, Placement, PoolSpec
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.extender.wire import BindArgs, read_filter, read_preempt
@@ -30,9 +30,17 @@ QUARANTINE = {"wattbalance.io/quarantine": "xid-79"}
 class World:
     """Three nodes of eight GPUs, of which `bad` is in quarantine, and the verbs over them."""
 
-    def __init__(self, placement: Placement = Placement.DECISIVE, *, observe: bool = False) -> None:
+    def __init__(
+        self,
+        placement: Placement = Placement.DECISIVE,
+        *,
+        observe: bool = False,
+        spill_after_s: float | None = None,
+    ) -> None:
         self.clock = ManualClock()
-        self.store = make_store()
+        # A pool that none of the nodes is in, and that has to be waited for.
+        waited_for = PoolSpec(name="dc-1", selector={"site": "dc-1"}, spill_after_s=spill_after_s or 0.0)
+        self.store = make_store((waited_for,) if spill_after_s is not None else ())
         for name in ("a", "b"):
             see_node(self.store, name)
         see_node(self.store, "bad", labels=QUARANTINE)
