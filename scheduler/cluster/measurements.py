@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.cluster.columns import STATE_BROKEN, STATE_OK, STATE_UNKNOWN, Columns
-from scheduler.cluster.nodes import Nodes
+from scheduler.cluster.nodes import NodeRecord, Nodes
 from scheduler.telemetry.sample import Inventory, Sample
 
 STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_BROKEN, "hung": STATE_BROKEN}
-# Inventories of nodes that Kubernetes has not told of yet; agents may come up first. A full cluster and some.
+# Inventories of nodes that Kubernetes has not told of yet, or no longer tells of. A full cluster and some.
 MOST_EARLY_INVENTORIES = 10_000
 
 
@@ -33,8 +33,7 @@ class Measurements:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
         record = self._nodes.records.get(node)
         if record is None:
-            if len(self._early_inventories) < MOST_EARLY_INVENTORIES:
-                self._early_inventories[node] = inventory
+            self._keep_early(node, inventory)
             return
         columns = self._columns
         columns.ensure_width(len(inventory.gpus))
@@ -50,6 +49,20 @@ class Measurements:
         if inventory.gpus:
             record.model = inventory.gpus[0].model
         self._nodes.renew(record)
+
+    def _keep_early(self, node: str, inventory: Inventory) -> None:
+        early = self._early_inventories
+        # Taken out first: a dict keeps the order in which keys came, and the one told last shall be the last to go.
+        early.pop(node, None)
+        early[node] = inventory
+        if len(early) > MOST_EARLY_INVENTORIES:
+            del early[next(iter(early))]
+            self._counters["inventories_forgotten"] += 1
+
+    def node_gone(self, record: NodeRecord) -> None:
+        """A node has gone, its agent may run on: that sends its inventory on connecting only, so it is kept."""
+        if record.inventory is not None:
+            self._keep_early(record.name, record.inventory)
 
     def see_node(self, name: str) -> None:
         """A node has appeared; its agent may have come up first."""

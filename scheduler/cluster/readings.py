@@ -15,7 +15,6 @@ class StoreHandler:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.drops: Counter[str] = Counter()
-        self.online: dict[str, bool] = {}
 
     def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
         """What a node has."""
@@ -27,7 +26,6 @@ class StoreHandler:
 
     def status(self, node: str, online: bool, now_mono_s: float) -> None:  # noqa: FBT001 - the drain's protocol
         """An agent came or went."""
-        self.online[node] = online
         self._store.see_status(node, online=online)
 
     def dropped(self, reason: str, count: int = 1) -> None:

@@ -173,7 +173,10 @@ class Store:
     def _node_gone(self, name: str) -> None:
         self._promises.drop_node(name)
         record = self._nodes.remove(name)
-        if record is not None and record.pods:
+        if record is None:
+            return
+        self._measurements.node_gone(record)
+        if record.pods:
             # Their pods are still in the API until garbage collection; the node may come back under its name.
             self._orphans[name] = record.pods
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.cluster import measurements
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.store import Store
@@ -168,6 +169,44 @@ def test_an_inventory_that_comes_before_its_node_is_kept() -> None:
     store.apply(Changed(Kind.NODE, make_node(gpus=2)), 0.0)
     store.see_samples([("n1", make_sample(util=[0.1, 0.1]), 1.0)])
     assert load_of(store) == pytest.approx(0.2)
+
+
+def test_a_node_that_is_deleted_and_created_again_is_read_though_its_agent_says_nothing_new() -> None:
+    store = make_store()
+    see_node(store, gpus=2)
+    store.see_samples([("n1", make_sample(util=[0.9, 0.9]), 1.0)])
+    store.apply(Gone(Kind.NODE, make_node()), 2.0)
+    store.apply(Changed(Kind.NODE, make_node(gpus=2)), 3.0)
+    assert load_of(store) == pytest.approx(1.0), "what was read before it went is forgotten"
+    store.see_samples([("n1", make_sample(util=[0.1, 0.1], seq=2), 4.0)])
+    assert load_of(store) == pytest.approx(0.2)
+    assert not store.counters["samples_without_inventory"]
+
+
+def test_a_relist_that_misses_a_node_keeps_its_inventory_for_its_return() -> None:
+    store = make_store()
+    see_node(store, gpus=2)
+    store.apply(Listed(Kind.NODE, frozenset()), 0.0)
+    store.apply(Changed(Kind.NODE, make_node(gpus=2)), 1.0)
+    store.see_samples([("n1", make_sample(util=[0.1, 0.1]), 2.0)])
+    assert load_of(store) == pytest.approx(0.2)
+
+
+def test_inventories_of_nodes_that_are_not_there_are_bounded_and_the_oldest_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measurements, "MOST_EARLY_INVENTORIES", 2)
+    store = make_store()
+    # `gone` was a node; `a` has told twice, so that it is younger than `gone`.
+    store.see_inventory("a", make_inventory("a", 2))
+    see_node(store, "gone", gpus=2)
+    store.apply(Gone(Kind.NODE, make_node("gone")), 0.0)
+    store.see_inventory("a", make_inventory("a", 2))
+    store.see_inventory("b", make_inventory("b", 2))
+    assert store.counters["inventories_forgotten"] == 1
+    for name in ("a", "b", "gone"):
+        store.apply(Changed(Kind.NODE, make_node(name, gpus=2)), 1.0)
+    assert {name for name, record in store.nodes.items() if record.inventory} == {"a", "b"}
 
 
 def test_samples_of_unknown_nodes_or_of_another_shape_are_dropped_and_counted() -> None:
