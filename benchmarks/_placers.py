@@ -139,7 +139,7 @@ class LeastLoaded:
             for workload in Workload
         }
         named = tuple(NamedFilter(name, policy) for name, policy in filters if isinstance(policy, Filter))
-        self.decider = Decider(self.store, profiles, named)
+        self.decider = Decider(self.store, profiles, named, instance="bench")
         for node in trace.nodes:
             made = msgspec.json.decode(msgspec.json.encode(node_object(node)), type=Node)
             self.store.apply(Changed(Kind.NODE, made), 0.0)

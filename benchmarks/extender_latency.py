@@ -140,7 +140,7 @@ async def serve(nodes: int, pods: int) -> None:
     settings = load(CONFIG)
     store = make_store(settings)
     fill(store, nodes, pods, clock.mono_s())
-    verbs = Served(make_decider(settings, store), None, clock, Fence())
+    verbs = Served(make_decider(settings, store, instance="bench"), None, clock, Fence())
     verbs.last = {}
     server = ExtenderServer(verbs, ExtenderCounters(), clock)
 

@@ -73,9 +73,8 @@ class Daemon:
         self.clock = clock
         self.pod_name = os.environ.get("POD_NAME", "")
         self.namespace = settings.lease.namespace or own_namespace()
-        self.identity = (
-            f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        )
+        instance = uuid.uuid4().hex[:8]
+        self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{instance}"
         self.stopping = asyncio.Event()
         self.leader_pods: set[str] = set()
         self.broker_waited = False
@@ -84,7 +83,7 @@ class Daemon:
         self._gc_threshold = gc.get_threshold()
         # 1. State and opinion.
         self.store = make_store(settings)
-        self.decider = make_decider(settings, self.store)
+        self.decider = make_decider(settings, self.store, instance=instance)
         self.bindings = Bindings(
             settings.scheduler_names,
             settings.managed_resources,
@@ -425,7 +424,7 @@ def make_store(settings: Settings) -> Store:
     )
 
 
-def make_decider(settings: Settings, store: Store) -> Decider:
+def make_decider(settings: Settings, store: Store, *, instance: str) -> Decider:
     """A decider with the settings' profiles; every filter is on unless switched off."""
     filters = []
     for name in registry.known():
@@ -436,7 +435,7 @@ def make_decider(settings: Settings, store: Store) -> Decider:
         if isinstance(policy, Filter) and settings.filters.get(name, True):
             filters.append(profiles.NamedFilter(name, policy))
     built = {w: _profile(w, settings.profiles.of(w)) for w in Workload}
-    return Decider(store, built, tuple(filters))
+    return Decider(store, built, tuple(filters), instance=instance)
 
 
 def _profile(workload: Workload, given: Profile) -> profiles.Profile:

@@ -158,7 +158,7 @@ def make_decider(
         w: Profile(name=w.value, workload=w, placement=placement, expected_load=0.9, scores=tuple(scores))
         for w in Workload
     }
-    return Decider(store, profiles, tuple(filters))
+    return Decider(store, profiles, tuple(filters), instance="test")
 
 
 def all_rows(store: Store) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

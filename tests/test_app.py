@@ -251,6 +251,22 @@ async def test_a_pod_that_came_and_went_in_a_watch_gap_holds_no_gpus(world: Worl
         assert replica.daemon.store.reservations.get(here["metadata"]["uid"]) is not None
 
 
+async def test_no_two_processes_give_decisions_the_same_name(world: World) -> None:
+    world.add_node("n1")
+    world.add_pod("p")
+    cycles = []
+    # One after the other, as after a failover: each counts its decisions from one.
+    for _ in range(2):
+        async with world.replica() as replica:
+            await replica.knows("n1")
+            for _ in range(2):
+                await replica.filter(world.api.get("pods", "p", "default"), "n1")
+            named = [record.cycle for record in replica.daemon.decider.log]
+            assert all(replica.daemon.identity.endswith(name.split("-")[0]) for name in named)
+            cycles += named
+    assert len(set(cycles)) == 4
+
+
 async def test_the_leader_carries_the_label(world: World) -> None:
     for name in ("a", "b"):
         world.add_pod(name, namespace=NAMESPACE)

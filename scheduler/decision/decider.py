@@ -46,12 +46,21 @@ class Outcome:
 
 
 class Decider:
-    """Owns profiles, filters and the decision log; asks the store for state and promises."""
+    """Owns profiles, filters and the decision log; asks the store for state and promises.
+
+    `instance` is this process's own, short: after a failover the log has decisions of both.
+    """
 
     def __init__(
-        self, store: Store, profiles: dict[Workload, Profile], filters: tuple[NamedFilter, ...]
+        self,
+        store: Store,
+        profiles: dict[Workload, Profile],
+        filters: tuple[NamedFilter, ...],
+        *,
+        instance: str,
     ) -> None:
         self.store = store
+        self.instance = instance
         self.profiles = profiles
         self.filters = filters
         self.log = DecisionLog()
@@ -236,7 +245,7 @@ class Decider:
             reasons[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = int(np.count_nonzero(judgement.last))
         one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count", "observed"}
         record = DecisionRecord(
-            cycle=f"{self._cycle:x}",
+            cycle=f"{self.instance}-{self._cycle:x}",
             unix_s=unix_s,
             verb=verb,
             namespace=request.namespace,

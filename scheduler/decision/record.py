@@ -42,7 +42,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """One decision. `chosen` is empty if no node fits, or if kube-scheduler was left to choose (advisory)."""
 
     cycle: str
-    """Names this decision in the log and in the pod's annotation."""
+    """Names this decision in the log and in the pod's annotation; begins with the end of the replica's identity."""
     unix_s: float
     """When, by the daemon's clock."""
     verb: str

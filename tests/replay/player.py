@@ -154,7 +154,7 @@ class Player:
     def restart(self) -> None:
         settings = load(CONFIG.read_text())
         self.store = make_store(settings)
-        self.decider = make_decider(settings, self.store)
+        self.decider = make_decider(settings, self.store, instance="replay")
         for name in self.nodes:
             self._tell_node(name)
         for pod in self.pods.values():
