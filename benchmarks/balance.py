@@ -43,7 +43,7 @@ from scheduler.simulate.workload import Arrival, Placed, Room, RunTimes, Workloa
 MEAN_RUN_S = 60.0
 LAG_S = 2
 WARM_RUNS = 3
-# The limits: least-loaded over random.
+# The targets of docs/benchmarks.md, by load: the most that least-loaded's spread may be of random choice's.
 MOST_RATIO = {0.7: 0.5, 0.85: 0.6}
 PLACERS: dict[str, type[RandomChoice | LeastLoaded]] = {
     "random": RandomChoice,

@@ -29,10 +29,11 @@ telemetry:
   neutral_load: 0.5              # assumed of a free GPU whose reading is unknown
   wait_at_start: 10s             # then serve without readings
 
-# The order is the order of preference. A node in two pools is refused; one in none is in pool `default`, last.
+# The order is the order of preference. A node that two selectors take is in the first of these pools, one that
+# none takes in pool `default`, last. Two selectors of which one contains the other are refused.
 pools:
   - name: dc-1
-    kind: on-prem                # on-prem, cloud, edge or partner
+    kind: on-prem                # on-prem, cloud, edge or partner; for people, decides nothing
     selector: {site: dc-1}
     spill: {after: 5m}           # a pod waits this long for dc-1 before the later pools open to it
   - name: aws-a
@@ -78,7 +79,7 @@ extender:
   prefix: /scheduler
   bind: false
   reservation: 30s               # how long a choice holds its GPUs until the binding is seen
-  kubernetes_version: null       # null: as the API server says; else in quotes, "1.32"
+  kubernetes_version: null       # "1.32", in quotes; bind with ignorable is checked only if it is set
   ignorable: null                # null: not known
 
 # One of several replicas writes; all of them answer.
@@ -97,6 +98,7 @@ models:
   "*A100*": {capability: 1.5}
 
 scheduler_names: [wattbalance]   # pods of these schedulers should come past us
+# Pods that ask for one of these are counted if they come past us. nvidia.com/gpu alone is placed and promised.
 managed_resources: [nvidia.com/gpu]
 
 log:

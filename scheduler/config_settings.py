@@ -78,9 +78,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClusterSettings(Strict, frozen=True, kw_only=True):
     """The Kubernetes cluster."""
 
-    name: Annotated[
-        Name, Meta(description="Name of this cluster; part of every MQTT topic and of the metrics.")
-    ]
+    name: Annotated[Name, Meta(description="Name of this cluster; part of every MQTT topic.")]
     kubeconfig: Annotated[
         FilePath | None,
         Meta(description="Kubeconfig file; null: the pod's service account, else ~/.kube/config."),
@@ -141,7 +139,9 @@ class PoolSettings(Strict, frozen=True, kw_only=True):
     """A group of nodes; its position in the list is its rank."""
 
     name: Annotated[Name, Meta(description="Name of the pool, as annotations and metrics show it; unique.")]
-    kind: Annotated[PoolKind, Meta(description="What sort of place it is.")] = PoolKind.ON_PREM
+    kind: Annotated[
+        PoolKind, Meta(description="What sort of place it is; for people, it decides nothing.")
+    ] = PoolKind.ON_PREM
     selector: Annotated[
         dict[LabelKey, LabelValue],
         Meta(min_length=1, description="Labels that a node must carry, all of them, to be in this pool."),
@@ -273,7 +273,9 @@ class ExtenderSettings(Strict, frozen=True, kw_only=True):
             ),
         ]
         | None,
-        Meta(description="Version of kube-scheduler; null: as the API server says."),
+        Meta(
+            description="Version of kube-scheduler, with which bind and ignorable are checked; null: they are not."
+        ),
     ] = None
     ignorable: Annotated[
         bool | None, Meta(description="What kube-scheduler's configuration says of us; null: not known.")
@@ -332,7 +334,9 @@ class Settings(Strict, frozen=True, kw_only=True):
     telemetry: Annotated[TelemetrySettings, Meta(description="Samples from the agents.")]
     pools: Annotated[
         tuple[PoolSettings, ...],
-        Meta(description="In order of preference; a node in none is in `default`, last."),
+        Meta(
+            description="In order of preference; a node that two take is in the first, one in none in `default`, last."
+        ),
     ] = ()
     profiles: Annotated[ProfileSettings, Meta(description="How each workload is placed.")] = field(
         default_factory=ProfileSettings
@@ -360,7 +364,11 @@ class Settings(Strict, frozen=True, kw_only=True):
         tuple[Text, ...], Meta(min_length=1, description="Pods of these schedulers should come past us.")
     ] = ("wattbalance",)
     managed_resources: Annotated[
-        tuple[Text, ...], Meta(min_length=1, description="Extended resources that we place and account.")
+        tuple[Text, ...],
+        Meta(
+            min_length=1,
+            description="Pods with one of these are counted if they come past us; nvidia.com/gpu alone is placed.",
+        ),
     ] = (GPU_RESOURCE,)
     log: Annotated[LogSettings, Meta(description="The daemon's own lines.")] = field(
         default_factory=LogSettings
