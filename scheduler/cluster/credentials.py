@@ -1,4 +1,4 @@
-"""Ways to log in to an API server: kubeconfig, in-cluster, explicit. The only file that imports `kubernetes`.
+"""Ways to log in to an API server: a kubeconfig, or a pod's service account. The only file that imports `kubernetes`.
 
 The official client knows every way to log in (exec plugins, OIDC, service account tokens) and is used for that only;
 the wire is ours (docs/adr/0005). Its traps: a missing exec plugin raises nothing and leaves no token; plugins run
@@ -31,43 +31,6 @@ if TYPE_CHECKING:
 _BROKEN = (OSError, ValueError, KeyError)
 # A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
 LOGIN_TIMEOUT_S = 30.0
-# A projected service account token is replaced at 80 % of its life; the in-cluster loader looks once a minute too.
-TOKEN_FILE_EVERY_S = 60.0
-
-
-def from_server(
-    server: str,
-    *,
-    clock: Clock,
-    token: str = "",
-    token_file: Path | None = None,
-    ca_file: Path | None = None,
-    verify: bool = True,
-) -> Credentials:
-    """An API server named outright, as tests and the demo do.
-
-    Args:
-        server: the base URL.
-        clock: tells when `token_file` is read again.
-        token: a bearer token; empty sends none.
-        token_file: preferred to `token`; read again once a minute.
-        ca_file: who may sign the server's certificate; None means the system's store.
-        verify: False accepts any certificate.
-    """
-
-    async def source() -> Access:
-        read = _TokenFile(token_file, clock) if token_file else None
-
-        async def header() -> str:
-            value = read() if read else token
-            return f"Bearer {value}" if value else ""
-
-        context = _context(ca_file, verify=verify) if server.startswith("https") else None
-        if read:
-            read()
-        return Access(host=server.rstrip("/"), ssl_context=context, token=header)
-
-    return Credentials(source, clock)
 
 
 def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> Credentials:
@@ -138,26 +101,6 @@ def find(*, clock: Clock, kubeconfig: Path | None = None) -> Credentials:
     return from_kubeconfig(Path(named) if named else Path.home() / ".kube" / "config", clock=clock)
 
 
-class _TokenFile:
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._clock = clock
-        self._value = ""
-        self._read_mono_s = -TOKEN_FILE_EVERY_S
-
-    def __call__(self) -> str:
-        now = self._clock.mono_s()
-        if not self._value or now - self._read_mono_s >= TOKEN_FILE_EVERY_S:
-            try:
-                # A final newline in the file would make an illegal header.
-                self._value = self._path.read_text().strip()
-                self._read_mono_s = now
-            except OSError as error:
-                if not self._value:
-                    raise _bad(f"token file {self._path}: {error}") from error
-        return self._value
-
-
 def _access(configuration: Configuration, expires_unix_s: float | None) -> Access:
     from kubernetes.aio.config import ConfigException  # noqa: PLC0415 - see from_kubeconfig
 
@@ -192,7 +135,7 @@ def _access(configuration: Configuration, expires_unix_s: float | None) -> Acces
 
 
 def _context(
-    ca_file: Path | str | None,
+    ca_file: str | None,
     *,
     verify: bool = True,
     cert_file: str | None = None,

@@ -24,7 +24,7 @@ from kubernetes.aio.config import incluster_config
 
 from scheduler.cluster import access as access_module
 from scheduler.cluster.access import Credentials
-from scheduler.cluster.credentials import find, from_kubeconfig, from_server, in_cluster
+from scheduler.cluster.credentials import find, from_kubeconfig, in_cluster
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.core.clock import ManualClock, SystemClock
 from scheduler.core.errors import ApiForbidden, ApiUnavailable, ConfigError
@@ -279,17 +279,6 @@ async def test_outside_a_pod_in_cluster_says_so(clock: ManualClock, monkeypatch:
         await in_cluster(clock=clock).access()
 
 
-async def test_an_explicit_token_file_is_read_again_each_minute(tmp_path: Path, clock: ManualClock) -> None:
-    path = tmp_path / "token"
-    path.write_text("one\n")
-    access = await from_server("http://x", token_file=path, clock=clock).access()
-    assert await access.token() == "Bearer one"
-    path.write_text("two\n")
-    assert await access.token() == "Bearer one"
-    clock.advance(60)
-    assert await access.token() == "Bearer two"
-
-
 async def serve(
     answer: Callable[[web.Request], web.Response], context: ssl.SSLContext | None = None
 ) -> TestServer:
@@ -389,5 +378,6 @@ async def test_ten_calls_that_were_refused_together_log_in_once(clock: ManualClo
 async def test_a_wrong_ca_file_is_a_config_error(tmp_path: Path, clock: ManualClock) -> None:
     path = tmp_path / "ca.crt"
     path.write_text("not a certificate")
+    config = write_config(tmp_path / "config", {"token": "t"}, **{"certificate-authority": str(path)})
     with pytest.raises(ConfigError, match="CA"):
-        await from_server("https://x", ca_file=path, clock=clock).access()
+        await from_kubeconfig(config, clock=clock).access()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scheduler.cluster.api_request import Limits, Target
-from scheduler.cluster.credentials import from_kubeconfig, from_server
+from scheduler.cluster.credentials import from_kubeconfig
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.port import Changed, Kind
 from scheduler.core.errors import ApiForbidden, ApiRejected, ApiUnavailable
@@ -29,6 +29,7 @@ from tests.contracts.cluster_contract import (
     make_pod,
 )
 from tests.controlplane import WHY_NOT, ControlPlane, assets
+from tests.fakes.server_credentials import from_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

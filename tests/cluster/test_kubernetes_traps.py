@@ -13,7 +13,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from scheduler.cluster.api_request import Limits
-from scheduler.cluster.credentials import from_server
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.reflector import Pace
@@ -21,6 +20,7 @@ from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ApiConflict, ApiRejected, ApiUnavailable, ClusterError
 from tests.brokers import free_port
 from tests.contracts.cluster_contract import Json, beside, changed, eventually, following, gone
+from tests.fakes.server_credentials import from_server
 
 CLOCK = SystemClock()
 PACE = Pace(first_s=0.01, most_s=0.05, refused_s=0.05, refused_required_s=0.05, watch_s=(240.0, 480.0))

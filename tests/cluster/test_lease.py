@@ -15,12 +15,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from scheduler.cluster.api_request import Limits
-from scheduler.cluster.credentials import from_server
 from scheduler.cluster.lease import Elector
 from scheduler.cluster.lease_record import LeaseTimes, micro_time
 from scheduler.cluster.transport import Transport
 from scheduler.core.clock import ManualClock
 from tests.contracts.cluster_contract import Json, beside, eventually
+from tests.fakes.server_credentials import from_server
 
 # The clock's seconds, but for the retries, which are slept, and the hand-back, which is waited for.
 TIMES = LeaseTimes(lease_s=15.0, deadline_s=10.0, retry_s=0.02, release_s=60.0)

@@ -19,7 +19,6 @@ import aiohttp
 import pytest
 
 from scheduler.cluster.api_request import Limits
-from scheduler.cluster.credentials import from_server
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Node, Partial, Pod
@@ -28,6 +27,7 @@ from scheduler.cluster.reflector import Pace
 from scheduler.core.clock import Clock, ManualClock, SystemClock
 from scheduler.core.errors import ApiConflict, ApiNotFound
 from tests.controlplane import collection_path, node_manifest, pod_manifest
+from tests.fakes.server_credentials import from_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
