@@ -80,6 +80,10 @@ class Facts:
         fresh = bool(snapshot.fresh[row])
         age_s = float(snapshot.reading_age_s[row])
         listed = record.inventory.gpus if record.inventory else []
+        known = [util_frac for _, util_frac, _ in readings if util_frac is not None]
+        broken = sum(state in {"lost", "hung"} for state, _, _ in readings)
+        # No agent has told what the node has: all that Kubernetes counts is unknown.
+        unknown = len(readings) - broken - len(known) if record.inventory else gpus
         return NodeView(
             name=name,
             pool=record.pool,
@@ -87,9 +91,11 @@ class Facts:
             free_gpus=float(snapshot.free_gpus[row]),
             bound_gpus=float(snapshot.bound_gpus[row]),
             reserved_gpus=float(snapshot.reserved_gpus[row]),
-            broken_gpus=float(sum(state == "broken" for state, _, _ in readings)),
-            # A mean with unknown GPUs in it is the policies' cautious figure, not a measurement.
-            load_frac=float(snapshot.load_sum[row]) / gpus if fresh and gpus else None,
+            broken_gpus=float(broken),
+            known_gpus=float(len(known)),
+            unknown_gpus=float(unknown),
+            # Not the policies' cautious figure, which has guesses for what is unknown: this one is measured.
+            load_frac=sum(known) / len(known) if known and not unknown else None,
             power_w=store.node_power_w(row),
             reading_age_s=age_s if age_s < float("inf") else None,
             fresh=fresh,
@@ -168,7 +174,7 @@ def sources(replica: Replica) -> Sources:
 
     def dropped() -> Mapping[str, int]:
         ours = {k.removeprefix("samples_"): v for k, v in store.counters.items() if k.startswith("samples_")}
-        return {**handler.drops, **ours}
+        return {**handler.drops, **ours, "early_inventory": store.counters["inventories_forgotten"]}
 
     def lost() -> Mapping[str, int]:
         return {reason: store.counters[f"reservations_{reason}"] for reason in ("expired", "evicted")}
@@ -192,7 +198,7 @@ def sources(replica: Replica) -> Sources:
         certificate_reloads=lambda: asdict(replica.listeners.reloads),
         samples=lambda: subscriber.received,
         samples_dropped=dropped,
-        nodes_clock_skewed=lambda: len(subscriber.intake.skewed_s),
+        nodes_clock_skewed=lambda: nodes_skewed(store, subscriber.intake.skewed_s),
         broker_connected=lambda: subscriber.connected,
         api_requests=lambda: cluster.counters.requests,
         api_errors=lambda: cluster.counters.errors,
@@ -209,6 +215,12 @@ def sources(replica: Replica) -> Sources:
         observing=lambda: replica.observing,
         degraded=degraded,
     )
+
+
+def nodes_skewed(store: Store, skewed_s: Mapping[str, float]) -> int:
+    """How many nodes are off: what was seen of a clock long ago, or of a node that has gone, tells nothing of today."""
+    fresh, rows = store.snapshot.fresh, store.rows
+    return sum(name in rows and bool(fresh[rows[name]]) for name in skewed_s)
 
 
 def _unix_s(stamp: str | None) -> float | None:

@@ -13,7 +13,9 @@ from scheduler.cluster.snapshot import Snapshot
 
 Rows = NDArray[np.intp]
 GROWTH = 64
-STATE_OK, STATE_UNKNOWN, STATE_BROKEN = 0, 1, 2
+STATE_OK, STATE_UNKNOWN, STATE_LOST, STATE_HUNG = 0, 1, 2, 3
+# Both of these are broken to all arithmetic; the words differ for people.
+FIRST_BROKEN_STATE = STATE_LOST
 
 
 class Columns:
@@ -151,7 +153,7 @@ class Columns:
         nor the loss of a GPU ever lowers the load.
         """
         slot, util = self.slot[rows], self.util[rows]
-        broken = slot & (self.state[rows] == STATE_BROKEN)
+        broken = slot & (self.state[rows] >= FIRST_BROKEN_STATE)
         known = slot & ~broken & self.known[rows] & self.fresh[rows, None]
         unknown = slot & ~broken & ~known
         slots = slot.sum(1)

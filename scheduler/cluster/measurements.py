@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.cluster.columns import STATE_BROKEN, STATE_OK, STATE_UNKNOWN, Columns
+from scheduler.cluster.columns import STATE_HUNG, STATE_LOST, STATE_OK, STATE_UNKNOWN, Columns
 from scheduler.cluster.nodes import NodeRecord, Nodes
 from scheduler.telemetry.sample import Inventory, Sample
 
-STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_BROKEN, "hung": STATE_BROKEN}
+STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_LOST, "hung": STATE_HUNG}
+BROKEN_WORDS = {STATE_LOST: "lost", STATE_HUNG: "hung"}
 # Inventories of nodes that Kubernetes has not told of yet, or no longer tells of. A full cluster and some.
 MOST_EARLY_INVENTORIES = 10_000
 
@@ -124,15 +125,18 @@ class Measurements:
         return None if np.isnan(power_w) else power_w
 
     def gpu_readings(self, name: str) -> list[tuple[str, float | None, float | None]]:
-        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown."""
+        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown.
+
+        The state is `lost` or `hung` as the agent last said, else `ok` where the utilisation is known, else `unknown`.
+        """
         record = self._nodes.records[name]
         columns, row = self._columns, record.row
         readings: list[tuple[str, float | None, float | None]] = []
         for index in range(len(record.inventory.gpus) if record.inventory else 0):
             known = bool(columns.known[row, index] and columns.fresh[row])
             power_w = float(columns.power_w[row, index])
-            state = "broken" if columns.state[row, index] == STATE_BROKEN else "ok" if known else "unknown"
-            util_frac = float(columns.util[row, index]) if known and state == "ok" else None
+            state = BROKEN_WORDS.get(int(columns.state[row, index]), "ok" if known else "unknown")
+            util_frac = float(columns.util[row, index]) if state == "ok" else None
             readings.append(
                 (state, util_frac, None if np.isnan(power_w) or not columns.fresh[row] else power_w)
             )

@@ -118,6 +118,7 @@ class Store:
             facts = None if gone else pod_facts(thing)
             if facts is None:
                 self._pod_gone(thing.metadata.uid, now_mono_s)
+                self.intents.forget_pod(thing.metadata.uid)
             else:
                 self._pod_seen(facts, now_mono_s)
         elif isinstance(thing, Node):
@@ -150,6 +151,7 @@ class Store:
             ]
             for uid in gone:
                 self._pod_gone(uid, now_mono_s)
+                self.intents.forget_pod(uid)
         elif event.kind is Kind.NODE:
             for name in self.nodes.keys() - event.keys:
                 self._node_gone(name)
@@ -294,7 +296,10 @@ class Store:
         return self._measurements.node_power_w(row)
 
     def gpu_readings(self, name: str) -> list[tuple[str, float | None, float | None]]:
-        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown."""
+        """Per GPU of a node, in the inventory's order: state, decayed utilisation, watts; None is unknown.
+
+        The state is ok, unknown, lost or hung.
+        """
         return self._measurements.gpu_readings(name)
 
     def received_mono_s(self, row: int) -> float:

@@ -1,7 +1,7 @@
 """Prefer nodes whose reading is young: what is known of them is true now.
 
-Reads: reading_age_s, stale_s.
-Unknown: a node that was never read, or is stale, scores 0.
+Reads: reading_age_s, known_gpus, stale_s.
+Unknown: a node that was never read, or is stale, scores 0; so does one whose samples tell of no GPU what it does.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Freshness:
         np.fmin(age, np.float32(1), out=age)
         np.maximum(age, 0, out=age)
         np.subtract(np.float32(1), age, out=age)
+        age *= snapshot.known_gpus > 0
         return age
 
 

@@ -159,7 +159,7 @@ class Sources:
     samples: Count = _counter("Samples taken into the state.")
     samples_dropped: By = _counter("Messages of agents that were not used.", "reason")
     nodes_clock_skewed: Count = _gauge(
-        "Nodes whose clock is off by more than 5 s; their samples count all the same."
+        "Nodes with a fresh reading whose clock is off by more than 5 s; their samples count all the same."
     )
     broker_connected: Count = _gauge("1 while the MQTT broker answers.")
     api_requests: By = _counter("Requests to the Kubernetes API server.", "verb")
@@ -201,7 +201,7 @@ NODE_FAMILIES: tuple[NodeFamily, ...] = (
     NodeFamily(
         name="wattbalance_node_load_ratio",
         kind=Kind.GAUGE,
-        text="Mean utilisation of the node's GPUs; no series while it is unknown.",
+        text="Mean utilisation of the node's GPUs that are not broken; no series while that of any of them is unknown.",
         labels=("node", "pool"),
         read=lambda node: [((), node.load_frac if node.fresh else None)],
     ),
@@ -211,6 +211,13 @@ NODE_FAMILIES: tuple[NodeFamily, ...] = (
         text="Power of the node's GPUs; no series while that of any of them is unknown.",
         labels=("node", "pool"),
         read=lambda node: [((), node.power_w if node.fresh else None)],
+    ),
+    NodeFamily(
+        name="wattbalance_node_unknown_gpus",
+        kind=Kind.GAUGE,
+        text="GPUs that are not broken and whose utilisation is unknown, bound and free ones alike.",
+        labels=("node", "pool"),
+        read=lambda node: [((), node.unknown_gpus)],
     ),
     NodeFamily(
         name="wattbalance_node_sample_age_seconds",
@@ -240,9 +247,13 @@ def _pool(name: str, text: str, *labels: str) -> Described:
 
 POOL_NODES = _pool("nodes", "Nodes of the pool.")
 POOL_GPUS = _pool("gpus", "GPUs of the pool by state, summed over its nodes.", "state")
-POOL_LOAD = _pool("load_ratio", "Mean utilisation over the GPUs of the pool's nodes with a fresh reading.")
+POOL_UNKNOWN = _pool(
+    "unknown_gpus",
+    "GPUs of the pool that are not broken and whose utilisation is unknown, bound and free ones alike.",
+)
+POOL_LOAD = _pool("load_ratio", "Mean utilisation over the GPUs of the pool's nodes whose own is known.")
 POOL_POWER = _pool("power_watts", "Sum over the pool's nodes whose power is known.")
-POOL_FAMILIES = (POOL_NODES, POOL_GPUS, POOL_LOAD, POOL_POWER)
+POOL_FAMILIES = (POOL_NODES, POOL_GPUS, POOL_UNKNOWN, POOL_LOAD, POOL_POWER)
 
 AGE_PERCENTILES = Described(
     name="wattbalance_sample_age_seconds",

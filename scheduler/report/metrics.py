@@ -31,6 +31,7 @@ from scheduler.report.families import (
     POOL_LOAD,
     POOL_NODES,
     POOL_POWER,
+    POOL_UNKNOWN,
     Described,
     Family,
     Histogram,
@@ -87,6 +88,7 @@ class _Pool:
     broken: float = 0.0
     free: float = 0.0
     reserved: float = 0.0
+    unknown_gpus: float = 0.0
     power_w: float = 0.0
     load_sum: float = 0.0
     load_gpus: float = 0.0
@@ -97,11 +99,12 @@ class _Pool:
         self.broken += node.broken_gpus
         self.free += node.free_gpus
         self.reserved += node.reserved_gpus
+        self.unknown_gpus += node.unknown_gpus
         if node.fresh and node.power_w is not None:
             self.power_w += node.power_w
         if node.fresh and node.load_frac is not None:
-            self.load_sum += node.load_frac * node.gpus
-            self.load_gpus += node.gpus
+            self.load_sum += node.load_frac * node.known_gpus
+            self.load_gpus += node.known_gpus
 
 
 @dataclass(slots=True)
@@ -188,6 +191,7 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
         POOL_GPUS,
         [_line(POOL_GPUS, (name, state), value) for name, pool in pools for state, value in _gpus_of(pool)],
     )
+    yield POOL_UNKNOWN, [_line(POOL_UNKNOWN, (name,), pool.unknown_gpus) for name, pool in pools]
     yield (
         POOL_LOAD,
         [_line(POOL_LOAD, (name,), pool.load_sum / pool.load_gpus) for name, pool in pools if pool.load_gpus],

@@ -24,7 +24,7 @@ class GpuView(View, frozen=True):
     uuid: str
     model: str = ""
     state: str = "unknown"
-    """ok | unknown | lost | hung"""
+    """ok | unknown | lost | hung; unknown where there is no reading of its utilisation that may be believed"""
     util_frac: float | None = None
     power_w: float | None = None
 
@@ -41,8 +41,13 @@ class NodeView(View, frozen=True):
     bound_gpus: float = 0.0
     reserved_gpus: float = 0.0
     broken_gpus: float = 0.0
+    """Lost or hung, as the agent last told."""
+    known_gpus: float = 0.0
+    """Not broken, and with a reading of their utilisation that may be believed."""
+    unknown_gpus: float = 0.0
+    """Not broken, and without such a reading."""
     load_frac: float | None = None
-    """Mean utilisation of all GPUs."""
+    """Mean utilisation of all GPUs that are not broken; null unless each of them is known."""
     power_w: float | None = None
     """Sum over all GPUs."""
     reading_age_s: float | None = None

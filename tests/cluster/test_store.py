@@ -142,6 +142,18 @@ def test_a_lost_gpu_is_not_free_and_counts_as_fully_loaded() -> None:
     assert load_of(store) == pytest.approx(1.3)
 
 
+def test_each_gpu_is_told_by_its_agents_own_word() -> None:
+    store = make_store()
+    see_node(store, gpus=5)
+    util: list[float | None] = [0.5, None, None, 0.5, None]
+    state = ["ok", "lost", "hung", "hung", "unknown"]
+    store.see_samples([("n1", make_sample(util=util, state=state), 1.0)])
+    told = store.gpu_readings("n1")
+    assert [word for word, _, _ in told] == state
+    assert [util_frac for _, util_frac, _ in told] == [0.5, None, None, None, None]
+    assert store.snapshot.healthy_gpus[store.rows["n1"]] == 2
+
+
 def test_power_with_a_hole_in_it_is_unknown_not_smaller() -> None:
     store = make_store()
     see_node(store, gpus=2)

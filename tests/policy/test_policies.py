@@ -166,6 +166,23 @@ def test_freshness_falls_with_the_age_of_the_reading() -> None:
     assert score[store.rows["never"]] == 0
 
 
+def test_freshness_takes_a_node_whose_samples_tell_nothing_for_unread() -> None:
+    store = make_store()
+    told: dict[str, tuple[list[float | None], list[str]]] = {
+        "unread": ([None, None], ["ok", "unknown"]),
+        "broken": ([0.0, None], ["hung", "lost"]),
+        "half": ([None, 0.0], ["ok", "ok"]),
+    }
+    for name, (util, state) in told.items():
+        see_node(store, name, gpus=2)
+        store.see_samples([(name, make_sample(name, util=util, state=state), 5.0)])
+    store.tick(5.0)
+    policy = registry.build("freshness", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    assert {name: score[row] for name, row in store.rows.items()} == {"unread": 0, "broken": 0, "half": 1}
+
+
 def test_devices_rules_out_only_what_is_known_to_be_broken() -> None:
     store = make_store()
     see_node(store, "broken", gpus=2)

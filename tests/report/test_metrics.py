@@ -164,15 +164,25 @@ async def test_no_created_series() -> None:
 
 
 async def test_nodes_are_told_with_their_pool_and_pools_are_summed() -> None:
-    nodes = Nodes(node("a"), node("b", load_frac=0.25, gpus=4), node("c", pool="aws", power_w=None))
+    # One of a's GPUs is broken: what its mean is over counts.
+    nodes = Nodes(
+        node("a", broken_gpus=1.0, known_gpus=7.0),
+        node("b", load_frac=0.25, gpus=4, known_gpus=4.0),
+        node("half", load_frac=None, known_gpus=3.0, unknown_gpus=5.0),
+        node("c", pool="aws", power_w=None),
+    )
     series = series_of(await rendered(MetricsPage(Sources(), nodes)))
     assert series["wattbalance_node_load_ratio", (("node", "b"), ("pool", "dc"))] == 0.25
     assert series["wattbalance_node_gpus", (("node", "a"), ("pool", "dc"), ("state", "free"))] == 3
-    assert series["wattbalance_pool_nodes", (("pool", "dc"),)] == 2
-    assert series["wattbalance_pool_gpus", (("pool", "dc"), ("state", "bound"))] == 8
-    want_load = (0.5 * 8 + 0.25 * 4) / 12
+    assert series["wattbalance_pool_nodes", (("pool", "dc"),)] == 3
+    assert series["wattbalance_pool_gpus", (("pool", "dc"), ("state", "bound"))] == 12
+    assert series["wattbalance_node_unknown_gpus", (("node", "half"), ("pool", "dc"))] == 5
+    assert series["wattbalance_node_unknown_gpus", (("node", "a"), ("pool", "dc"))] == 0
+    assert series["wattbalance_pool_unknown_gpus", (("pool", "dc"),)] == 5
+    assert ("wattbalance_node_load_ratio", (("node", "half"), ("pool", "dc"))) not in series
+    want_load = (0.5 * 7 + 0.25 * 4) / 11
     assert series["wattbalance_pool_load_ratio", (("pool", "dc"),)] == pytest.approx(want_load)
-    assert series["wattbalance_pool_power_watts", (("pool", "dc"),)] == 2400
+    assert series["wattbalance_pool_power_watts", (("pool", "dc"),)] == 3600
     assert ("wattbalance_node_power_watts", (("node", "c"), ("pool", "aws"))) not in series
 
 
