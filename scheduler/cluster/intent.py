@@ -16,6 +16,11 @@ from scheduler.core.nouns import PREFIX, Workload
 
 # Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
 LONGEST_CHAIN = 6
+# Pods whose bad values are remembered: more than a cluster has. Only such as nobody tells the end of (asked about, and
+# never seen by the watch) could fill it.
+MOST_PODS = 65_536
+# Bad values of one pod that are told apart; who tries more is not counted further.
+MOST_VALUES = 16
 
 # Who owns a pod says what it does: services answer (inference), jobs learn (training), scheduled ones crunch (batch).
 WORKLOAD_BY_OWNER: dict[str, Workload] = {
@@ -67,7 +72,9 @@ class Intents:
         self.owners: dict[str, Owner] = {}
         self.namespaces: dict[str, dict[str, str]] = {}
         self.errors: Counter[str] = Counter()
-        """Bad annotation values by key."""
+        """Bad annotation values by key; once for a pod, however often it is asked about."""
+        self._counted: dict[str, tuple[int, ...]] = {}
+        """Pod uid -> hashes of its bad values, which may be long themselves."""
 
     def see_owner(self, kind: Kind, owner: Partial) -> None:
         """An owner was added or changed."""
@@ -116,7 +123,7 @@ class Intents:
             try:
                 return Workload(value.strip().lower())
             except ValueError:
-                self.errors["workload"] += 1
+                self._count_bad(meta.uid, "workload", value)
         if priority_class in self.priority_classes:
             return self.priority_classes[priority_class]
         controller = controller_of(meta)
@@ -126,6 +133,20 @@ class Intents:
         for owner in self._chain(controller.uid if controller else ""):
             found = WORKLOAD_BY_OWNER.get(owner.parent_kind, found)
         return found or self.default_workload
+
+    def forget_pod(self, uid: str) -> None:
+        """A pod is gone."""
+        self._counted.pop(uid, None)
+
+    def _count_bad(self, uid: str, key: str, value: str) -> None:
+        counted, this = self._counted.get(uid, ()), hash((key, value))
+        if this in counted or len(counted) >= MOST_VALUES:
+            return
+        self.errors[key] += 1
+        self._counted[uid] = (*counted, this)
+        if len(self._counted) > MOST_PODS:
+            # The one that was bad first.
+            del self._counted[next(iter(self._counted))]
 
     def _chain(self, uid: str) -> list[Owner]:
         chain: list[Owner] = []

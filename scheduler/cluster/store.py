@@ -20,7 +20,7 @@ from scheduler.cluster.intent import Intents
 from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
 from scheduler.cluster.objects import Node, Partial, Pod
-from scheduler.cluster.pods import PodFacts, has_soft_preference, pod_facts, waits_for_volume
+from scheduler.cluster.pods import FINISHED, PodFacts, has_soft_preference, pod_facts, waits_for_volume
 from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
@@ -118,7 +118,8 @@ class Store:
             facts = None if gone else pod_facts(thing)
             if facts is None:
                 self._pod_gone(thing.metadata.uid, now_mono_s)
-                self.intents.forget_pod(thing.metadata.uid)
+                if gone or thing.status.phase in FINISHED:
+                    self.intents.forget_pod(thing.metadata.uid)
             else:
                 self._pod_seen(facts, now_mono_s)
         elif isinstance(thing, Node):
