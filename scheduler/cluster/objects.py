@@ -98,22 +98,15 @@ class SpreadConstraint(Slim, frozen=True):
     when_unsatisfiable: str = ""
 
 
-class ClaimSource(Slim, frozen=True):
-    """A volume's claim."""
-
-    claim_name: str = ""
+class Present(Slim, frozen=True):
+    """Anything of which we only read that it is there."""
 
 
 class Volume(Slim, frozen=True):
-    """One volume; only claims matter to us."""
+    """One volume; only those with a claim matter to us: named, or made for the pod (`ephemeral`)."""
 
-    persistent_volume_claim: ClaimSource | None = None
-
-
-class Named(Slim, frozen=True):
-    """Anything of which only the name is read."""
-
-    name: str = ""
+    persistent_volume_claim: Present | None = None
+    ephemeral: Present | None = None
 
 
 class PodSpec(Slim, frozen=True):
@@ -131,8 +124,7 @@ class PodSpec(Slim, frozen=True):
     volumes: list[Volume] | None = None
     node_selector: dict[str, str] | None = None
     overhead: dict[str, str | int | float] | None = None
-    scheduling_gates: list[Named] | None = None
-    resource_claims: list[Named] | None = None
+    resource_claims: list[Present] | None = None
 
 
 class PodStatus(Slim, frozen=True):

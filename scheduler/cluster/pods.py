@@ -85,8 +85,15 @@ def _names_device(container: Container) -> bool:
 
 
 def waits_for_volume(pod: Pod) -> bool:
-    """Whether it uses a claim: with late binding the scheduler may wait minutes for it."""
-    return any(volume.persistent_volume_claim is not None for volume in pod.spec.volumes or ())
+    """Whether it uses a claim, of a volume or of a device: the scheduler may wait minutes until that is bound.
+
+    An `ephemeral` volume has a claim too, made with the pod.
+    """
+    spec = pod.spec
+    return bool(spec.resource_claims) or any(
+        volume.persistent_volume_claim is not None or volume.ephemeral is not None
+        for volume in spec.volumes or ()
+    )
 
 
 def has_soft_preference(pod: Pod) -> bool:

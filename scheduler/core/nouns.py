@@ -92,7 +92,7 @@ class PodRequest:
     soft_preferences: bool = False
     """True if the spec states a soft preference (PreferNoSchedule, preferred affinity, ScheduleAnyway)."""
     waits_for_volume: bool = False
-    """True if it uses a claim that may bind late, so that its reservation must outlive VolumeBinding."""
+    """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

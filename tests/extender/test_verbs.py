@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.cluster.reservations import RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.core.nouns import Placement, Reason
 from scheduler.extender.verbs import NO_UID
 from scheduler.extender.wire import BadRequest, read_filter
@@ -47,6 +48,35 @@ def test_with_no_node_left_each_has_a_reason_in_both_maps() -> None:
     }
     assert answer["FailedNodes"] == answer["FailedAndUnresolvableNodes"] == want_failed
     assert answer["Error"] == "", "no node fits is an answer, not an error"
+
+
+@pytest.mark.parametrize(
+    ("spec", "want_s"),
+    [
+        ({}, RESERVATION_S),
+        (
+            {"volumes": [{"name": "v", "emptyDir": {}}, {"name": "w", "configMap": {"name": "c"}}]},
+            RESERVATION_S,
+        ),
+        ({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}, VOLUME_RESERVATION_S),
+        (
+            {"volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}]},
+            VOLUME_RESERVATION_S,
+        ),
+        ({"resourceClaims": []}, RESERVATION_S),
+        ({"resourceClaims": [{"name": "g", "resourceClaimTemplateName": "t"}]}, VOLUME_RESERVATION_S),
+    ],
+)
+def test_a_pod_that_waits_for_a_claim_keeps_its_promise_longer(
+    spec: dict[str, object], want_s: float
+) -> None:
+    world = World()
+    question = by_names("a")
+    question["Pod"]["spec"].update(spec)  # type: ignore[index]  # built above
+    world.filter(question)
+    held = world.store.reservations.get("uid-p1")
+    assert held is not None
+    assert held.until_mono_s - held.made_mono_s == want_s
 
 
 @pytest.mark.parametrize("placement", list(Placement))

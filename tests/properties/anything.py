@@ -128,6 +128,7 @@ PODS = st.fixed_dictionaries(
                 "initContainers": CONTAINERS,
                 "overhead": AMOUNTS,
                 "volumes": st.none() | st.just([{"persistentVolumeClaim": None}, {"persistentVolumeClaim": {}}]),
+                "resourceClaims": st.none() | st.just([]) | st.just([{"name": "gpu"}]),
             }
         ),
         "status": st.fixed_dictionaries(

@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 
 from scheduler.app import make_decider, make_store
-from scheduler.cluster.objects import ClaimSource, Pod, SpreadConstraint, Volume
+from scheduler.cluster.objects import Pod, Present, SpreadConstraint, Volume
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.config import load
 from scheduler.core.clock import ManualClock
@@ -129,7 +129,7 @@ class Player:
             annotations={"wattbalance.io/workload": given.get("class", "training")},
         )
         soft = [SpreadConstraint(when_unsatisfiable="ScheduleAnyway")] if "soft" in given else None
-        claims = [Volume(persistent_volume_claim=ClaimSource())] if "volume" in given else None
+        claims = [Volume(persistent_volume_claim=Present())] if "volume" in given else None
         spec = msgspec.structs.replace(pod.spec, topology_spread_constraints=soft, volumes=claims)
         self.created_s[name] = self.clock.mono_s()
         self._tell_pod(msgspec.structs.replace(pod, spec=spec))
