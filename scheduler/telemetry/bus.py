@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from scheduler.core.aio import RetryDelays, SideThread, guard
 from scheduler.core.errors import Disconnected
@@ -153,6 +154,14 @@ class NodePublisher(_Reconnecting):
             try:
                 await client.publish(self._topic(STATUS), ONLINE, qos=1, retain=True)
                 _end_if_cancelled()
+                if client.refused:
+                    # Samples go out unanswered: without this word the node would be silent with nobody saying why.
+                    text = (
+                        f"the broker does not let us write {self._topic(STATUS)} ({client.refused}): see its "
+                    )
+                    raise Disconnected(
+                        text + "access list, and whether node and certificate are the same name"
+                    )
                 self._inventory_sent = self._inventory is None
                 self._news.set()
                 self.connected = True
@@ -289,7 +298,7 @@ async def _connected(
     properties: Properties,
     will: aiomqtt.Will | None = None,
     sink: type[asyncio.Queue[aiomqtt.Message]] | None = None,
-) -> AsyncIterator[aiomqtt.Client]:
+) -> AsyncIterator[_Client]:
     """Hold one connection. Raises Disconnected, and nothing else, when it cannot be made or is lost."""
     try:
         credentials = await files.run(lambda: read_credentials(settings), settings.connect_timeout_s)
@@ -297,7 +306,7 @@ async def _connected(
         message = "certificate, user name or password cannot be read: the file does not answer"
         raise Disconnected(message) from error
     try:
-        async with aiomqtt.Client(
+        async with _Client(
             settings.host,
             settings.port,
             username=credentials.username,
@@ -316,21 +325,37 @@ async def _connected(
             _end_if_cancelled()
             yield client
     except _VENDOR_ERRORS as error:
-        raise Disconnected(_in_words(error, settings)) from error
+        raise Disconnected(_in_words(error, settings, client_id)) from error
     except BaseExceptionGroup as group:
         # Of the tasks that use the connection: all lost it, or one has a fault of ours, which goes on.
         lost, other = group.split(_VENDOR_ERRORS)
         if lost is None or other is not None:
             raise
-        raise Disconnected(_in_words(lost.exceptions[0], settings)) from group
+        raise Disconnected(_in_words(lost.exceptions[0], settings, client_id)) from group
 
 
-def _in_words(error: BaseException, settings: BrokerSettings) -> str:
+class _Client(aiomqtt.Client):
+    """Keeps what the broker says of a message that it took and will not pass on; aiomqtt drops that word."""
+
+    refused = ""
+
+    def _on_publish(
+        self, client: object, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        if reason_code.is_failure:
+            self.refused = str(reason_code)
+        super()._on_publish(client, userdata, mid, reason_code, properties)  # type: ignore[arg-type]  # paho's client
+
+
+def _in_words(error: BaseException, settings: BrokerSettings, client_id: str) -> str:
     if str(error) == "Operation timed out":
         # With TLS 1.3 a server judges the client's certificate after the handshake, and the client library keeps
         # that answer to itself.
         hint = ", or refuses our certificate" if settings.tls else ""
         return f"no answer within {settings.connect_timeout_s:g} s: frozen, or no MQTT broker{hint}"
+    if str(error) == "Disconnected during message iteration":
+        # mosquitto 2.0 closes without a word when a second client comes with the same id.
+        return f"the connection was lost; if that repeats, look for another client with our id {client_id}"
     return str(error) or type(error).__name__
 
 

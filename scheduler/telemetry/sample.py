@@ -63,13 +63,17 @@ class Inventory(msgspec.Struct, frozen=True, gc=False):
     topology: dict[str, str] = {}
 
 
+# Kept for each node, so bounded; ours are 16 to 36 characters long.
+ShortId = Annotated[str, Meta(max_length=64)]
+
+
 class Sample(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One message per node and interval. `unix_s` is the node's clock, judged by nobody but a skew metric."""
 
     v: int
     node: str
-    agent: str
-    boot: str
+    agent: ShortId
+    boot: ShortId
     seq: Count
     unix_s: float
     span_s: Annotated[float, Meta(gt=0.0, le=1e6)]
@@ -184,7 +188,8 @@ def _refusal(error: Exception, payload: bytes, topic_node: str) -> BadMessage:
     if isinstance(envelope.node, str) and envelope.node != topic_node:
         return BadMessage("node_mismatch", envelope.node[:80])
     # msgspec has one error class for a wrong type and a broken bound; its text tells them apart ("<= 1.0").
-    return BadMessage("range" if "` <" in detail or "` >" in detail else "garbage", detail)
+    bounds = ("` <", "` >", "of length")
+    return BadMessage("range" if any(each in detail for each in bounds) else "garbage", detail)
 
 
 def decode_inventory(payload: bytes, topic_node: str) -> Inventory:

@@ -366,3 +366,13 @@ async def test_a_cancellation_that_the_client_library_loses_still_ends_the_loop(
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_two_agents_of_one_name_are_told_of_each_other(broker: Broker) -> None:
+    settings = BrokerSettings(url=broker.url)
+    first, second = make_publisher(settings), make_publisher(settings)
+    async with running(first.run()):
+        await eventually(lambda: first.connected)
+        async with running(second.run()):
+            # Cleared as soon as one is back; they go on kicking each other off.
+            await eventually(lambda: "another client with our id wattbalance-agent-n1" in first.last_error)

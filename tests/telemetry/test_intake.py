@@ -16,7 +16,7 @@ UNIX_S = 1_700_000_000.0
 @pytest.fixture
 def intake() -> Intake:
     made = Intake()
-    made.inventory("n1", make_inventory())
+    made.inventory("n1", make_inventory(), 990.0)
     return made
 
 
@@ -71,8 +71,13 @@ def test_a_stranger_is_unknown_and_its_garbage_is_garbage(intake: Intake) -> Non
     assert refusal(intake, b"{", node="n9") == "garbage"
 
 
+def test_an_agents_name_for_itself_is_short(intake: Intake) -> None:
+    assert refusal(intake, make_sample(seq=1, agent="x" * 65)) == "range"
+    assert take(intake, make_sample(seq=1, agent="x" * 64)).seq == 1
+
+
 def test_a_changed_inventory_outdates_samples_of_the_old_one(intake: Intake) -> None:
-    intake.inventory("n1", make_inventory(gpus=3))
+    intake.inventory("n1", make_inventory(gpus=3), 995.0)
     assert refusal(intake, make_sample(seq=1, gpus=2)) == "unknown_inventory"
     assert take(intake, make_sample(seq=2, gpus=3)).seq == 2
 
@@ -84,7 +89,7 @@ def test_a_bad_inventory_leaves_the_good_one(intake: Intake) -> None:
         (b"x" * 300_000, "too_large"),
     ):
         with pytest.raises(BadMessage) as caught:
-            intake.inventory("n1", payload)
+            intake.inventory("n1", payload, 995.0)
         assert caught.value.reason == want
     assert take(intake, make_sample(seq=1)).seq == 1
 
@@ -111,6 +116,25 @@ def test_a_forgotten_node_is_a_stranger(intake: Intake) -> None:
 def test_made_up_nodes_cannot_fill_the_memory(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MOST_NODES", 1)
     with pytest.raises(BadMessage) as caught:
-        intake.inventory("n2", make_inventory("n2"))
+        intake.inventory("n2", make_inventory("n2"), 995.0)
     assert caught.value.reason == "too_many_nodes"
-    intake.inventory("n1", make_inventory("n1"))
+    intake.inventory("n1", make_inventory("n1"), 995.0)
+
+
+def test_nodes_that_are_long_silent_make_room_for_new_ones(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_NODES", 2)
+    intake.inventory("n2", make_inventory("n2"), 991.0)
+    take(intake, make_sample("n2", seq=1, unix_s=0.0), 992.0, node="n2")
+    # n1 came first and was heard last.
+    take(intake, make_sample(seq=1), 1000.0)
+    assert list(intake.skewed_s) == ["n2"]
+    late = 992.0 + room.SILENT_S
+    with pytest.raises(BadMessage, match="n3"):
+        intake.inventory("n3", make_inventory("n3"), late - 0.1)
+    intake.inventory("n3", make_inventory("n3"), late)
+    assert intake.skewed_s == {}
+    assert refusal(intake, make_sample("n2", seq=2), late, node="n2") == "unknown_inventory"
+    assert take(intake, make_sample(seq=2), late).seq == 2
+    assert take(intake, make_sample("n3", seq=1), late, node="n3").seq == 1

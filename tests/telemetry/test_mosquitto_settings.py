@@ -76,9 +76,12 @@ async def test_a_node_reaches_the_daemon_with_its_own_name_only(site: Site) -> N
     async with running(subscriber.run(), honest.run()):
         await asyncio.wait_for(subscriber.wait_connected(), 30)
         async with running(liar.run()):
-            await eventually(lambda: liar.connects)
-            liar.offer(make_sample("n1-victim", seq=1))
-            await eventually(lambda: liar.published)
+            await eventually(lambda: "does not let us write" in liar.last_error)
+        assert not liar.connects
+        assert "nodes/n1-victim/status (Not authorized)" in liar.last_error
+        async with site.client("n2") as raw:
+            for kind, payload in (("inventory", make_inventory), ("samples", make_sample)):
+                await raw.publish(f"{ROOT}/n1-victim/{kind}", payload("n1-victim"), qos=1)
         # What the broker refused is gone by now: the honest one's message comes later on the same broker.
         honest.offer(make_sample("n1", seq=1))
         await eventually(lambda: collector.taken)
