@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +28,8 @@ class Measurements:
         self._counters = counters
         self._half_life_s = half_life_s
         self._stale_s = stale_s
-        self._early_inventories: dict[str, Inventory] = {}
+        self._early_inventories: OrderedDict[str, Inventory] = OrderedDict()
+        """The one told longest ago comes first."""
 
     def see_inventory(self, node: str, inventory: Inventory) -> None:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
@@ -53,11 +54,10 @@ class Measurements:
 
     def _keep_early(self, node: str, inventory: Inventory) -> None:
         early = self._early_inventories
-        # Taken out first: a dict keeps the order in which keys came, and the one told last shall be the last to go.
-        early.pop(node, None)
         early[node] = inventory
+        early.move_to_end(node)
         if len(early) > MOST_EARLY_INVENTORIES:
-            del early[next(iter(early))]
+            early.popitem(last=False)
             self._counters["inventories_forgotten"] += 1
 
     def node_gone(self, record: NodeRecord) -> None:

@@ -127,7 +127,7 @@ class Drain:
                 self._intake.forget(node)
                 self._handler.status(node, False, at_mono_s)
             else:
-                payload_hash, inventory = self._intake.inventory(node, payload)
+                payload_hash, inventory = self._intake.inventory(node, payload, at_mono_s)
                 self._handler.inventory(node, payload_hash, inventory, at_mono_s)
         except BadMessage as error:
             self._refuse(node, kind, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from scheduler.core.errors import BadMessage
@@ -19,6 +20,9 @@ MOST_SKEW_S = 5.0
 HANDOVER_S = 10.0
 # Nodes are remembered from their first inventory on. Ten times the largest cluster that Kubernetes supports.
 MOST_NODES = 50_000
+# Beyond that the one that was silent longest makes room, if it was silent for this long: many intervals of any agent,
+# so that made-up nodes cannot push out those that talk.
+SILENT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -29,21 +33,29 @@ class _Node:
     agent_before: str = ""
     seq: int = -1
     taken_over_mono_s: float = 0.0
+    heard_mono_s: float = 0.0
 
 
 class Intake:
     """Decodes payloads of all nodes and refuses what is old, unknown or malformed.
 
-    A refused message leaves no trace: what was known of the node stands.
+    A refused message leaves no trace: what was known of the node stands. That a node's object has gone from the
+    cluster is no reason to forget it: its agent may run on, and sends its inventory on connecting only.
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[str, _Node] = {}
+        # Who was silent longest comes first. A plain dict walks over all keys that were taken out to find the first.
+        self._nodes: OrderedDict[str, _Node] = OrderedDict()
         self.skewed_s: dict[str, float] = {}
         """Node -> how far its clock is ahead of ours; only nodes that are off by more than MOST_SKEW_S."""
 
-    def inventory(self, node: str, payload: bytes) -> tuple[str, Inventory]:
+    def inventory(self, node: str, payload: bytes, now_mono_s: float) -> tuple[str, Inventory]:
         """Decode an inventory and remember it as the node's present one.
+
+        Args:
+            node: As the topic says.
+            payload: As received.
+            now_mono_s: Instant of receipt.
 
         Returns:
             Its hash, and what it says.
@@ -55,8 +67,9 @@ class Intake:
         known = self._nodes.get(node)
         if known is None:
             if len(self._nodes) >= MOST_NODES:
-                raise BadMessage("too_many_nodes", node[:80])
+                self._make_room(node, now_mono_s)
             known = self._nodes[node] = _Node()
+        self._hear(node, known, now_mono_s)
         known.inventory = inventory_hash(payload)
         known.gpus = len(inventory.gpus)
         return known.inventory, inventory
@@ -89,13 +102,24 @@ class Intake:
             known.agent_before, known.agent = known.agent, sample.agent
             known.taken_over_mono_s = now_mono_s
         known.seq = sample.seq
+        self._hear(node, known, now_mono_s)
         self._note_clock(node, sample.unix_s - now_unix_s)
         return sample
 
     def forget(self, node: str) -> None:
-        """Drop what is known of a node: it has left the cluster, or its retained inventory was cleared."""
+        """Drop what is known of a node: its retained inventory was cleared, or it must make room."""
         self._nodes.pop(node, None)
         self.skewed_s.pop(node, None)
+
+    def _hear(self, node: str, known: _Node, now_mono_s: float) -> None:
+        known.heard_mono_s = now_mono_s
+        self._nodes.move_to_end(node)
+
+    def _make_room(self, newcomer: str, now_mono_s: float) -> None:
+        silent = next(iter(self._nodes))
+        if now_mono_s - self._nodes[silent].heard_mono_s < SILENT_S:
+            raise BadMessage("too_many_nodes", newcomer[:80])
+        self.forget(silent)
 
     def _note_clock(self, node: str, skew_s: float) -> None:
         if abs(skew_s) > MOST_SKEW_S:

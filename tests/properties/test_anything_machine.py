@@ -72,7 +72,7 @@ class AnythingMachine(RuleBasedStateMachine):
         """Node -> hash of its newest inventory, and how many GPUs that has."""
         for node in ("n1", "n2"):
             # What the broker retains.
-            known, inventory = self.intake.inventory(node, encode(make_inventory(node)))
+            known, inventory = self.intake.inventory(node, encode(make_inventory(node)), self.clock.mono_s())
             self.told[node] = known, len(inventory.gpus)
             self.verbs.store.see_inventory(node, inventory)
         for kind, thing in self.seen:
@@ -102,7 +102,7 @@ class AnythingMachine(RuleBasedStateMachine):
     def inventory(self, node: str, gpus: int, data: st.DataObject, *, bent: bool) -> None:
         with suppress(BadMessage):
             payload = self._payload(make_inventory(node, gpus), data, bent=bent)
-            known, taken = self.intake.inventory(node, payload)
+            known, taken = self.intake.inventory(node, payload, self.clock.mono_s())
             self.told[node] = known, len(taken.gpus)
             self.verbs.store.see_inventory(node, taken)
 

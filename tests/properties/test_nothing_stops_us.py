@@ -80,12 +80,12 @@ def receive(payload: bytes) -> None:
         with suppress(BadMessage):
             decode(payload, "n1")
     known = encode(make_inventory())
-    intake.inventory("n1", known)
+    intake.inventory("n1", known, 1000.0)
     with suppress(BadMessage):
         sample = intake.sample("n1", payload, 1000.0, 0.0)
         store.see_samples([("n1", sample, 1000.0)])
     with suppress(BadMessage):
-        store.see_inventory("n1", intake.inventory("n1", payload)[1])
+        store.see_inventory("n1", intake.inventory("n1", payload, 1000.0)[1])
     store.tick(1001.0)
     store.tick(1100.0)
     assert_columns_sound(store)
@@ -101,7 +101,7 @@ def test_any_payload_is_believed_or_refused(payload: bytes) -> None:
 @given(st.booleans(), st.data())
 def test_any_bent_message_is_believed_or_refused(whole_inventory: bool, data: st.DataObject) -> None:
     intake = Intake()
-    known, _ = intake.inventory("n1", encode(make_inventory()))
+    known, _ = intake.inventory("n1", encode(make_inventory()), 1000.0)
     record = make_inventory() if whole_inventory else msgspec.structs.replace(make_sample(), inventory=known)
     receive(json.dumps(mutated(json.loads(encode(record)), data)).encode())
 
