@@ -12,7 +12,8 @@ Words:
     lost-node NAME                                it is gone
     read NAME U U U U                             a sample, one utilisation a GPU: `?` unknown, `x` lost
     offline NAME                                  the agent's last will
-    pod NAME gpus= class= nominated= priority= soft=1 volume=1    a pod was created, of class training by default
+    pod NAME gpus= class= priority_class= nominated= priority= soft=1 volume=1    a pod was created, by default of class
+                                                  training; `class=` leaves that unsaid
     ask NAME [NODE …]                             filter, for all nodes or those named
     score NAME [NODE …]                           prioritize
     preempt NAME [NODE …]                         preempt
@@ -121,12 +122,14 @@ class Player:
         self.store.see_samples([(name, make_sample(name, util, states), self.clock.mono_s())])
 
     def pod(self, name: str, **given: str) -> None:
+        workload = given.get("class", "training")
         pod = make_pod(
             name,
             int(given.get("gpus", "1")),
             nominated=given.get("nominated", ""),
             priority=int(given.get("priority", "0")),
-            annotations={"wattbalance.io/workload": given.get("class", "training")},
+            annotations={"wattbalance.io/workload": workload} if workload else None,
+            priority_class=given.get("priority_class", ""),
         )
         soft = [SpreadConstraint(when_unsatisfiable="ScheduleAnyway")] if "soft" in given else None
         claims = [Volume(persistent_volume_claim=Present())] if "volume" in given else None
