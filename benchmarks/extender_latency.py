@@ -1,10 +1,12 @@
 """How long filter and prioritize take, measured from outside, beside a null extender in the same server.
 
-    python -m benchmarks.extender_latency [--nodes 5000] [--rounds 5] [--calls 400]
+    python -m benchmarks.extender_latency [--nodes 5000] [--rounds 5] [--calls 400] [--telemetry]
 
 The server process holds the daemon's store, decider, verbs and listener, without Kubernetes. The null extender decodes
 the same body, maps its names to rows and answers the same bytes: it is what no policy could be faster than. Each call
-is a pod of its own, and its names are freshly shuffled; rounds of ours and of the null's alternate.
+is a pod of its own, and its names are freshly shuffled, before the clock starts; rounds of ours and of the null's
+alternate. With --telemetry another server is asked too, into whose store samples of all nodes flow, each once a
+second; a heartbeat of 1 ms then says how long its loop is held by other things than calls.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import random
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
 
 import msgspec
 
+from benchmarks._flow import Flow, Heartbeat, answer_words
 from benchmarks._measure import Child, cpu_s, percentile, tell, verdict
 from benchmarks._null import NullVerbs
+from benchmarks._questions import Connection, Questions, node_name
 from scheduler.app import make_decider, make_store
 from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, Kind, Listed
@@ -37,14 +39,14 @@ from scheduler.listeners import Listeners, ListenerSpec
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 
 GPUS = 8
-SHUFFLES = 50
-UID = "00000000-0000-4000-8000-%012d"
 VERBS = ("filter", "prioritize")
 # A binding is seen about this long after the filter, and ends the reservation.
 BOUND_AFTER_S = 0.05
 TICK_S = 0.25
 MANY_PODS = 50_000
-POD_BYTES = 4096
+# Of a call with --telemetry's heartbeat: far enough apart that most beats have none near.
+PACED_EVERY_S = 0.02
+BEATING_S = 10.0
 
 # All policies on; a reading stays fresh for the whole run, so that the two sides have nothing else to do.
 CONFIG = """
@@ -61,10 +63,6 @@ listeners: [{address: "127.0.0.1:0", serves: [extender]}]
 """
 
 
-def node_name(index: int) -> str:
-    return f"gpu-node-{index:05d}.dc-1.example"
-
-
 # --- the server process ----------------------------------------------------------------------------------------------
 
 
@@ -79,8 +77,7 @@ def fill(store: Store, nodes: int, pods: int, now_mono_s: float) -> None:
             "status": {"allocatable": {"nvidia.com/gpu": str(GPUS)}},
         }
         store.apply(Changed(Kind.NODE, msgspec.convert(made, Node)), now_mono_s)
-        gpus = [GpuInventory(uuid=f"{name}-{gpu}", model="NVIDIA H100") for gpu in range(GPUS)]
-        store.see_inventory(name, Inventory(v=1, node=name, gpus=gpus))
+        store.see_inventory(name, inventory(name))
     for index in range(pods):
         made = {
             "metadata": {"name": f"old-{index}", "namespace": "bench", "uid": f"old-{index}"},
@@ -99,6 +96,11 @@ def fill(store: Store, nodes: int, pods: int, now_mono_s: float) -> None:
     store.synced.update(Kind)
     names = [node_name(index) for index in range(nodes)]
     store.see_samples([(name, _sample(name, rng), now_mono_s) for name in names])
+
+
+def inventory(name: str) -> Inventory:
+    gpus = [GpuInventory(uuid=f"{name}-{gpu}", model="NVIDIA H100") for gpu in range(GPUS)]
+    return Inventory(v=1, node=name, gpus=gpus)
 
 
 def _sample(name: str, rng: random.Random) -> Sample:
@@ -135,25 +137,39 @@ class Served(Verbs):
         return answer
 
 
-async def serve(nodes: int, pods: int) -> None:
+async def serve(nodes: int, pods: int, *, telemetry: bool) -> None:
     clock = SystemClock()
     settings = load(CONFIG)
     store = make_store(settings)
     fill(store, nodes, pods, clock.mono_s())
     verbs = Served(make_decider(settings, store, instance="bench"), None, clock, Fence())
     verbs.last = {}
-    server = ExtenderServer(verbs, ExtenderCounters(), clock)
-
-    null = ExtenderServer(NullVerbs(store.rows, verbs.last), ExtenderCounters(), clock)
+    counters, null_counters = ExtenderCounters(), ExtenderCounters()
+    server = ExtenderServer(verbs, counters, clock)
+    null = ExtenderServer(NullVerbs(store.rows, verbs.last), null_counters, clock)
     listeners = Listeners(
         [ListenerSpec(address="127.0.0.1:0", serves=frozenset({"extender"}))],
         {"extender": [*server.routes("/scheduler"), *null.routes("/null")]},
     )
     await listeners.start()
+    flow = None
+    if telemetry:
+        rng = random.Random(3)
+        names = [node_name(index) for index in range(nodes)]
+        flow = Flow(store, clock, [(inventory(name), _sample(name, rng)) for name in names])
     # As the daemon does once it is synced: what lives for ever need not be looked at by each collection.
     gc.collect()
     gc.freeze()
     tell(port=listeners.addresses[0][1])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_tick(store, clock), name="bench.tick")
+        if flow is not None:
+            heartbeat = Heartbeat(lambda: counters.requests.total() + null_counters.requests.total())
+            group.create_task(flow.run(), name="bench.flow")
+            group.create_task(answer_words(flow, heartbeat), name="bench.words")
+
+
+async def _tick(store: Store, clock: SystemClock) -> None:
     while True:
         await asyncio.sleep(TICK_S)
         store.tick(clock.mono_s())
@@ -161,79 +177,6 @@ async def serve(nodes: int, pods: int) -> None:
 
 
 # --- the client ------------------------------------------------------------------------------------------------------
-
-
-def questions(nodes: int) -> list[tuple[bytes, bytes]]:
-    """Freshly shuffled bodies, each cut in two where the pod's uid goes."""
-    rng = random.Random(2)
-    names = [node_name(index) for index in range(nodes)]
-    bodies = []
-    for _ in range(SHUFFLES):
-        rng.shuffle(names)
-        body = json.dumps({"Pod": pod(), "Nodes": None, "NodeNames": names}, separators=(",", ":")).encode()
-        head, tail = body.split(b"THE-UID")
-        bodies.append((head, tail))
-    return bodies
-
-
-def pod() -> dict[str, object]:
-    """A pod of a usual size, 4 KB."""
-    amounts = {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "1"}
-    made: dict[str, object] = {
-        "metadata": {
-            "name": "train-0",
-            "namespace": "bench",
-            "uid": "THE-UID",
-            "creationTimestamp": "2026-11-21T12:00:00Z",
-            "labels": {"app": "train", "team": "vision"},
-            "annotations": {"wattbalance.io/workload": "batch"},
-        },
-        "spec": {
-            "schedulerName": "wattbalance",
-            "containers": [
-                {"name": "main", "image": "train", "resources": {"requests": amounts, "limits": amounts}}
-            ],
-        },
-        "status": {"phase": "Pending"},
-    }
-    env = [{"name": f"SETTING_{n:03d}", "value": "x" * 24} for n in range(200)]
-    while len(json.dumps(made, separators=(",", ":"))) < POD_BYTES:
-        spec = made["spec"]
-        assert isinstance(spec, dict)
-        spec["containers"][0].setdefault("env", []).append(env.pop())
-    return made
-
-
-class Connection:
-    """Keep-alive HTTP, as little of it as measuring needs: the client's own time counts into every figure."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.buffer = bytearray(2**20)
-
-    def post(self, path: str, body: bytes) -> float:
-        """Ask; returns the seconds from the first byte sent to the last one received."""
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        question = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-        view = memoryview(self.buffer)
-        start_s = time.perf_counter()
-        self.socket.sendall(question)
-        got, want = 0, 0
-        while not want or got < want:
-            count = self.socket.recv_into(view[got:])
-            if not count:
-                message = f"{path}: the server closed the connection"
-                raise ConnectionError(message)
-            got += count
-            if not want and (end := self.buffer.find(b"\r\n\r\n", 0, got)) >= 0:
-                header = bytes(self.buffer[:end])
-                if not header.startswith(b"HTTP/1.1 200"):
-                    message = bytes(self.buffer[:got]).decode()
-                    raise RuntimeError(message)
-                at = header.lower().index(b"content-length:") + len(b"content-length:")
-                want = end + 4 + int(header[at:].split(b"\r\n", 1)[0])
-        return time.perf_counter() - start_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,21 +191,14 @@ class Round:
 class Side:
     """One server under one path."""
 
-    pods = 0
-
-    def __init__(self, child: Child, port: int, prefix: str, bodies: list[tuple[bytes, bytes]]) -> None:
-        self.child, self.prefix, self.bodies = child, prefix, bodies
+    def __init__(self, child: Child, port: int, prefix: str, nodes: int) -> None:
+        self.child, self.prefix, self.questions = child, prefix, Questions(nodes)
         self.connection = Connection(port)
         self.rounds: dict[str, list[Round]] = {verb: [] for verb in VERBS}
 
     def round(self, verb: str, calls: int, *, keep: bool = True) -> None:
-        took_s = []
         before_s = cpu_s(self.child.pid)
-        for call in range(calls):
-            head, tail = self.bodies[call % len(self.bodies)]
-            Side.pods += 1
-            body = head + (UID % Side.pods).encode() + tail
-            took_s.append(self.connection.post(f"{self.prefix}/{verb}", body))
+        took_s = [self.connection.post(f"{self.prefix}/{verb}", self.questions.next()) for _ in range(calls)]
         spent_s = cpu_s(self.child.pid) - before_s
         if keep:
             made = Round(percentile(took_s, 0.5) * 1e3, percentile(took_s, 0.99) * 1e3, spent_s / calls * 1e3)
@@ -294,48 +230,38 @@ def table(sides: dict[str, Side]) -> None:
             )
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--nodes", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=400)
-    parser.add_argument("--server", type=int, help=argparse.SUPPRESS, metavar="PODS")
-    args = parser.parse_args()
-    if args.server is not None:
-        writer = setup("info", "json")
-        try:
-            asyncio.run(serve(args.nodes, args.server))
-        finally:
-            writer.stop()
-        return
-    few = args.nodes // 5
-    command = ("benchmarks.extender_latency", "--nodes", str(args.nodes), "--server")
-    # The log goes where it costs least; writing its lines is the server's, as in production.
-    with (
-        Child(*command, "0", stderr=subprocess.DEVNULL) as child,
-        Child(*command, str(MANY_PODS), stderr=subprocess.DEVNULL) as full,
-    ):
-        port, full_port = child.read()["port"], full.read()["port"]
-        bodies, short = questions(args.nodes), questions(few)
-        print(
-            f"{args.nodes} nodes x {GPUS} GPUs with readings, all policies on, keep-alive; best of {args.rounds} "
-            f"rounds of {args.calls}; {len(bodies[0][0] + bodies[0][1])} bytes a question"
-        )
-        ours, null = Side(child, port, "/scheduler", bodies), Side(child, port, "/null", bodies)
-        alternate([ours, null], args.rounds, args.calls)
+def paced(sides: list[Side], seconds_s: float) -> None:
+    """Ask each side in turn, with pauses."""
+    until_s = time.monotonic() + seconds_s
+    while time.monotonic() < until_s:
+        for side in sides:
+            for verb in VERBS:
+                side.connection.post(f"{side.prefix}/{verb}", side.questions.next())
+                time.sleep(PACED_EVERY_S)
+
+
+def with_telemetry(command: tuple[str, ...], nodes: int, rounds: int, calls: int) -> None:
+    """Print the table once more, of a server into which telemetry flows, and what else held its loop."""
+    with Child(*command, "0", "--telemetry", stderr=subprocess.DEVNULL) as child:
+        port = child.read()["port"]
+        ours, null = Side(child, port, "/scheduler", nodes), Side(child, port, "/null", nodes)
+        alternate([ours, null], rounds, calls)
+        print(f"\nanother server, with samples of {nodes} nodes flowing into its store, each once a second")
         table({"ours": ours, "null": null})
-        small, placed = (
-            Side(child, port, "/scheduler", short),
-            Side(full, full_port, "/scheduler", bodies),
-        )
-        again = Side(child, port, "/scheduler", bodies)
-        alternate([again, small, placed], args.rounds, max(50, args.calls // 2))
-        print("\nthe same server, fewer names; and another with pods bound")
-        table({"ours": again, f"{few} names": small, f"{MANY_PODS} pods bound": placed})
-    print()
+        began, start_s = child.ask("beat"), time.monotonic()
+        paced([ours, null], BEATING_S)
+        ended, took_s = child.ask("end"), time.monotonic() - start_s
+    taken = ended["received"] - began["received"]
+    print(
+        f"  {taken / took_s:.0f} samples a second taken, {ended['dropped']} dropped; {ended['beats']} beats without a "
+        f"call near, p50 {ended['p50_s'] * 1e3:.2f} ms, longest {ended['most_s'] * 1e3:.2f} ms"
+    )
+    verdict("loop held by other than calls, p99.9, CPU time", ended["p999_s"] * 1e3, 2.0, " ms")
+    for verb in VERBS:
+        verdict(f"{verb} p50 while telemetry flows", ours.best(verb, "p50_ms"), 1.5, " ms")
+
+
+def verdicts(ours: Side, null: Side, again: Side, small: Side, placed: Side, nodes: int, few: int) -> None:
     for verb in VERBS:
         both = list(zip(ours.rounds[verb], null.rounds[verb], strict=True))
         verdict(f"{verb} p50", ours.best(verb, "p50_ms"), 1.5, " ms")
@@ -348,10 +274,57 @@ def main() -> None:
             f"{'PASS' if good else 'MISS'}  {verb} p99: {p99_ms:.3g} ms, {ratio:.3g} of null's "
             "(target ≤ 4 ms or ≤ 2 of null's)"
         )
-        slope_us = (again.best(verb, "p50_ms") - small.best(verb, "p50_ms")) / (args.nodes - few) * 1e3
+        slope_us = (again.best(verb, "p50_ms") - small.best(verb, "p50_ms")) / (nodes - few) * 1e3
         verdict(f"{verb} slope a node", slope_us, 0.3, " µs")
         flat = placed.best(verb, "cpu_ms") / again.best(verb, "cpu_ms")
         verdict(f"{verb} CPU with {MANY_PODS} pods bound, of none", flat, 1.1)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=400)
+    parser.add_argument("--telemetry", action="store_true", help="also while samples of all nodes flow in")
+    parser.add_argument("--server", type=int, help=argparse.SUPPRESS, metavar="PODS")
+    args = parser.parse_args()
+    if args.server is not None:
+        writer = setup("info", "json")
+        try:
+            asyncio.run(serve(args.nodes, args.server, telemetry=args.telemetry))
+        finally:
+            writer.stop()
+        return
+    few = args.nodes // 5
+    command = ("benchmarks.extender_latency", "--nodes", str(args.nodes), "--server")
+    # The log goes where it costs least; writing its lines is the server's, as in production.
+    with (
+        Child(*command, "0", stderr=subprocess.DEVNULL) as child,
+        Child(*command, str(MANY_PODS), stderr=subprocess.DEVNULL) as full,
+    ):
+        port, full_port = child.read()["port"], full.read()["port"]
+        print(
+            f"{args.nodes} nodes x {GPUS} GPUs with readings, all policies on, keep-alive; best of {args.rounds} "
+            f"rounds of {args.calls}; {len(Questions(args.nodes).next())} bytes a question"
+        )
+        ours, null = Side(child, port, "/scheduler", args.nodes), Side(child, port, "/null", args.nodes)
+        alternate([ours, null], args.rounds, args.calls)
+        table({"ours": ours, "null": null})
+        small, placed = (
+            Side(child, port, "/scheduler", few),
+            Side(full, full_port, "/scheduler", args.nodes),
+        )
+        again = Side(child, port, "/scheduler", args.nodes)
+        alternate([again, small, placed], args.rounds, max(50, args.calls // 2))
+        print("\nthe same server, fewer names; and another with pods bound")
+        table({"ours": again, f"{few} names": small, f"{MANY_PODS} pods bound": placed})
+    print()
+    verdicts(ours, null, again, small, placed, args.nodes, few)
+    if args.telemetry:
+        with_telemetry(command, args.nodes, args.rounds, args.calls)
 
 
 if __name__ == "__main__":
