@@ -29,8 +29,6 @@ ADVICE: dict[str, str] = {
     Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
     Reason.BROKEN_GPUS.text: "GPUs there are lost or hung: reset or drain those nodes, or ask for fewer GPUs a pod",
     Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
-    Reason.POLICY_FAILED.text: "wattbalance's log and wattbalance_policy_failures_total name the policy",
-    Reason.CORDONED.text: "uncordon the node, or wait",
     Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission on that node",
 }
 PAST: dict[Past, str] = {

@@ -20,9 +20,7 @@ class OwnerRef(Slim, frozen=True):
     """One entry of metadata.ownerReferences."""
 
     kind: str = ""
-    name: str = ""
     uid: str = ""
-    api_version: str = ""
     controller: bool | None = None
 
 
@@ -34,7 +32,6 @@ class Meta(Slim, frozen=True):
     uid: str = ""
     resource_version: str = ""
     creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[OwnerRef] | None = None
@@ -50,27 +47,13 @@ class Resources(Slim, frozen=True):
 class Container(Slim, frozen=True):
     """One container; `restart_policy: Always` on an init container makes it a sidecar."""
 
-    name: str = ""
     resources: Resources | None = None
     restart_policy: str | None = None
 
 
-class Toleration(Slim, frozen=True):
-    """One toleration."""
-
-    key: str = ""
-    operator: str = ""
-    value: str = ""
-    effect: str = ""
-
-
 class NodeAffinity(Slim, frozen=True):
-    """Node affinity; the terms stay raw, since kube-scheduler has already judged the required ones."""
+    """Node affinity; the terms stay raw. kube-scheduler has already judged the required ones."""
 
-    # Not `Raw | None`: msgspec then takes nothing but null, and each DaemonSet's pods have required terms.
-    required: msgspec.Raw = msgspec.field(
-        name="requiredDuringSchedulingIgnoredDuringExecution", default=msgspec.Raw(b"null")
-    )
     preferred: list[msgspec.Raw] | None = msgspec.field(
         name="preferredDuringSchedulingIgnoredDuringExecution", default=None
     )
@@ -120,9 +103,7 @@ class PodSpec(Slim, frozen=True):
     init_containers: list[Container] | None = None
     affinity: Affinity | None = None
     topology_spread_constraints: list[SpreadConstraint] | None = None
-    tolerations: list[Toleration] | None = None
     volumes: list[Volume] | None = None
-    node_selector: dict[str, str] | None = None
     overhead: dict[str, str | int | float] | None = None
     resource_claims: list[Present] | None = None
 
@@ -142,33 +123,16 @@ class Pod(Slim, frozen=True):
     status: PodStatus = PodStatus()
 
 
-class Taint(Slim, frozen=True):
-    """One taint."""
-
-    key: str = ""
-    value: str = ""
-    effect: str = ""
-
-
 class NodeSpec(Slim, frozen=True):
     """spec of a node."""
 
     unschedulable: bool | None = None
-    taints: list[Taint] | None = None
-
-
-class Condition(Slim, frozen=True):
-    """One node condition."""
-
-    type: str = ""
-    status: str = ""
 
 
 class NodeStatus(Slim, frozen=True):
     """status of a node."""
 
     allocatable: dict[str, str | int | float] | None = None
-    conditions: list[Condition] | None = None
 
 
 class Node(Slim, frozen=True):

@@ -28,7 +28,6 @@ class PodFacts:
     node: str
     nominated_node: str
     priority: int
-    terminating: bool
     scheduler_name: str
     priority_class: str
     meta: Meta
@@ -52,7 +51,6 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         node=pod.spec.node_name,
         nominated_node=pod.status.nominated_node_name,
         priority=pod.spec.priority or 0,
-        terminating=meta.deletion_timestamp is not None,
         scheduler_name=pod.spec.scheduler_name,
         priority_class=pod.spec.priority_class_name,
         meta=_slimmed(meta),

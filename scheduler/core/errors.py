@@ -1,6 +1,6 @@
 """Every error of the project, drawn by what the caller should do.
 
-    SchedulerError            .retryable
+    SchedulerError
       ConfigError               stop before start, exit 2; carries all problems at once
       DeviceError               one GPU or one call; never fatal for its neighbours
         NotSupported | NoPermission | DeviceTimeout | GpuLost | DriverUnavailable | DeviceUnknown
@@ -8,9 +8,6 @@
         Disconnected (retry) | BadMessage (count and drop)
       ClusterError
         ApiConflict | ApiNotFound | ApiForbidden | ApiGone | ApiRejected | ApiUnavailable (retry)
-      PolicyError               names the policy; counted
-      ActuationError
-        BindFailed
       TraceError                file and line
 
 "Does not fit" is not an error: it is a reason code (core.nouns.Reason).
@@ -22,9 +19,7 @@ from dataclasses import dataclass
 
 
 class SchedulerError(Exception):
-    """Base of all errors raised on purpose; `retryable` says whether trying again later can help."""
-
-    retryable = False
+    """Base of all errors raised on purpose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +59,6 @@ class NoPermission(DeviceError):
 class DeviceTimeout(DeviceError):
     """The driver did not answer in time; the GPU is hung until the call returns."""
 
-    retryable = True
-
 
 class GpuLost(DeviceError):
     """The GPU fell off the bus or needs a reset; a person or a reboot must act."""
@@ -73,8 +66,6 @@ class GpuLost(DeviceError):
 
 class DriverUnavailable(DeviceError):
     """No driver library, or it is not loaded; retry with a back-off."""
-
-    retryable = True
 
 
 class DriverMismatch(DeviceError):
@@ -95,8 +86,6 @@ class BusError(SchedulerError):
 
 class Disconnected(BusError):
     """The broker is away; retried with jittered delays."""
-
-    retryable = True
 
 
 class BadMessage(BusError):
@@ -131,8 +120,6 @@ class ApiForbidden(ClusterError):
 class ApiGone(ClusterError):
     """410: the resource version is too old; list again."""
 
-    retryable = True
-
 
 class ApiRejected(ClusterError):
     """Another 4xx: the request itself is wrong; trying it again cannot help."""
@@ -140,24 +127,6 @@ class ApiRejected(ClusterError):
 
 class ApiUnavailable(ClusterError):
     """No answer, 429 or 5xx; retry after a delay (`retry_after_s` where the server named one)."""
-
-    retryable = True
-
-
-class PolicyError(SchedulerError):
-    """A policy raised or answered nonsense; counted, its score is dropped."""
-
-    def __init__(self, policy: str, detail: str) -> None:
-        super().__init__(f"policy {policy}: {detail}")
-        self.policy = policy
-
-
-class ActuationError(SchedulerError):
-    """We asked the world to change and it did not."""
-
-
-class BindFailed(ActuationError):
-    """A Binding was refused; the message says which precondition failed."""
 
 
 class TraceError(SchedulerError):

@@ -35,11 +35,8 @@ class Reason(IntEnum):
     UNKNOWN_NODE = 1
     QUARANTINED = 2
     BROKEN_GPUS = 3
-    POOL_NOT_ALLOWED = 4
-    WAITING_FOR_POOL = 5
-    CHOSEN_BEFORE_NOT_BOUND = 6
-    POLICY_FAILED = 7
-    CORDONED = 8
+    WAITING_FOR_POOL = 4
+    CHOSEN_BEFORE_NOT_BOUND = 5
 
     @property
     def text(self) -> str:
@@ -52,12 +49,9 @@ REASON_TEXTS: dict[Reason, str] = {
     Reason.UNKNOWN_NODE: "node unknown to wattbalance",
     Reason.QUARANTINED: "node in quarantine",
     Reason.BROKEN_GPUS: "not enough healthy GPUs",
-    Reason.POOL_NOT_ALLOWED: "pool not allowed for this pod",
-    # The pool's name is appended by the extender, from a table built once per configuration: still constant.
+    # The pool's name is appended by the decider, from a table built once per configuration: still constant.
     Reason.WAITING_FOR_POOL: "waiting for pool",
     Reason.CHOSEN_BEFORE_NOT_BOUND: "chosen before, not bound",
-    Reason.POLICY_FAILED: "a filter policy failed",
-    Reason.CORDONED: "node was cordoned",
 }
 
 
@@ -87,10 +81,8 @@ class PodRequest:
     """How long ago the pod was created, at the instant of the question."""
     priority: int = 0
     nominated_node: str = ""
-    pools: tuple[str, ...] = ()
-    """Only these, in this order of preference; empty means all in the configuration's order."""
     soft_preferences: bool = False
-    """True if the spec states a soft preference (PreferNoSchedule, preferred affinity, ScheduleAnyway)."""
+    """True if the spec states a soft preference (preferred affinity, ScheduleAnyway)."""
     waits_for_volume: bool = False
     """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
 

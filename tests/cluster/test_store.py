@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.cluster import measurements
-from scheduler.cluster.objects import Meta, OwnerRef, Partial
+from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PoolSpec, Workload
@@ -46,7 +47,9 @@ def test_a_bound_pod_takes_gpus_and_gives_them_back_when_it_is_gone() -> None:
 def test_a_finished_pod_holds_nothing_but_a_terminating_one_does() -> None:
     store = make_store()
     see_node(store)
-    see_pod(store, make_pod(gpus=2, node="n1", deleted="2026-01-01T00:00:00Z"))
+    terminating = msgspec.json.decode(msgspec.json.encode(make_pod(gpus=2, node="n1")))
+    terminating["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    see_pod(store, msgspec.convert(terminating, Pod))
     assert free_of(store) == 6
     see_pod(store, make_pod(gpus=2, node="n1", phase="Succeeded"))
     assert free_of(store) == 8

@@ -176,11 +176,10 @@ def test_a_pod_asks_for_whole_gpus_and_requires_the_models_it_names() -> None:
         "wattbalance.io/workload": arrival.job.workload.value,
         "wattbalance.io/pools": "dc-1",
     }
-    assert read.spec.affinity is not None
-    assert read.spec.affinity.node_affinity is not None
     want_expression = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["G2", "T4"]}
-    terms = msgspec.json.decode(read.spec.affinity.node_affinity.required)["nodeSelectorTerms"]
-    assert terms == [{"matchExpressions": [want_expression]}]
+    want_terms = {"nodeSelectorTerms": [{"matchExpressions": [want_expression]}]}
+    want_affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": want_terms}}
+    assert msgspec.json.decode(msgspec.json.encode(made))["spec"]["affinity"] == want_affinity
     assert (read.spec.node_name, read.status.phase) == ("", "Pending")
 
 
