@@ -2,6 +2,7 @@
 
 Order of start is the data's: cluster and telemetry in, state, then the doors, which say 503 until enough is known.
 Order of stop is the reverse, each step with its share of the grace: hand the Lease back, answer what is asked, close.
+What has not ended when the grace is over is left where it stands (hard_end.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from scheduler import __version__
@@ -39,6 +40,7 @@ from scheduler.decision.decider import Decider
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
+from scheduler.hard_end import HardEnd
 from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
 from scheduler.notices import Notices
 from scheduler.policy import profiles, registry
@@ -78,6 +80,8 @@ class Daemon:
         self.stopping = asyncio.Event()
         self.leader_pods: set[str] = set()
         self.broker_waited = False
+        self.on_stopping: Callable[[], None] = _nothing
+        """Called when the end begins: we were told, or a task has failed."""
         self._promised = ""
         self._settled = False
         self._gc_threshold = gc.get_threshold()
@@ -280,7 +284,10 @@ class Daemon:
             elif not self.observing:
                 # Without an election the Service selects the leader's label all the same.
                 tasks.append(group.create_task(guard("lead", self._lead(0)), name="lead"))
-            await self.stopping.wait()
+            try:
+                await self.stopping.wait()
+            finally:
+                self.on_stopping()
             log.info("stopping", extra=kv(grace_s=float(self.settings.shutdown.grace_s)))
             # 1. Hand the Lease back, so that the standby leads while we still answer what is in flight.
             await _cancelled(election, float(self.settings.shutdown.grace_s) / 4)
@@ -390,6 +397,10 @@ class Daemon:
             log.warning("could not move the leader's label: %s", error)
 
 
+def _nothing() -> None:
+    pass
+
+
 async def _cancelled(task: asyncio.Task[None] | None, grace_s: float) -> None:
     if task is not None:
         task.cancel()
@@ -485,9 +496,11 @@ def serve(settings: Settings, config_path: str) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code."""
     writer = setup(settings.log.level.value, settings.log.format.value)
     log.info("configuration", extra=kv(file=config_path))
+    end = HardEnd(float(settings.shutdown.grace_s), writer.stop)
     try:
-        return asyncio.run(_serve(settings))
+        return asyncio.run(_serve(settings, end))
     finally:
+        end.call_off()
         writer.stop()
 
 
@@ -497,12 +510,18 @@ def _cannot_run(group: BaseExceptionGroup[BaseException], code: int) -> int:
     return code
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, end: HardEnd) -> int:
     daemon = Daemon(settings, SystemClock())
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        end.begin(loop)
+        daemon.stopping.set()
+
+    daemon.on_stopping = lambda: end.begin(loop)
     # SIGHUP too: the terminal that started us is gone, and the Lease should not wait for its end.
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(each, daemon.stopping.set)
+        loop.add_signal_handler(each, stop)
     log.info(
         "starting",
         extra=kv(

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,13 +20,18 @@ import pytest
 import yaml
 
 from scheduler import app, config
+from scheduler.config_settings import TelemetrySettings
+from scheduler.config_types import BrokerUrl
+from scheduler.connections import SILENT_S
 from scheduler.core.clock import SystemClock
 from scheduler.facts import sources
 from scheduler.simulate.apiserver import ApiServer
-from tests.brokers import free_port
+from tests.brokers import free_port, run_mosquitto
+from tests.certs import Authority
 from tests.contracts.cluster_contract import HANG_S, beside, eventually
 
 TOKEN = "t"
+ATTEMPTS = 5
 NAMESPACE = "wattbalance"
 KINDS = ("pods", "nodes", "namespaces", "events", "leases")
 ROLE = "wattbalance.io/role"
@@ -69,15 +76,17 @@ class World:
         return path, port
 
     @contextlib.asynccontextmanager
-    async def replica(self, pod_name: str = "", **changes: object) -> AsyncIterator[Replica]:
-        """Run a replica while the block runs; it is ready."""
+    async def replica(
+        self, pod_name: str = "", *, ready: bool = True, **changes: object
+    ) -> AsyncIterator[Replica]:
+        """Run a replica while the block runs; it is ready, unless that is not waited for."""
         path, port = self.configure(**changes)
         self.monkeypatch.setenv("POD_NAMESPACE", NAMESPACE)
         self.monkeypatch.setenv("POD_NAME", pod_name)
         daemon = app.Daemon(config.load(path.read_text()), SystemClock())
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, beside(daemon.run()):
             try:
-                await eventually(lambda: daemon.not_ready() is None)
+                await eventually(lambda: not ready or daemon.not_ready() is None)
                 yield Replica(daemon, session)
             finally:
                 daemon.stopping.set()
@@ -389,32 +398,205 @@ async def test_a_login_plugin_that_hangs_does_not_hold_the_end(world: World, num
             os.kill(int(began.read_text()), signal.SIGKILL)
 
 
+class Served:
+    """`serve` as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log_file: Path, url: str) -> None:
+        self.process = process
+        self.url = url
+        self._log_file = log_file
+
+    @property
+    def log(self) -> str:
+        """What it said."""
+        return self._log_file.read_text(errors="replace")
+
+    async def end(self) -> int:
+        """Wait for its end; SIGTERM came before."""
+        async with asyncio.timeout(HANG_S):
+            return await self.process.wait()
+
+
+async def is_ready(url: str) -> bool:
+    with contextlib.suppress(aiohttp.ClientError):
+        async with aiohttp.ClientSession(url) as session, session.get("/readyz") as answer:
+            return answer.status == 200
+    return False
+
+
+@contextlib.asynccontextmanager
+async def served(world: World, plant: str = "", **changes: object) -> AsyncIterator[Served]:
+    """Run `serve` until it is ready and for the block; `plant` is Python that it runs before."""
+    log_file = world.folder / "serve.log"
+    for _ in range(ATTEMPTS):
+        config_file, port = world.configure(**changes)
+        code = f"{plant}\nfrom scheduler.cli import main\nmain(['serve', '--config', {str(config_file)!r}])"
+        with log_file.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=log)
+        running = Served(process, log_file, f"http://127.0.0.1:{port}")
+        try:
+            async with asyncio.timeout(HANG_S):
+                while process.returncode is None and not await is_ready(running.url):
+                    await asyncio.sleep(0.05)
+            if process.returncode is not None and "in use" in running.log:
+                # Somebody took the port meanwhile.
+                continue
+            assert process.returncode is None, running.log
+            yield running
+            return
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    raise AssertionError(f"no port stayed free: {running.log}")
+
+
 async def test_a_password_file_that_is_never_read_through_does_not_hold_the_end(world: World) -> None:
     fifo, user = world.folder / "password", world.folder / "user"
     os.mkfifo(fifo)
     user.write_text("u")
     broker = {"broker": "mqtt://127.0.0.1:1", "username_file": str(user), "password_file": str(fifo)}
-    config_file, port = world.configure(telemetry={**broker, "wait_at_start": "0s"})
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config_file)
-    )
-    try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+    async with served(world, telemetry={**broker, "wait_at_start": "0s"}) as running:
+        running.process.terminate()
+        assert await running.end() == 0, running.log
 
-            async def ready() -> bool:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get("/readyz") as answer:
-                        return answer.status == 200
-                return False
 
+# Each takes the place of a task of ours: one that swallows every cancellation, one that then blocks the loop.
+DEAF = """
+import asyncio, time
+from scheduler import app
+async def tick(daemon):
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            {then}
+app.Daemon._tick = tick
+"""
+# The same end, though nobody asked for it.
+FAILS = """
+def see(daemon, event, see=app.Daemon._see_pod):
+    if getattr(getattr(event, "object", None), "metadata", None) and event.object.metadata.name == "poison":
+        raise RuntimeError("planted")
+    see(daemon, event)
+app.Daemon._see_pod = see
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "time.sleep(3600)"])
+async def test_a_task_that_never_ends_does_not_hold_the_end_beyond_the_grace(world: World, then: str) -> None:
+    async with served(world, DEAF.format(then=then), shutdown={"grace": "1s"}) as running:
+        running.process.terminate()
+        assert await running.end() == 1, running.log
+        assert "not ended within the grace" in running.log
+        assert "store.tick" in running.log.splitlines()[-1]
+        # Whatever hangs, the others are told at once who leads.
+        [lease] = world.api.list("leases")
+        assert not lease["spec"].get("holderIdentity")
+
+
+async def test_a_failing_task_ends_all_within_the_grace_too(world: World) -> None:
+    async with served(world, DEAF.format(then="pass") + FAILS, shutdown={"grace": "1s"}) as running:
+        world.add_pod("poison")
+        assert await running.end() == 1, running.log
+        assert "planted" in running.log
+        assert "store.tick" in running.log.splitlines()[-1]
+
+
+@pytest.fixture
+async def reachable(world: World) -> tuple[list[dict[str, object]], ssl.SSLContext]:
+    """Listeners with an extender that is reachable from elsewhere, and a client's context for it."""
+    authority = Authority()
+    files = {name: world.folder / f"{name}.pem" for name in ("cert_file", "key_file", "client_ca_file")}
+    authority.issue("wattbalance", files["cert_file"], files["key_file"])
+    authority.write(files["client_ca_file"])
+    context = ssl.create_default_context(cafile=str(files["client_ca_file"]))
+    context.load_cert_chain(files["cert_file"], files["key_file"])
+    tls = {name: str(path) for name, path in files.items()}
+    listeners: list[dict[str, object]] = [
+        {"address": "127.0.0.1:0", "serves": ["api", "metrics", "probes"]},
+        # Loopback as the kernel reads it, and a name like any other to us.
+        {"address": "127.1:0", "serves": ["extender"], "tls": tls},
+    ]
+    return listeners, context
+
+
+async def test_losing_the_lease_closes_connections_that_are_kept(
+    world: World, reachable: tuple[list[dict[str, object]], ssl.SSLContext]
+) -> None:
+    listeners, context = reachable
+    world.add_node("n1")
+    world.add_pod("p")
+    body = json.dumps({"Pod": world.api.get("pods", "p", "default"), "NodeNames": ["n1"]}).encode()
+    asked = b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    lease = {"duration": "2s", "renew_deadline": "1200ms", "retry": "200ms"}
+    async with world.replica(listeners=listeners, lease=lease) as leader:
+        await leader.knows("n1")
+        await leader.leads()
+        port = leader.daemon.listeners.addresses[1][1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        try:
+            writer.write(asked)
             async with asyncio.timeout(HANG_S):
-                while not await ready():
-                    assert process.returncode is None
-                    await asyncio.sleep(0.05)
-        process.terminate()
-        async with asyncio.timeout(HANG_S):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                assert b"n1" in await reader.readuntil(b"}")
+            world.api.faults.frozen = True
+            await eventually(lambda: not leader.daemon.leads())
+            # Who asks on it again would be refused, and sent away; who is silent must not keep it either. Within
+            # half of what any silent connection may last.
+            async with asyncio.timeout(SILENT_S / 2):
+                await reader.read()
+        finally:
+            world.api.faults.frozen = False
+            writer.transport.abort()
+
+
+def waits(daemon: app.Daemon) -> bool:
+    """Whether everything but the broker is there."""
+    why = daemon.not_ready()
+    assert why is not None
+    return why == "waiting for the broker"
+
+
+async def test_the_broker_is_waited_for_at_start(world: World) -> None:
+    telemetry = {"broker": f"mqtt://127.0.0.1:{free_port()}", "wait_at_start": "1h"}
+    async with world.replica(ready=False, telemetry=telemetry) as replica:
+        await eventually(lambda: waits(replica.daemon))
+        async with replica.session.get("/readyz") as answer:
+            assert answer.status == 503
+            assert "waiting for the broker" in await answer.text()
+        async with replica.session.post("/scheduler/filter", json={}) as answer:
+            assert answer.status == 503
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_the_broker_is_waited_for_no_longer_than_the_limit(world: World, *, silent: bool) -> None:
+    # It takes connections and says nothing, or nobody is there.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not silent:
+            server.close()
+        telemetry = {"broker": f"mqtt://127.0.0.1:{port}", "wait_at_start": "500ms"}
+        async with served(world, telemetry=telemetry) as running:
+            async with aiohttp.ClientSession(running.url) as session, session.get("/readyz") as answer:
+                assert answer.status == 200
+                assert (await answer.json(content_type=None))["degraded"] == ["broker_away"]
+            running.process.terminate()
+            assert await running.end() == 0, running.log
+            assert "serving without telemetry" in running.log
+
+
+async def test_a_broker_that_comes_ends_the_wait(world: World, tmp_path: Path) -> None:
+    with run_mosquitto(tmp_path) as broker:
+        broker.freeze()
+        telemetry = {"broker": broker.url, "wait_at_start": "1h"}
+        async with world.replica(ready=False, telemetry=telemetry) as replica:
+            await eventually(lambda: waits(replica.daemon))
+            broker.thaw()
+            await eventually(lambda: replica.daemon.not_ready() is None)
+            assert replica.daemon.degraded() == []
+
+
+def test_the_broker_is_waited_for_10_s_if_nothing_is_said() -> None:
+    assert float(TelemetrySettings(broker=BrokerUrl("mqtt://127.0.0.1:1")).wait_at_start_s) == 10
