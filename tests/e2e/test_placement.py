@@ -15,6 +15,8 @@ pytestmark = pytest.mark.e2e
 
 TRAINING = {"wattbalance.io/workload": "training"}
 INFERENCE = {"wattbalance.io/workload": "inference"}
+BATCH = {"wattbalance.io/workload": "batch"}
+JOBS = "/apis/batch/v1/namespaces/default/jobs"
 # NVML_ERROR_GPU_IS_LOST
 GPU_IS_LOST = 15
 
@@ -65,6 +67,61 @@ def test_a_pod_of_a_job_counts_as_training(system: System, replica: Replica, sch
     assert system.bound("of-a-job") == "job-a"
     [decision] = replica.get("/api/v1/decisions?pod=of-a-job")["items"]
     assert decision["profile"] == "training"
+
+
+def profile_of(replica: Replica, pod: str) -> str:
+    [decision] = replica.get(f"/api/v1/decisions?pod={pod}")["items"]
+    return str(decision["profile"])
+
+
+@pytest.fixture
+def job_of_a_cron_job(system: System) -> Iterator[dict[str, object]]:
+    """A Job as the CronJob controller makes it; what its pods name as their owner."""
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "name": "nightly",
+        "uid": "8d2e",
+        "controller": True,
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "nightly-1", "namespace": "default", "ownerReferences": [owner]},
+        "spec": {
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "none"}]}}
+        },
+    }
+    made = system.plane.request("POST", JOBS, job)
+    assert isinstance(made, dict)
+    uid = made["metadata"]["uid"]
+    yield {"apiVersion": "batch/v1", "kind": "Job", "name": "nightly-1", "uid": uid, "controller": True}
+    system.plane.request("DELETE", f"{JOBS}/nightly-1", {"propagationPolicy": "Background"})
+
+
+def test_batch_packs_by_annotation_and_as_a_cron_jobs(
+    system: System, job_of_a_cron_job: dict[str, object], replica: Replica, scheduler: Daemon
+) -> None:
+    for name in ("batch-a", "batch-b", "batch-c"):
+        system.add_node(name)
+    system.plane.apply(pod_manifest("fills-a", gpus=7, node="batch-a"))
+    system.plane.apply(pod_manifest("fills-b", gpus=4, node="batch-b"))
+    wait_for(
+        "both are accounted",
+        lambda: (view(replica, "batch-a")["free_gpus"], view(replica, "batch-b")["free_gpus"]) == (1, 4),
+    )
+    until_seen(replica, "batch-c")
+    system.add_pod("two", 2, annotations=BATCH)
+    assert system.bound("two") == "batch-b"
+    assert profile_of(replica, "two") == "batch"
+    # Its owner alone would make it training: that it is a CronJob's stands in the Job only.
+    manifest = pod_manifest("of-a-cron-job", scheduler="wattbalance")
+    metadata = manifest["metadata"]
+    assert isinstance(metadata, dict)
+    metadata["ownerReferences"] = [job_of_a_cron_job]
+    system.plane.apply(manifest)
+    assert system.bound("of-a-cron-job") == "batch-a"
+    assert profile_of(replica, "of-a-cron-job") == "batch"
 
 
 def test_inference_goes_where_agents_measure_least_and_follows_the_load(
