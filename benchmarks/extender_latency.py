@@ -25,7 +25,6 @@ from benchmarks._flow import Flow, Heartbeat, answer_words
 from benchmarks._measure import Child, cpu_s, percentile, tell, verdict
 from benchmarks._null import NullVerbs
 from benchmarks._questions import Connection, Questions, node_name
-from scheduler.app import make_decider, make_store
 from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, Kind, Listed
 from scheduler.cluster.store import Store
@@ -36,6 +35,7 @@ from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.extender.wire import FilterArgs
 from scheduler.listeners import Listeners, ListenerSpec
+from scheduler.parts import make_decider, make_store
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 
 GPUS = 8

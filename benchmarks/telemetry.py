@@ -21,13 +21,13 @@ import msgspec
 import numpy as np
 
 from benchmarks._measure import Child, cpu_s, memory_bytes, percentile, tell, verdict
-from scheduler.app import make_store
 from scheduler.cluster.objects import Node
 from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import Store
 from scheduler.config import load
 from scheduler.core.clock import SystemClock
+from scheduler.parts import make_store
 from scheduler.simulate.broker import running_broker
 from scheduler.telemetry.broker import BrokerSettings
 from scheduler.telemetry.bus import TelemetrySubscriber

@@ -21,7 +21,6 @@ from scheduler import __version__
 from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
-from scheduler.cluster.intent import Intents
 from scheduler.cluster.kubernetes import PROBE_EVERY_S, KubernetesCluster
 from scheduler.cluster.lease import Elector
 from scheduler.cluster.lease_record import LeaseTimes
@@ -29,26 +28,21 @@ from scheduler.cluster.objects import Pod
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
 from scheduler.cluster.readings import StoreHandler
-from scheduler.cluster.store import Store, StoreSettings
-from scheduler.config_settings import Face, ListenerSettings, Mode, Profile, Settings
+from scheduler.config_settings import Face, Mode, Settings
 from scheduler.core.aio import guard
 from scheduler.core.clock import Clock, SystemClock
-from scheduler.core.errors import ClusterError, ConfigError, Problem
+from scheduler.core.errors import ClusterError, ConfigError
 from scheduler.core.log import kv, setup
-from scheduler.core.nouns import Workload
-from scheduler.decision.decider import Decider
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
 from scheduler.hard_end import HardEnd
-from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
+from scheduler.listeners import Listeners
 from scheduler.notices import Notices
-from scheduler.policy import profiles, registry
-from scheduler.policy.base import Filter, Score
+from scheduler.parts import broker_settings, listener_spec, make_decider, make_store
 from scheduler.report.api import Api
 from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes, probe_routes
-from scheduler.telemetry.broker import BrokerSettings
 from scheduler.telemetry.bus import TelemetrySubscriber
 
 log = logging.getLogger(__name__)
@@ -416,80 +410,6 @@ def own_namespace() -> str:
         return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
     except OSError:
         return "default"
-
-
-def make_store(settings: Settings) -> Store:
-    """A store for these settings."""
-    intents = Intents(settings.workload.default, dict(settings.workload.priority_classes))
-    return Store(
-        StoreSettings(
-            pools=tuple(pool.spec() for pool in settings.pools),
-            half_life_s=float(settings.telemetry.half_life_s),
-            stale_s=float(settings.telemetry.stale_s),
-            neutral_load=settings.telemetry.neutral_load,
-            reservation_s=float(settings.extender.reservation_s),
-            capabilities={glob: model.capability for glob, model in settings.models.items()},
-            expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
-        ),
-        intents,
-    )
-
-
-def make_decider(settings: Settings, store: Store, *, instance: str) -> Decider:
-    """A decider with the settings' profiles; every filter is on unless switched off."""
-    filters = []
-    for name in registry.known():
-        args: dict[str, object] = {}
-        if name == "pools":
-            args["spill_after_s"] = [float(pool.spill.after_s) for pool in settings.pools]
-        policy = registry.build(name, args)
-        if isinstance(policy, Filter) and settings.filters.get(name, True):
-            filters.append(profiles.NamedFilter(name, policy))
-    built = {w: _profile(w, settings.profiles.of(w)) for w in Workload}
-    return Decider(store, built, tuple(filters), instance=instance)
-
-
-def _profile(workload: Workload, given: Profile) -> profiles.Profile:
-    scores = []
-    for name, use in given.policies.items():
-        policy = registry.build(name, dict(use.options))
-        if not isinstance(policy, Score):
-            message = f"{name} is a filter, not a score"
-            raise ConfigError([Problem(path=f"profiles.{workload}.policies", message=message)])
-        scores.append(profiles.Weighted(name, use.weight, policy))
-    return profiles.Profile(
-        name=workload.value,
-        workload=workload,
-        placement=given.placement,
-        expected_load=given.expected_load,
-        scores=tuple(scores),
-    )
-
-
-def broker_settings(settings: Settings) -> BrokerSettings:
-    """The bus's view of the telemetry settings."""
-    telemetry = settings.telemetry
-    return BrokerSettings(
-        url=str(telemetry.broker),
-        ca_file=telemetry.ca_file,
-        cert_file=telemetry.cert_file,
-        key_file=telemetry.key_file,
-        username_file=telemetry.username_file,
-        password_file=telemetry.password_file,
-    )
-
-
-def listener_spec(given: ListenerSettings) -> ListenerSpec:
-    """A listener as listeners.py wants it."""
-    tls = None
-    if given.tls is not None:
-        ca = Path(given.tls.client_ca_file) if given.tls.client_ca_file else None
-        tls = TlsFiles(
-            cert_file=Path(given.tls.cert_file), key_file=Path(given.tls.key_file), client_ca_file=ca
-        )
-    return ListenerSpec(
-        address=str(given.address), serves=frozenset(Face(face).value for face in given.serves), tls=tls
-    )
 
 
 def serve(settings: Settings, config_path: str) -> int:

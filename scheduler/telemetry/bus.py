@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import uuid
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NoReturn
 
 import aiomqtt
@@ -61,7 +62,7 @@ _VENDOR_ERRORS = (aiomqtt.MqttError, OSError, UnicodeError)
 _SOCKET_OPTIONS = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 
 
-class _Reconnecting:
+class _Reconnecting(ABC):
     """What both sides are: one connection at a time, made again whenever it fails or ends."""
 
     def __init__(self, settings: BrokerSettings, clock: Clock, delays: RetryDelays | None) -> None:
@@ -73,9 +74,9 @@ class _Reconnecting:
         """Why there is no connection, for people; empty while there is one."""
         self.connects = 0
 
+    @abstractmethod
     async def _connection(self) -> None:
         """Hold one connection; raise Disconnected when it cannot be made or is lost."""
-        raise NotImplementedError
 
     async def _stay_connected(self) -> NoReturn:
         while True:

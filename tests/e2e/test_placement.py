@@ -34,19 +34,24 @@ def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
     daemon.stop()
 
 
+def add_part_full_nodes(system: System, replica: Replica, prefix: str) -> None:
+    """Three nodes of 8 GPUs, of which others hold 7, 4 and none."""
+    fullest, half, empty = (f"{prefix}-{letter}" for letter in "abc")
+    for name in (fullest, half, empty):
+        system.add_node(name)
+    system.plane.apply(pod_manifest("fills-a", gpus=7, node=fullest))
+    system.plane.apply(pod_manifest("fills-b", gpus=4, node=half))
+    wait_for(
+        "both are accounted",
+        lambda: (view(replica, fullest)["free_gpus"], view(replica, half)["free_gpus"]) == (1, 4),
+    )
+    until_seen(replica, empty)
+
+
 def test_training_packs_onto_the_fullest_node_that_fits(
     system: System, replica: Replica, scheduler: Daemon
 ) -> None:
-    for name in ("pack-a", "pack-b", "pack-c"):
-        system.add_node(name)
-    # Held by others before: 7 of 8, 4 of 8, none.
-    system.plane.apply(pod_manifest("fills-a", gpus=7, node="pack-a"))
-    system.plane.apply(pod_manifest("fills-b", gpus=4, node="pack-b"))
-    wait_for(
-        "both are accounted",
-        lambda: (view(replica, "pack-a")["free_gpus"], view(replica, "pack-b")["free_gpus"]) == (1, 4),
-    )
-    until_seen(replica, "pack-c")
+    add_part_full_nodes(system, replica, "pack")
     system.add_pod("two", 2, annotations=TRAINING)
     assert system.bound("two") == "pack-b"
     system.add_pod("one", 1, annotations=TRAINING)
@@ -102,15 +107,7 @@ def job_of_a_cron_job(system: System) -> Iterator[dict[str, object]]:
 def test_batch_packs_by_annotation_and_as_a_cron_jobs(
     system: System, job_of_a_cron_job: dict[str, object], replica: Replica, scheduler: Daemon
 ) -> None:
-    for name in ("batch-a", "batch-b", "batch-c"):
-        system.add_node(name)
-    system.plane.apply(pod_manifest("fills-a", gpus=7, node="batch-a"))
-    system.plane.apply(pod_manifest("fills-b", gpus=4, node="batch-b"))
-    wait_for(
-        "both are accounted",
-        lambda: (view(replica, "batch-a")["free_gpus"], view(replica, "batch-b")["free_gpus"]) == (1, 4),
-    )
-    until_seen(replica, "batch-c")
+    add_part_full_nodes(system, replica, "batch")
     system.add_pod("two", 2, annotations=BATCH)
     assert system.bound("two") == "batch-b"
     assert profile_of(replica, "two") == "batch"

@@ -7,6 +7,8 @@ was taken; how readings follow a GPU that changes is in tests/cluster/test_store
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -173,6 +175,18 @@ TestForgettingMachine = ForgettingMachine.TestCase
 TestForgettingMachine.settings = settings(stateful_step_count=30)
 
 
+UNHEARD_OF: dict[str, Any] = {
+    "how": "never heard of",
+    "model": "H100",
+    "labelled": True,
+    "neutral": 0.5,
+    "bound": 0,
+    "promised": 0,
+    "gpus": 1,
+    "weights": {"least-loaded": 1.0},
+}
+
+
 @given(
     how=st.sampled_from(["never heard of", "without a sample", "offline", "silent", "unread"]),
     model=MODELS,
@@ -185,40 +199,10 @@ TestForgettingMachine.settings = settings(stateful_step_count=30)
     idle_first=st.booleans(),
 )
 # By load alone, so that nothing else can tell the two apart; whichever has the better hash.
-@example(
-    how="never heard of",
-    model="H100",
-    labelled=True,
-    neutral=0.5,
-    bound=0,
-    promised=0,
-    gpus=1,
-    weights={"least-loaded": 1.0},
-    idle_first=True,
-)
-@example(
-    how="never heard of",
-    model="H100",
-    labelled=True,
-    neutral=0.5,
-    bound=0,
-    promised=0,
-    gpus=1,
-    weights={"least-loaded": 1.0},
-    idle_first=False,
-)
+@example(**UNHEARD_OF | {"idle_first": True})
+@example(**UNHEARD_OF | {"idle_first": False})
 # A node of weak GPUs, of which neither a label nor an agent has told: its capability is unknown as well.
-@example(
-    how="never heard of",
-    model="T4",
-    labelled=False,
-    neutral=0.0,
-    bound=0,
-    promised=0,
-    gpus=1,
-    weights={"least-loaded": 1.0},
-    idle_first=False,
-)
+@example(**UNHEARD_OF | {"model": "T4", "labelled": False, "neutral": 0.0, "idle_first": False})
 def test_an_unknown_node_is_never_more_attractive_than_the_same_node_known_to_be_idle(
     how: str,
     model: str,

@@ -32,13 +32,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from scheduler.app import make_decider, make_store
 from scheduler.cluster.objects import Pod, Present, SpreadConstraint, Volume
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.config import load
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import PodRequest
 from scheduler.decision.record import DecisionRecord
+from scheduler.parts import make_decider, make_store
 from tests.builders import make_inventory, make_node, make_pod, make_sample
 
 HERE = Path(__file__).parent

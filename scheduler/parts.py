@@ -1,0 +1,90 @@
+"""From settings to the parts that the daemon, the benchmarks and the replays are made of. Nothing here runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scheduler.cluster.intent import Intents
+from scheduler.cluster.store import Store, StoreSettings
+from scheduler.config_settings import Face, ListenerSettings, Profile, Settings
+from scheduler.core.errors import ConfigError, Problem
+from scheduler.core.nouns import Workload
+from scheduler.decision.decider import Decider
+from scheduler.listeners import ListenerSpec, TlsFiles
+from scheduler.policy import profiles, registry
+from scheduler.policy.base import Filter, Score
+from scheduler.telemetry.broker import BrokerSettings
+
+
+def make_store(settings: Settings) -> Store:
+    """A store for these settings."""
+    intents = Intents(settings.workload.default, dict(settings.workload.priority_classes))
+    return Store(
+        StoreSettings(
+            pools=tuple(pool.spec() for pool in settings.pools),
+            half_life_s=float(settings.telemetry.half_life_s),
+            stale_s=float(settings.telemetry.stale_s),
+            neutral_load=settings.telemetry.neutral_load,
+            reservation_s=float(settings.extender.reservation_s),
+            capabilities={glob: model.capability for glob, model in settings.models.items()},
+            expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
+        ),
+        intents,
+    )
+
+
+def make_decider(settings: Settings, store: Store, *, instance: str) -> Decider:
+    """A decider with the settings' profiles; every filter is on unless switched off."""
+    filters = []
+    for name in registry.known():
+        args: dict[str, object] = {}
+        if name == "pools":
+            args["spill_after_s"] = [float(pool.spill.after_s) for pool in settings.pools]
+        policy = registry.build(name, args)
+        if isinstance(policy, Filter) and settings.filters.get(name, True):
+            filters.append(profiles.NamedFilter(name, policy))
+    built = {w: _profile(w, settings.profiles.of(w)) for w in Workload}
+    return Decider(store, built, tuple(filters), instance=instance)
+
+
+def _profile(workload: Workload, given: Profile) -> profiles.Profile:
+    scores = []
+    for name, use in given.policies.items():
+        policy = registry.build(name, dict(use.options))
+        if not isinstance(policy, Score):
+            message = f"{name} is a filter, not a score"
+            raise ConfigError([Problem(path=f"profiles.{workload}.policies", message=message)])
+        scores.append(profiles.Weighted(name, use.weight, policy))
+    return profiles.Profile(
+        name=workload.value,
+        workload=workload,
+        placement=given.placement,
+        expected_load=given.expected_load,
+        scores=tuple(scores),
+    )
+
+
+def broker_settings(settings: Settings) -> BrokerSettings:
+    """The bus's view of the telemetry settings."""
+    telemetry = settings.telemetry
+    return BrokerSettings(
+        url=str(telemetry.broker),
+        ca_file=telemetry.ca_file,
+        cert_file=telemetry.cert_file,
+        key_file=telemetry.key_file,
+        username_file=telemetry.username_file,
+        password_file=telemetry.password_file,
+    )
+
+
+def listener_spec(given: ListenerSettings) -> ListenerSpec:
+    """A listener as listeners.py wants it."""
+    tls = None
+    if given.tls is not None:
+        ca = Path(given.tls.client_ca_file) if given.tls.client_ca_file else None
+        tls = TlsFiles(
+            cert_file=Path(given.tls.cert_file), key_file=Path(given.tls.key_file), client_ca_file=ca
+        )
+    return ListenerSpec(
+        address=str(given.address), serves=frozenset(Face(face).value for face in given.serves), tls=tls
+    )
