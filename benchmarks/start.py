@@ -28,7 +28,8 @@ from benchmarks._measure import Child, cpu_s, memory_bytes, tell, verdict
 from scheduler.cluster.objects import Node, Partial, Pod
 from scheduler.core.clock import SystemClock
 from scheduler.simulate.apiserver import ApiServer
-from scheduler.simulate.broker import free_port, running_broker
+from scheduler.simulate.broker import running_broker
+from scheduler.simulate.ports import free_port
 
 NAMESPACE = "bench"
 GPUS = 8

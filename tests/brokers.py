@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from scheduler.simulate.ports import free_port
+
 START_S = 15.0
 ATTEMPTS = 5
 
@@ -195,11 +197,3 @@ def run_mosquitto(
         yield broker
     finally:
         broker.stop()
-
-
-def free_port() -> int:
-    """Find a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

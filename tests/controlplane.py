@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import yaml
+
+from scheduler.simulate.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,13 +61,6 @@ def scheduler_version() -> tuple[int, ...]:
     said = subprocess.run([str(folder / "kube-scheduler"), "--version"], check=True, capture_output=True)
     numbers = said.stdout.decode().partition(" v")[2].partition("-")[0].strip()
     return tuple(int(number) for number in numbers.split("."))
-
-
-def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True)
@@ -227,9 +221,11 @@ class ControlPlane:
         self._context = None
         ends = time.monotonic() + START_LIMIT_S
         while time.monotonic() < ends:
-            if self.apiserver.process.poll() is not None:
-                msg = f"kube-apiserver ended:\n{self.apiserver.tail()}"
-                raise RuntimeError(msg)
+            for daemon in self._daemons:
+                # A test may have stopped a scheduler of its own.
+                if daemon.name in {"etcd", "kube-apiserver"} and daemon.process.poll() is not None:
+                    msg = f"{daemon.name} ended:\n{daemon.tail()}"
+                    raise RuntimeError(msg)
             with contextlib.suppress(OSError, ssl.SSLError):
                 if self.request("GET", "/readyz", raw=True) == b"ok":
                     # The bootstrap roles are written after the first ok.

@@ -26,7 +26,8 @@ from scheduler.connections import SILENT_S
 from scheduler.core.clock import SystemClock
 from scheduler.facts import sources
 from scheduler.simulate.apiserver import ApiServer
-from tests.brokers import free_port, run_mosquitto
+from scheduler.simulate.ports import free_port
+from tests.brokers import run_mosquitto
 from tests.certs import Authority
 from tests.contracts.cluster_contract import HANG_S, beside, eventually
 

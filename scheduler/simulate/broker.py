@@ -12,7 +12,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from scheduler.core.errors import BusError
+from scheduler.simulate.ports import HOST, free_port
 
 
 class BrokerKind(StrEnum):
@@ -52,7 +52,6 @@ class BrokerHandle:
         return f"mqtt://{self.host}:{self.port}"
 
 
-HOST = "127.0.0.1"
 # Debian keeps it where only root's PATH looks.
 _MOSQUITTO_PLACES = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto")
 # Another process may take the port between our choosing it and the broker's listening.
@@ -214,12 +213,3 @@ async def _stop(process: subprocess.Popen[bytes]) -> None:
             break
     if process.stdin is not None:
         process.stdin.close()
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    assert isinstance(port, int)  # noqa: S101 - what AF_INET gives
-    return port

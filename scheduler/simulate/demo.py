@@ -29,6 +29,7 @@ from scheduler.simulate.kubescheduler import KubeScheduler, SchedulerConfig
 from scheduler.simulate.kubescheduler_extender import ExtenderConfig
 from scheduler.simulate.manifests import SCHEDULER_NAME
 from scheduler.simulate.pace import fell_behind, most_pods_per_s, too_fast
+from scheduler.simulate.ports import HOST, free_port
 from scheduler.simulate.scoreboard import Scoreboard
 from scheduler.simulate.terminal import Progress, summary_view
 from scheduler.simulate.traces import load_trace
@@ -36,7 +37,6 @@ from scheduler.simulate.workload import WorkloadModel
 from scheduler.simulate.world import SETTLE_RUNS, World
 from scheduler.telemetry.broker import BrokerSettings
 
-HOST = "127.0.0.1"
 # Agents connect 2 ms apart; a fleet of 1,213 needs some seconds.
 CONNECTED_S = 60.0
 SHOW_EVERY_S = 0.5
@@ -88,7 +88,7 @@ class Demo:
             trace_file=Path(options.trace) if options.trace else None,
         )
         raise_file_limit(len(trace.nodes))
-        port = _free_port(options.port)
+        port = _asked_for(options.port) if options.port else free_port()
         url = f"http://{HOST}:{port}"
         model = WorkloadModel(trace, load_frac=options.load, speed_per_s=options.speed, seed=options.seed)
         world = World(model, ApiServer(self.clock, seed=options.seed), self.clock, seed=options.seed)
@@ -255,8 +255,8 @@ async def _watch_broker(broker: BrokerHandle) -> NoReturn:
     raise DemoFailed(f"the broker ({broker.kind}, process {broker.pid}) {how_it_ended(code)}")
 
 
-def _free_port(port: int) -> int:
-    """The port asked for, or any free one for 0.
+def _asked_for(port: int) -> int:
+    """The port, once it is seen to be free.
 
     Raises:
         DemoFailed: somebody else has it.
@@ -269,4 +269,4 @@ def _free_port(port: int) -> int:
             raise DemoFailed(
                 f"port {port} cannot be had ({error.strerror}): choose another with --port, or --port 0"
             ) from error
-        return int(probe.getsockname()[1])
+    return port

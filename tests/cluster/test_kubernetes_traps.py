@@ -18,7 +18,7 @@ from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.reflector import Pace
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ApiConflict, ApiRejected, ApiUnavailable, ClusterError
-from tests.brokers import free_port
+from scheduler.simulate.ports import free_port
 from tests.contracts.cluster_contract import Json, beside, changed, eventually, following, gone
 from tests.fakes.server_credentials import from_server
 

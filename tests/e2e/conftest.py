@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port, mosquitto_path
+from scheduler.simulate.ports import free_port
+from tests.brokers import mosquitto_path
 from tests.controlplane import WHY_NOT, assets
 from tests.e2e.system import Process, System, run_system
 from tests.fakes.nvml_stub.stub import NvmlStub, compiler

@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.brokers import Broker, free_port, run_mosquitto
+from scheduler.simulate.ports import free_port
+from tests.brokers import Broker, run_mosquitto
 from tests.controlplane import ControlPlane, Daemon, node_manifest, pod_manifest
 
 # Generous: shared machines are slow now and then, and nothing here measures time.

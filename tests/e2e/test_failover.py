@@ -11,7 +11,7 @@ import urllib.error
 
 import pytest
 
-from tests.brokers import free_port
+from scheduler.simulate.ports import free_port
 from tests.controlplane import pod_manifest
 from tests.e2e.system import NAMESPACE, Replica, System, until_seen, wait_for
 

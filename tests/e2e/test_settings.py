@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from scheduler.simulate.ports import free_port
 from tests.certs import Authority
-from tests.controlplane import free_port, pod_manifest
+from tests.controlplane import pod_manifest
 from tests.e2e.conftest import StartAgent
 from tests.e2e.system import Replica, System, readiness, until_seen, view, wait_for
 from tests.fakes.nvml_stub.stub import NvmlStub

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from tests.brokers import free_port
+from scheduler.simulate.ports import free_port
 from tests.certs import Authority
 from tests.e2e.service import BoundPods, LeaderService
 from tests.e2e.system import Replica, System, metric, readiness, until_seen, wait_for

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.controlplane import WHY_NOT, ControlPlane, assets, free_port
+from scheduler.simulate.ports import free_port
+from tests.controlplane import WHY_NOT, ControlPlane, assets
 from tests.simulate.requeue_cases import REQUEUE_CASES, Change, RequeueCase
 from tests.simulate.scheduler_cases import CASES, Case, node, pod
 

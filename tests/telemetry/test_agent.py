@@ -16,12 +16,13 @@ from scheduler.core.clock import ManualClock, SystemClock
 from scheduler.core.errors import ConfigError, DeviceError, DriverMismatch, DriverUnavailable
 from scheduler.core.nouns import DeviceState
 from scheduler.device.protocol import Ancestor, DeviceLink, FieldFault, unread
+from scheduler.simulate.ports import free_port
 from scheduler.telemetry.agent import Agent, AgentOptions, run_agent
 from scheduler.telemetry.agent_metrics import FAMILIES, GPU_FIELDS
 from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.once import read_once, render_once
 from scheduler.telemetry.sample import Inventory, Sample, decode_inventory, decode_sample, inventory_hash
-from tests.brokers import free_port, run_mosquitto
+from tests.brokers import run_mosquitto
 from tests.telemetry.agent_tools import ScriptedDevices, make_info, make_reading
 from tests.telemetry.bus_tools import Collector, eventually, running
 

@@ -18,9 +18,10 @@ import pytest
 from msgspec import UNSET
 
 from scheduler.core.clock import SystemClock
+from scheduler.simulate.ports import free_port
 from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.sample import Sample
-from tests.brokers import Broker, free_port, mosquitto_path, run_mosquitto
+from tests.brokers import Broker, mosquitto_path, run_mosquitto
 from tests.fakes.nvml_stub.stub import NvmlStub, compiler
 from tests.telemetry.bus_tools import Collector, eventually, running
 

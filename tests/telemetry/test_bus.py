@@ -19,9 +19,10 @@ import pytest
 from scheduler.core.aio import RetryDelays
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ConfigError
+from scheduler.simulate.ports import free_port
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher, TelemetrySubscriber
 from scheduler.telemetry.sample import inventory_hash
-from tests.brokers import Authority, Broker, free_port, run_mosquitto
+from tests.brokers import Authority, Broker, run_mosquitto
 from tests.telemetry.bus_tools import PATIENCE_S, Collector, eventually, make_inventory, make_sample, running
 
 CLUSTER = "c1"
