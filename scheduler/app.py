@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from scheduler import __version__
@@ -22,21 +21,20 @@ from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.kubernetes import PROBE_EVERY_S, KubernetesCluster
-from scheduler.cluster.lease import Elector
-from scheduler.cluster.lease_record import LeaseTimes
-from scheduler.cluster.objects import Pod
 from scheduler.cluster.pods import PodFacts
-from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind
+from scheduler.cluster.port import Changed, ClusterEvent, Kind
 from scheduler.cluster.readings import StoreHandler
 from scheduler.config_settings import Face, Mode, Settings
 from scheduler.core.aio import guard
 from scheduler.core.clock import Clock, SystemClock
-from scheduler.core.errors import ClusterError, ConfigError
+from scheduler.core.errors import ConfigError
 from scheduler.core.log import kv, setup
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
 from scheduler.hard_end import HardEnd
+from scheduler.knowledge import Knowledge
+from scheduler.leadership import Leadership, own_name
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store
@@ -47,14 +45,8 @@ from scheduler.telemetry.bus import TelemetrySubscriber
 
 log = logging.getLogger(__name__)
 
-ROLE_LABEL = "wattbalance.io/role"
-LEADER = "leader"
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # Ages and stale readings are also brought up to date by each decision; this is for quiet times.
 TICK_S = 0.25
-# Without these nothing can be placed; owners and namespaces may be refused by the role.
-REQUIRED = (Kind.NODE, Kind.POD)
-RELABEL_S = 5.0
 # A full collection after so many of the second generation's: not before the start is over.
 NO_FULL_COLLECTIONS = 1_000_000
 # A kube-scheduler with work asks several times a minute; one that stands by does not ask at all.
@@ -67,13 +59,8 @@ class Daemon:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
-        self.pod_name = os.environ.get("POD_NAME", "")
-        self.namespace = settings.lease.namespace or own_namespace()
         instance = uuid.uuid4().hex[:8]
-        self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{instance}"
         self.stopping = asyncio.Event()
-        self.leader_pods: set[str] = set()
-        self.broker_waited = False
         self.on_stopping: Callable[[], None] = _nothing
         """Called when the end begins: we were told, or a task has failed."""
         self._promised = ""
@@ -82,21 +69,13 @@ class Daemon:
         # 1. State and opinion.
         self.store = make_store(settings)
         self.decider = make_decider(settings, self.store, instance=instance)
-        self.bindings = Bindings(
-            settings.scheduler_names,
-            settings.managed_resources,
-            decision_of=self.decider.log.of_pod,
-            judges=self.leads,
-            is_asked=self._is_asked,
-        )
-        self.store.on_bound = self._note_bound
         # 2. What comes in.
         kubeconfig = Path(settings.cluster.kubeconfig) if settings.cluster.kubeconfig else None
         self.credentials = find(clock=clock, kubeconfig=kubeconfig)
         self.cluster = KubernetesCluster(
             self.credentials,
             clock,
-            instance=self.pod_name or socket.gethostname(),
+            instance=own_name() or socket.gethostname(),
             limits=Limits(call_timeout_s=float(settings.cluster.api_timeout_s)),
             # Who observes renews no Lease: without a sign of life in time, a quiet server would count as silent.
             probe_every_s=min(PROBE_EVERY_S, float(settings.cluster.stale_s) / 2),
@@ -105,26 +84,24 @@ class Daemon:
         self.subscriber = TelemetrySubscriber(
             broker_settings(settings), cluster=settings.cluster.name, handler=self.handler, clock=clock
         )
+        self.knowledge = Knowledge(
+            settings, clock, self.store, self.cluster, self.subscriber, over=self.stopping
+        )
         # 3. Who acts.
-        self.elector: Elector | None = None
-        # Who observes changes nothing, so there is nothing to guard and nobody to elect (docs/adr/0009).
-        if settings.lease.enabled and not self.observing:
-            lease = settings.lease
-            self.elector = self.cluster.elector(
-                namespace=self.namespace,
-                identity=self.identity,
-                name=lease.name,
-                times=LeaseTimes(
-                    lease_s=float(lease.duration_s),
-                    deadline_s=float(lease.renew_deadline_s),
-                    retry_s=float(lease.retry_s),
-                ),
-            )
+        self.leadership = Leadership(settings, clock, self.cluster, instance=instance, over=self.stopping)
         # 4. What goes out.
+        self.bindings = Bindings(
+            settings.scheduler_names,
+            settings.managed_resources,
+            decision_of=self.decider.log.of_pod,
+            judges=self.leadership.leads,
+            is_asked=self._is_asked,
+        )
+        self.store.on_bound = self._note_bound
         self.fence = Fence()
-        self.fence.not_ready = self.not_ready
-        self.fence.leads = self.may_decide
-        self.fence.term = lambda: self.elector.term if self.elector else 0
+        self.fence.not_ready = self.knowledge.not_ready
+        self.fence.leads = self.leadership.may_decide
+        self.fence.term = lambda: self.leadership.term
         self.verbs = Verbs(
             self.decider,
             self.cluster if settings.extender.bind else None,
@@ -132,8 +109,8 @@ class Daemon:
             self.fence,
             observe=settings.mode is Mode.OBSERVE,
         )
-        self.notices = Notices(self.cluster.note, self.leads, clock)
-        self.cluster.events.may_write = self.leads
+        self.notices = Notices(self.cluster.note, self.leadership.leads, clock)
+        self.cluster.events.may_write = self.leadership.leads
         self.decider.on_no_fit = self.notices.no_fit
         self.bindings.on_past = self._tell_past
         self.counters = ExtenderCounters()
@@ -149,84 +126,6 @@ class Daemon:
             },
             grace_s=float(settings.shutdown.grace_s) / 2,
         )
-
-    # --- what this replica knows and may do ----------------------------------------------------------------------
-
-    def leads(self) -> bool:
-        """Whether it may act now: never while it observes."""
-        if self.stopping.is_set() or self.observing:
-            return False
-        return self.elector is None or self.elector.is_leading(self.clock.mono_s())
-
-    def may_decide(self) -> bool:
-        """Whether it may answer from off this machine: the leader, or anyone whose decisions change nothing."""
-        return self.leads() or (self.observing and not self.stopping.is_set())
-
-    @property
-    def role(self) -> str:
-        """`leader` or `standby`; `observer` takes no part in that."""
-        if self.observing:
-            return "observer"
-        return LEADER if self.leads() else "standby"
-
-    @property
-    def leader_name(self) -> str:
-        """Who leads, as far as we know."""
-        if self.elector is not None:
-            return self.elector.leader
-        return "" if self.observing else self.identity
-
-    @property
-    def observing(self) -> bool:
-        """Whether everything is decided and nothing done."""
-        return self.settings.mode is Mode.OBSERVE
-
-    def not_ready(self) -> str | None:
-        """Why it does not know enough to answer; None if it does."""
-        heard_mono_s = self.cluster.last_contact_mono_s
-        if heard_mono_s is None:
-            return f"the API server has not answered yet{self._why_failing(Kind)}"
-        silent_s = self.clock.mono_s() - heard_mono_s
-        if silent_s > self.settings.cluster.stale_s:
-            return "the API server is silent"
-        refused = self.cluster.refused
-        for kind in REQUIRED:
-            if kind in refused:
-                return refused[kind]
-        if self.stopping.is_set():
-            return "stopping"
-        if missing := self._missing():
-            return f"not synced yet: {', '.join(missing)}{self._why_failing(missing)}"
-        if not self.broker_waited:
-            return "waiting for the broker"
-        return None
-
-    def _missing(self) -> list[Kind]:
-        """Kinds whose first list is still to come."""
-        return [kind for kind in Kind if kind not in self.store.synced and kind not in self.cluster.refused]
-
-    def _why_failing(self, kinds: Iterable[Kind]) -> str:
-        """What the last attempt at the first of these that fails ended with."""
-        failing = self.cluster.failing
-        return next((f" ({failing[kind]})" for kind in kinds if kind in failing), "")
-
-    def degraded(self) -> list[str]:
-        """What is missing though we answer: a closed set of words for metrics and `/readyz`."""
-        found = []
-        if not self.subscriber.connected:
-            found.append("broker_away")
-        else:
-            last = self.subscriber.last_message_mono_s
-            if self.store.nodes and (
-                last is None or self.clock.mono_s() - last > self.settings.telemetry.stale_s
-            ):
-                found.append("broker_silent")
-        found += [f"cannot_list_{kind.value}" for kind in self.cluster.refused]
-        if self.cluster.forbidden:
-            found.append("forbidden")
-        if self.observing:
-            found.append("observing")
-        return found
 
     # --- tasks ---------------------------------------------------------------------------------------------------
 
@@ -271,11 +170,9 @@ class Daemon:
                 group.create_task(self._wait_for_broker(), name="telemetry.wait"),
             ]
             election = None
-            if self.elector is not None:
-                election = group.create_task(
-                    guard("lease.run", self.elector.run(self._lead)), name="lease.run"
-                )
-            elif not self.observing:
+            if (elector := self.leadership.elector) is not None:
+                election = group.create_task(guard("lease.run", elector.run(self._lead)), name="lease.run")
+            elif not self.leadership.observing:
                 # Without an election the Service selects the leader's label all the same.
                 tasks.append(group.create_task(guard("lead", self._lead(0)), name="lead"))
             try:
@@ -304,17 +201,6 @@ class Daemon:
                     self._inherit()
                 log.info("synced", extra=kv(kind=kind.value))
 
-    def _see_role(self, event: ClusterEvent) -> None:
-        if not isinstance(event, Changed | Gone) or not isinstance(event.object, Pod):
-            return
-        meta = event.object.metadata
-        if meta.namespace != self.namespace:
-            return
-        if isinstance(event, Changed) and (meta.labels or {}).get(ROLE_LABEL) == LEADER:
-            self.leader_pods.add(meta.name)
-        else:
-            self.leader_pods.discard(meta.name)
-
     def _see_pod(self, event: ClusterEvent) -> None:
         now_mono_s = self.clock.mono_s()
         if isinstance(event, Changed):
@@ -323,7 +209,7 @@ class Daemon:
             self._promised = promise.node if promise is not None else ""
         self.store.apply(event, now_mono_s)
         self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
-        self._see_role(event)
+        self.leadership.see(event)
 
     def _note_bound(self, pod: PodFacts) -> None:
         self.bindings.bound(pod, self._promised, self.clock.mono_s())
@@ -340,7 +226,11 @@ class Daemon:
     def _is_asked(self) -> bool:
         """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""
         doors = [each.address for each in self.settings.listeners if Face.EXTENDER in each.serves]
-        if not self.pod_name or self.elector is None or not all(door.loopback for door in doors):
+        if (
+            not self.leadership.pod_name
+            or self.leadership.elector is None
+            or not all(door.loopback for door in doors)
+        ):
             return True
         newest = next(iter(self.decider.log), None)
         return newest is not None and self.clock.unix_s() - newest.unix_s < ASKED_LATELY_S
@@ -349,7 +239,7 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             now_mono_s = self.clock.mono_s()
-            if not self._settled and not self._missing():
+            if not self._settled and not self.knowledge.missing():
                 self._settled = True
                 # What was just listed stays: full collections need not walk it, neither later nor while it comes
                 # (60 ms each). Cycles that the start left behind stay with it; a few kilobytes.
@@ -365,30 +255,16 @@ class Daemon:
                 await self.subscriber.wait_connected()
         except TimeoutError:
             log.warning("serving without telemetry", extra=kv(reason=self.subscriber.last_error))
-        self.broker_waited = True
+        self.knowledge.broker_waited = True
 
-    async def _lead(self, term: int) -> None:
+    async def _lead(self, _term: int) -> None:
         """While we lead: carry the leader's label. When it ends: close connections that would stay with us."""
         self._inherit()
         try:
-            while True:
-                await self._take_label(term)
-                await asyncio.sleep(RELABEL_S)
+            await self.leadership.carry_label()
         finally:
             # Go's client keeps its connection to a demoted, living replica for ever.
             self.server.close_connections()
-
-    async def _take_label(self, term: int) -> None:
-        if not self.pod_name:
-            return
-        try:
-            if self.pod_name not in self.leader_pods:
-                await self.cluster.label_pod(self.namespace, self.pod_name, {ROLE_LABEL: LEADER})
-                log.info("took the leader's label", extra=kv(pod=self.pod_name, term=term))
-            for other in sorted(self.leader_pods - {self.pod_name}):
-                await self.cluster.label_pod(self.namespace, other, {ROLE_LABEL: None})
-        except ClusterError as error:
-            log.warning("could not move the leader's label: %s", error)
 
 
 def _nothing() -> None:
@@ -399,17 +275,6 @@ async def _cancelled(task: asyncio.Task[None] | None, grace_s: float) -> None:
     if task is not None:
         task.cancel()
         await asyncio.wait([task], timeout=grace_s)
-
-
-def own_namespace() -> str:
-    """The namespace this process runs in: POD_NAMESPACE, else its service account's, else `default`."""
-    named = os.environ.get("POD_NAMESPACE")
-    if named:
-        return named
-    try:
-        return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
-    except OSError:
-        return "default"
 
 
 def serve(settings: Settings, config_path: str) -> int:
@@ -447,7 +312,7 @@ async def _serve(settings: Settings, end: HardEnd) -> int:
         extra=kv(
             cluster=settings.cluster.name,
             mode=settings.mode.value,
-            identity=daemon.identity,
+            identity=daemon.leadership.identity,
             listeners=[str(each.address) for each in settings.listeners],
         ),
     )

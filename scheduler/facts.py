@@ -11,13 +11,14 @@ from typing import Protocol
 from scheduler import __version__
 from scheduler.bindings import Bindings
 from scheduler.cluster.kubernetes import KubernetesCluster
-from scheduler.cluster.lease import Elector
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.server import ExtenderCounters
 from scheduler.extender.verbs import Verbs
+from scheduler.knowledge import Knowledge
+from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
 from scheduler.report.families import Sources
 from scheduler.report.views import GpuView, NodeView, PodView, Readiness
@@ -39,18 +40,8 @@ class Replica(Protocol):
     verbs: Verbs
     listeners: Listeners
     bindings: Bindings
-    elector: Elector | None
-    """None where there is no election."""
-
-    @property
-    def role(self) -> str: ...  # noqa: D102 - see app.Daemon
-    @property
-    def leader_name(self) -> str: ...  # noqa: D102 - likewise
-    @property
-    def observing(self) -> bool: ...  # noqa: D102 - likewise
-    def leads(self) -> bool: ...  # noqa: D102 - likewise
-    def not_ready(self) -> str | None: ...  # noqa: D102 - likewise
-    def degraded(self) -> list[str]: ...  # noqa: D102 - likewise
+    leadership: Leadership
+    knowledge: Knowledge
 
 
 class Facts:
@@ -151,13 +142,13 @@ class Facts:
 
     def readiness(self) -> Readiness:
         """Whether this replica knows enough to answer."""
-        why_not = self._replica.not_ready()
+        why_not = self._replica.knowledge.not_ready()
         return Readiness(
             ready=why_not is None,
-            role=self._replica.role,
-            leader=self._replica.leader_name,
-            mode="observe" if self._replica.observing else "act",
-            degraded=self._replica.degraded(),
+            role=self._replica.leadership.role,
+            leader=self._replica.leadership.leader_name,
+            mode="observe" if self._replica.leadership.observing else "act",
+            degraded=self._replica.knowledge.degraded(),
             reasons=[why_not] if why_not else [],
             forbidden=self._replica.cluster.forbidden,
         )
@@ -167,9 +158,10 @@ def sources(replica: Replica) -> Sources:
     """Tie metrics to the counters of the rooms."""
     store, decider, counters = replica.store, replica.decider, replica.counters
     cluster, subscriber, handler = replica.cluster, replica.subscriber, replica.handler
+    leadership = replica.leadership
 
     def degraded() -> Mapping[str, bool]:
-        now = set(replica.degraded())
+        now = set(replica.knowledge.degraded())
         return {reason: reason in now for reason in (*DEGRADED, *sorted(now - set(DEGRADED)))}
 
     def dropped() -> Mapping[str, int]:
@@ -209,10 +201,10 @@ def sources(replica: Replica) -> Sources:
         undecodable_objects=lambda: cluster.counters.undecodable,
         events_written=lambda: cluster.counters.events_written,
         events_dropped=lambda: cluster.counters.events_dropped,
-        leader=replica.leads,
-        lease_takeovers=lambda: replica.elector.takeovers if replica.elector else 0,
-        lease_losses=lambda: replica.elector.losses if replica.elector else 0,
-        observing=lambda: replica.observing,
+        leader=leadership.leads,
+        lease_takeovers=lambda: leadership.elector.takeovers if leadership.elector else 0,
+        lease_losses=lambda: leadership.elector.losses if leadership.elector else 0,
+        observing=lambda: leadership.observing,
         degraded=degraded,
     )
 

@@ -87,7 +87,7 @@ class World:
         daemon = app.Daemon(config.load(path.read_text()), SystemClock())
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, beside(daemon.run()):
             try:
-                await eventually(lambda: not ready or daemon.not_ready() is None)
+                await eventually(lambda: not ready or daemon.knowledge.not_ready() is None)
                 yield Replica(daemon, session)
             finally:
                 daemon.stopping.set()
@@ -138,11 +138,11 @@ class Replica:
 
     async def leads(self) -> None:
         """Wait until it leads."""
-        await eventually(self.daemon.leads)
+        await eventually(self.daemon.leadership.leads)
 
     def labelled(self, api: ApiServer) -> bool:
         """Whether its pod carries the leader's label."""
-        pod = api.get("pods", self.daemon.pod_name, NAMESPACE)
+        pod = api.get("pods", self.daemon.leadership.pod_name, NAMESPACE)
         return bool(pod["metadata"].get("labels", {}).get(ROLE) == "leader")
 
 
@@ -228,7 +228,7 @@ async def test_a_standby_writes_no_event_though_it_answers_its_neighbour(world: 
         await leader.leads()
         async with world.replica() as standby:
             await standby.knows("sick")
-            assert not standby.daemon.leads()
+            assert not standby.daemon.leadership.leads()
             answer = await standby.filter(world.api.get("pods", "p", "default"), "sick")
             assert answer["NodeNames"] == []
             world.add_pod("past", node="sick")
@@ -272,7 +272,7 @@ async def test_no_two_processes_give_decisions_the_same_name(world: World) -> No
             for _ in range(2):
                 await replica.filter(world.api.get("pods", "p", "default"), "n1")
             named = [record.cycle for record in replica.daemon.decider.log]
-            assert all(replica.daemon.identity.endswith(name.split("-")[0]) for name in named)
+            assert all(replica.daemon.leadership.identity.endswith(name.split("-")[0]) for name in named)
             cycles += named
     assert len(set(cycles)) == 4
 
@@ -284,7 +284,7 @@ async def test_the_leader_carries_the_label(world: World) -> None:
         await first.leads()
         await eventually(lambda: first.labelled(world.api))
         async with world.replica("b") as second:
-            assert second.daemon.role == "standby"
+            assert second.daemon.leadership.role == "standby"
             assert not second.labelled(world.api)
             assert [sources(each.daemon).lease_takeovers() for each in (first, second)] == [1, 0]
 
@@ -293,7 +293,7 @@ async def test_the_only_replica_carries_the_label_without_an_election(world: Wor
     # Else the Service that selects it would have no endpoint.
     world.api.create("pods", {"metadata": {"name": "wb-0", "namespace": NAMESPACE}})
     async with world.replica("wb-0", lease={"enabled": False}) as only:
-        assert only.daemon.elector is None
+        assert only.daemon.leadership.elector is None
         await eventually(lambda: only.labelled(world.api))
         assert not world.api.list("leases")
 
@@ -316,7 +316,7 @@ async def test_observing_changes_nothing_in_the_cluster(world: World) -> None:
         # Long enough for an election, a label and an event of a replica that acts (the tests above).
         daemon = replica.daemon
         await eventually(lambda: daemon.cluster.counters.requests["watch"] >= len(KINDS))
-        assert daemon.elector is None
+        assert daemon.leadership.elector is None
         assert set(daemon.cluster.counters.requests) <= {"get", "list", "watch"}
         assert [record.result for record in daemon.decider.log] == ["observed", "observed"]
     assert world.everything() == before
@@ -331,7 +331,7 @@ async def test_a_quiet_cluster_is_not_taken_for_a_silent_one_however_short_the_l
             heard_mono_s = observer.daemon.cluster.last_contact_mono_s
 
             def heard_again(before: float | None = heard_mono_s) -> bool:
-                assert observer.daemon.not_ready() is None
+                assert observer.daemon.knowledge.not_ready() is None
                 return observer.daemon.cluster.last_contact_mono_s != before
 
             await eventually(heard_again)
@@ -543,7 +543,7 @@ async def test_losing_the_lease_closes_connections_that_are_kept(
                 assert head.startswith(b"HTTP/1.1 200")
                 assert b"n1" in await reader.readuntil(b"}")
             world.api.faults.frozen = True
-            await eventually(lambda: not leader.daemon.leads())
+            await eventually(lambda: not leader.daemon.leadership.leads())
             # Who asks on it again would be refused, and sent away; who is silent must not keep it either. Within
             # half of what any silent connection may last.
             async with asyncio.timeout(SILENT_S / 2):
@@ -555,7 +555,7 @@ async def test_losing_the_lease_closes_connections_that_are_kept(
 
 def waits(daemon: app.Daemon) -> bool:
     """Whether everything but the broker is there."""
-    why = daemon.not_ready()
+    why = daemon.knowledge.not_ready()
     assert why is not None
     return why == "waiting for the broker"
 
@@ -595,8 +595,8 @@ async def test_a_broker_that_comes_ends_the_wait(world: World, tmp_path: Path) -
         async with world.replica(ready=False, telemetry=telemetry) as replica:
             await eventually(lambda: waits(replica.daemon))
             broker.thaw()
-            await eventually(lambda: replica.daemon.not_ready() is None)
-            assert replica.daemon.degraded() == []
+            await eventually(lambda: replica.daemon.knowledge.not_ready() is None)
+            assert replica.daemon.knowledge.degraded() == []
 
 
 def test_the_broker_is_waited_for_10_s_if_nothing_is_said() -> None:

@@ -1,0 +1,83 @@
+"""Whether this replica knows enough to answer, and what is missing though it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.port import Kind
+from scheduler.cluster.reflector import REQUIRED
+from scheduler.cluster.store import Store
+from scheduler.config_settings import Mode, Settings
+from scheduler.core.clock import Clock
+from scheduler.telemetry.bus import TelemetrySubscriber
+
+
+class Knowledge:
+    """The words behind `/readyz`, read from the rooms when asked. `over` is set when we are to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        store: Store,
+        cluster: KubernetesCluster,
+        subscriber: TelemetrySubscriber,
+        over: asyncio.Event,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._store = store
+        self._cluster = cluster
+        self._subscriber = subscriber
+        self._over = over
+        self.broker_waited = False
+        """Whether the wait for the broker at start is over, with it or without."""
+
+    def not_ready(self) -> str | None:
+        """Why we do not know enough to answer; None if we do."""
+        if self._over.is_set():
+            return "stopping"
+        heard_mono_s = self._cluster.last_contact_mono_s
+        if heard_mono_s is None:
+            return f"the API server has not answered yet{self._why_failing(Kind)}"
+        silent_s = self._clock.mono_s() - heard_mono_s
+        if silent_s > self._settings.cluster.stale_s:
+            return "the API server is silent"
+        refused = self._cluster.refused
+        for kind, why in refused.items():
+            if kind in REQUIRED:
+                return why
+        if missing := self.missing():
+            return f"not synced yet: {', '.join(missing)}{self._why_failing(missing)}"
+        if not self.broker_waited:
+            return "waiting for the broker"
+        return None
+
+    def missing(self) -> list[Kind]:
+        """Kinds whose first list is still to come."""
+        return [kind for kind in Kind if kind not in self._store.synced and kind not in self._cluster.refused]
+
+    def _why_failing(self, kinds: Iterable[Kind]) -> str:
+        """What the last attempt at the first of these that fails ended with."""
+        failing = self._cluster.failing
+        return next((f" ({failing[kind]})" for kind in kinds if kind in failing), "")
+
+    def degraded(self) -> list[str]:
+        """What is missing though we answer: a closed set of words for metrics and `/readyz`."""
+        found = []
+        if not self._subscriber.connected:
+            found.append("broker_away")
+        else:
+            last = self._subscriber.last_message_mono_s
+            if self._store.nodes and (
+                last is None or self._clock.mono_s() - last > self._settings.telemetry.stale_s
+            ):
+                found.append("broker_silent")
+        found += [f"cannot_list_{kind.value}" for kind in self._cluster.refused]
+        if self._cluster.forbidden:
+            found.append("forbidden")
+        if self._settings.mode is Mode.OBSERVE:
+            found.append("observing")
+        return found

@@ -1,0 +1,139 @@
+"""Who acts: the Lease's holder, and the label by which a Service finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from pathlib import Path
+
+from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.lease import Elector
+from scheduler.cluster.lease_record import LeaseTimes
+from scheduler.cluster.objects import Pod
+from scheduler.cluster.port import Changed, ClusterEvent, Gone
+from scheduler.config_settings import Mode, Settings
+from scheduler.core.clock import Clock
+from scheduler.core.errors import ClusterError
+from scheduler.core.log import kv
+
+log = logging.getLogger(__name__)
+
+ROLE_LABEL = "wattbalance.io/role"
+LEADER = "leader"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+RELABEL_S = 5.0
+
+
+class Leadership:
+    """What this replica may do now. `over` is set when it is to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        cluster: KubernetesCluster,
+        *,
+        instance: str,
+        over: asyncio.Event,
+    ) -> None:
+        self.observing = settings.mode is Mode.OBSERVE
+        """Whether everything is decided and nothing done."""
+        self.pod_name = own_name()
+        self.namespace = settings.lease.namespace or own_namespace()
+        self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{instance}"
+        self.elector: Elector | None = None
+        """None where there is no election."""
+        self._clock = clock
+        self._cluster = cluster
+        self._over = over
+        self._leader_pods: set[str] = set()
+        # Who observes changes nothing, so there is nothing to guard and nobody to elect (docs/adr/0009).
+        if settings.lease.enabled and not self.observing:
+            lease = settings.lease
+            self.elector = cluster.elector(
+                namespace=self.namespace,
+                identity=self.identity,
+                name=lease.name,
+                times=LeaseTimes(
+                    lease_s=float(lease.duration_s),
+                    deadline_s=float(lease.renew_deadline_s),
+                    retry_s=float(lease.retry_s),
+                ),
+            )
+
+    def leads(self) -> bool:
+        """Whether it may act now: never while it observes."""
+        if self._over.is_set() or self.observing:
+            return False
+        return self.elector is None or self.elector.is_leading(self._clock.mono_s())
+
+    def may_decide(self) -> bool:
+        """Whether it may answer from off this machine: the leader, or anyone whose decisions change nothing."""
+        return self.leads() or (self.observing and not self._over.is_set())
+
+    @property
+    def role(self) -> str:
+        """`leader` or `standby`; `observer` takes no part in that."""
+        if self.observing:
+            return "observer"
+        return LEADER if self.leads() else "standby"
+
+    @property
+    def leader_name(self) -> str:
+        """Who leads, as far as we know."""
+        if self.elector is not None:
+            return self.elector.leader
+        return "" if self.observing else self.identity
+
+    @property
+    def term(self) -> int:
+        """How often the Lease has changed hands; 0 without one."""
+        return self.elector.term if self.elector else 0
+
+    def see(self, event: ClusterEvent) -> None:
+        """Note which of our replicas' pods carry the leader's label."""
+        if not isinstance(event, Changed | Gone) or not isinstance(event.object, Pod):
+            return
+        meta = event.object.metadata
+        if meta.namespace != self.namespace:
+            return
+        if isinstance(event, Changed) and (meta.labels or {}).get(ROLE_LABEL) == LEADER:
+            self._leader_pods.add(meta.name)
+        else:
+            self._leader_pods.discard(meta.name)
+
+    async def carry_label(self) -> None:
+        """Take the leader's label and keep it, until cancelled."""
+        while True:
+            await self._take_label()
+            await asyncio.sleep(RELABEL_S)
+
+    async def _take_label(self) -> None:
+        if not self.pod_name:
+            return
+        try:
+            if self.pod_name not in self._leader_pods:
+                await self._cluster.label_pod(self.namespace, self.pod_name, {ROLE_LABEL: LEADER})
+                log.info("took the leader's label", extra=kv(pod=self.pod_name, term=self.term))
+            for other in sorted(self._leader_pods - {self.pod_name}):
+                await self._cluster.label_pod(self.namespace, other, {ROLE_LABEL: None})
+        except ClusterError as error:
+            log.warning("could not move the leader's label: %s", error)
+
+
+def own_name() -> str:
+    """The name of the pod that this process runs in: POD_NAME; empty outside of one."""
+    return os.environ.get("POD_NAME", "")
+
+
+def own_namespace() -> str:
+    """The namespace this process runs in: POD_NAMESPACE, else its service account's, else `default`."""
+    named = os.environ.get("POD_NAMESPACE")
+    if named:
+        return named
+    try:
+        return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
+    except OSError:
+        return "default"
