@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-import socket
 import ssl
 import stat
 from contextlib import AsyncExitStack
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from scheduler.connections import CONNECTIONS, SILENT_S, ConnectionCounters, Gate, HttpLog, Site
+from scheduler.core.errors import CannotListen
 from scheduler.extender.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -171,15 +170,6 @@ def _read(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _reason(error: OSError) -> str:
-    """Say what failed: asyncio's text repeats the address, and that of a name that is not known lacks it."""
-    if isinstance(error, socket.gaierror):
-        return f"expected an address of this machine, got one that is not known: {error.strerror}"
-    if error.errno is None or error.filename is not None:
-        return str(error)
-    return f"cannot be bound: {os.strerror(error.errno)}"
-
-
 async def _elsewhere(request: web.Request) -> web.Response:
     """Say in JSON what this listener has, to who asked for something else."""
     here, allowed = [], set[str]()
@@ -238,7 +228,7 @@ class Listeners:
         """Listen until cancelled, reading certificates again when they change; then stop.
 
         Raises:
-            OSError: an address cannot be bound, or a certificate not be read.
+            CannotListen: an address cannot be bound, or a certificate not be read.
         """
         await self.start()
         try:
@@ -252,14 +242,14 @@ class Listeners:
         """Bind all addresses; on failure none stays bound.
 
         Raises:
-            OSError: an address cannot be bound, or a certificate not be read.
+            CannotListen: an address cannot be bound, or a certificate not be read.
         """
         try:
             for index, spec in enumerate(self._specs):
                 try:
                     await self._listen(spec)
                 except OSError as error:
-                    raise OSError(f"listeners[{index}] ({spec.address}): {_reason(error)}") from error
+                    raise CannotListen.at(f"listeners[{index}]", spec.address, error) from error
         except BaseException:
             await self.stop()
             raise

@@ -352,17 +352,43 @@ async def test_a_standby_that_acts_answers_its_neighbour_only(world: World) -> N
             assert "standby" in (standby.daemon.verbs.may_answer(False) or "")
 
 
-async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuration(world: World) -> None:
-    config_file, _ = world.configure()
-    (world.folder / "kubeconfig").unlink()
+async def serve_to_the_end(config_file: Path, **environment: str) -> tuple[int, str]:
+    """Run `serve` where it must end by itself; its exit code and what it said."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config_file)),
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
     )
-    async with asyncio.timeout(HANG_S):
-        _, said = await process.communicate()
-    assert process.returncode == 2
-    assert b"kubeconfig does not exist" in said
+    try:
+        async with asyncio.timeout(HANG_S):
+            _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuration(world: World) -> None:
+    config_file, _ = world.configure()
+    (world.folder / "kubeconfig").unlink()
+    code, said = await serve_to_the_end(config_file)
+    assert code == 2
+    assert "kubeconfig does not exist" in said
+
+
+async def test_a_port_that_is_taken_is_said_in_one_line(world: World) -> None:
+    config_file, port = world.configure()
+    with socket.create_server(("127.0.0.1", port)):
+        code, said = await serve_to_the_end(config_file)
+    assert code == 1
+    assert "Traceback" not in said
+    lines = [json.loads(line) for line in said.splitlines()]
+    want = f"cannot run: listeners[0] (127.0.0.1:{port}): cannot be bound: Address already in use; end what "
+    assert [line["message"].startswith(want) for line in lines if line["level"] in ("error", "critical")] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -337,6 +338,16 @@ def test_the_agent_names_the_option_that_is_wrong(
 ) -> None:
     assert end_of("agent", *arguments) == 2
     assert want_text in capfd.readouterr().err
+
+
+def test_an_agent_whose_port_is_taken_says_so_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = call("agent", "--node", "n1", "--listen", address, "--broker", "mqtt://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    want = f"cli.py: --listen ({address}): cannot be bound: Address already in use; end what listens there"
+    assert done.stderr.splitlines()[-1].startswith(want)
 
 
 def test_a_terminal_that_knows_ascii_only_gets_a_question_mark() -> None:

@@ -9,6 +9,8 @@ import random
 import threading
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from scheduler.core.errors import CannotListen, ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -29,6 +31,9 @@ async def guard(name: str, loop: Awaitable[object]) -> NoReturn:
     """
     try:
         await loop
+    except (CannotListen, ConfigError):
+        # What a person has to put right is said in one line by whoever ends the process.
+        raise
     except Exception:
         # Logged here because an ExceptionGroup's traceback no longer says which loop it was.
         _log.exception("loop %s failed", name)

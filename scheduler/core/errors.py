@@ -9,13 +9,18 @@
       ClusterError
         ApiConflict | ApiNotFound | ApiForbidden | ApiGone | ApiRejected | ApiUnavailable (retry)
       TraceError                file and line
+      CannotListen              stop; a person frees the address or sets another
 
 "Does not fit" is not an error: it is a reason code (core.nouns.Reason).
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from dataclasses import dataclass
+from typing import Self
 
 
 class SchedulerError(Exception):
@@ -136,3 +141,29 @@ class TraceError(SchedulerError):
         super().__init__(f"{file}:{line}: {detail}" if line else f"{file}: {detail}")
         self.file = file
         self.line = line
+
+
+class CannotListen(SchedulerError, OSError):
+    """A listener cannot be opened. The message names the setting, the address and what to do; a person must act."""
+
+    @classmethod
+    def at(cls, setting: str, address: str, error: OSError) -> Self:
+        """Say why `address` could not be bound: asyncio's text repeats the address and advises nothing."""
+        return cls(f"{setting} ({address}): {_why_not_bound(error)}")
+
+
+_ADVICE = {
+    errno.EADDRINUSE: "end what listens there (`ss -ltnp` shows it), or set another address",
+    errno.EADDRNOTAVAIL: "set an address of this machine, or 0.0.0.0 for all of them",
+    errno.EACCES: "set a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+}
+
+
+def _why_not_bound(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"expected an address of this machine, got one that is not known: {error.strerror}"
+    if error.errno is None or error.filename is not None:
+        # A certificate that cannot be used: its text says all.
+        return str(error)
+    advice = _ADVICE.get(error.errno)
+    return f"cannot be bound: {os.strerror(error.errno)}" + (f"; {advice}" if advice else "")

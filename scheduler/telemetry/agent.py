@@ -254,7 +254,7 @@ async def run_agent(options: AgentOptions, devices: DevicePort, clock: Clock) ->
 
     Raises:
         ConfigError: a name cannot be one level of a topic.
-        ExceptionGroup: an address is taken (OSError), the driver was replaced (DriverMismatch): end the process.
+        ExceptionGroup: an address is taken (CannotListen), the driver was replaced (DriverMismatch): end the process.
     """
     return_free_memory()
     await Agent(options, devices, clock).run()

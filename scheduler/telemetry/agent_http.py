@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from scheduler.core.errors import CannotListen
+
 _log = logging.getLogger(__name__)
 
 # A scrape's head is a few hundred bytes.
@@ -61,8 +63,12 @@ class TextServer:
         """The port that it listens on, once it does; of use where port 0 was asked for."""
 
     async def run(self) -> NoReturn:
-        """Listen until cancelled. Raises OSError if the address cannot be had."""
-        server = await asyncio.start_server(self._serve, self._host, self._port, limit=_MOST_HEAD_BYTES)
+        """Listen until cancelled. Raises CannotListen if the address cannot be had."""
+        try:
+            server = await asyncio.start_server(self._serve, self._host, self._port, limit=_MOST_HEAD_BYTES)
+        except OSError as error:
+            host = f"[{self._host}]" if ":" in self._host else self._host
+            raise CannotListen.at("--listen", f"{host}:{self._port}", error) from error
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             await server.serve_forever()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 
 import pytest
 
 from scheduler.core.aio import LoopEndedError, RetryDelays, guard
+from scheduler.core.errors import CannotListen, ConfigError, Problem
 
 
 async def test_a_loop_that_returns_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
@@ -28,6 +30,38 @@ async def test_a_loop_that_fails_is_named_in_the_log_and_its_error_goes_on(
     with pytest.raises(OSError, match="boom"), caplog.at_level(logging.ERROR):
         await guard("agent.sample", fails())
     assert "loop agent.sample failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CannotListen.at("--listen", "127.0.0.1:1", OSError(errno.EADDRINUSE, "in use")),
+        ConfigError([Problem(path="cluster", message="no")]),
+    ],
+)
+async def test_what_a_person_must_put_right_goes_on_without_a_traceback(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise error
+
+    with pytest.raises(type(error)), caplog.at_level(logging.DEBUG, logger="scheduler.core.aio"):
+        await guard("listeners.run", fails())
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "want"),
+    [
+        (errno.EADDRINUSE, "Address already in use; end what listens there"),
+        (errno.EADDRNOTAVAIL, "Cannot assign requested address; set an address of this machine"),
+        (errno.EACCES, "Permission denied; set a port from 1024 on"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_an_address_that_cannot_be_bound_is_told_with_what_to_do(number: int, want: str) -> None:
+    told = str(CannotListen.at("listeners[0]", "10.9.9.9:80", OSError(number, "while attempting to bind")))
+    assert told.startswith(f"listeners[0] (10.9.9.9:80): cannot be bound: {want}")
 
 
 async def test_cancelling_a_guarded_loop_is_silent(caplog: pytest.LogCaptureFixture) -> None:
