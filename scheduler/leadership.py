@@ -15,8 +15,9 @@ from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Changed, ClusterEvent, Gone
 from scheduler.config_settings import Mode, Settings
 from scheduler.core.clock import Clock
-from scheduler.core.errors import ClusterError
+from scheduler.core.errors import ClusterError, ConfigError, Problem
 from scheduler.core.log import kv
+from scheduler.core.names import LABEL, SUBDOMAIN, is_label, is_subdomain
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ class Leadership:
         instance: str,
         over: asyncio.Event,
     ) -> None:
+        """Raises ConfigError where the environment names our pod or namespace as Kubernetes names none."""
         self.observing = settings.mode is Mode.OBSERVE
         """Whether everything is decided and nothing done."""
+        _check_own_names()
         self.pod_name = own_name()
         self.namespace = settings.lease.namespace or own_namespace()
         self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{instance}"
@@ -137,3 +140,17 @@ def own_namespace() -> str:
         return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
     except OSError:
         return "default"
+
+
+def _check_own_names() -> None:
+    # They become part of URLs and of what others read; a wrong one would be refused at each try, for ever.
+    wrong = [
+        Problem(path=variable, message=f"expected {what}, {words}; got {named[:300]!r}")
+        for variable, what, words, is_good in (
+            ("POD_NAME", "the pod's name", SUBDOMAIN, is_subdomain),
+            ("POD_NAMESPACE", "a namespace", LABEL, is_label),
+        )
+        if (named := os.environ.get(variable)) and not is_good(named)
+    ]
+    if wrong:
+        raise ConfigError(wrong)

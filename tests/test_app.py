@@ -378,6 +378,19 @@ async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuratio
     assert "kubeconfig does not exist" in said
 
 
+async def test_names_of_the_environment_that_are_none_of_kubernetes_are_a_mistake_of_the_configuration(
+    world: World,
+) -> None:
+    config_file, _ = world.configure()
+    code, said = await serve_to_the_end(config_file, POD_NAME="Wattbalance_0", POD_NAMESPACE="dc.1")
+    assert code == 2
+    assert "Traceback" not in said
+    want_starts = ["POD_NAME: expected the pod's name, ", "POD_NAMESPACE: expected a namespace, "]
+    lines = [line for line in said.splitlines() if not line.startswith("{")]
+    assert [line.startswith(want) for line, want in zip(lines, want_starts, strict=True)] == [True, True]
+    assert [line.partition("got ")[2] for line in lines] == ["'Wattbalance_0'", "'dc.1'"]
+
+
 async def test_a_port_that_is_taken_is_said_in_one_line(world: World) -> None:
     config_file, port = world.configure()
     with socket.create_server(("127.0.0.1", port)):
