@@ -121,7 +121,6 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     import asyncio
     import json
     import signal
-    import socket
 
     from scheduler.core.clock import SystemClock
     from scheduler.core.errors import ConfigError
@@ -141,11 +140,10 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
         click.echo(json.dumps(found, indent=2) if as_json else render_once(found).rstrip("\n"))
         return 0
     files = {key: flags.pop(key) for key in list(flags) if key.endswith("_file")}
-    flags["node"] = flags["node"] or socket.gethostname()
+    flags["node"] = _node_name(flags["node"])
     flags["metrics_host"], flags["metrics_port"] = flags.pop("listen")
     try:
         check_level(flags["cluster"], "cluster")
-        check_level(flags["node"], "node")
         flags["broker"] = BrokerSettings(url=flags["broker"], **files)
         options = room.AgentOptions(**flags)
     except ConfigError as error:
@@ -282,6 +280,29 @@ def config_schema() -> None:
     from scheduler import config
 
     click.echo(json.dumps(config.schema(), indent=2))
+
+
+def _node_name(given: str | None) -> str:
+    """Give the node's name: what was given, else the host's, which the kubelet takes in small letters."""
+    import socket
+
+    from scheduler.core.errors import ConfigError, Problem
+    from scheduler.core.names import SUBDOMAIN, is_subdomain
+
+    host = socket.gethostname()
+    name = given or host.lower()
+    if is_subdomain(name):
+        return name
+    if not given:
+        message = (
+            f"expected to be given, since the host name is no Kubernetes node name ({SUBDOMAIN}): {host!r}"
+        )
+        raise ConfigError([Problem(path="--node", message=message)])
+    source = click.get_current_context().get_parameter_source("node")
+    path = "NODE_NAME" if source is click.core.ParameterSource.ENVIRONMENT else "--node"
+    raise ConfigError(
+        [Problem(path=path, message=f"expected a Kubernetes node name ({SUBDOMAIN}), got {given[:300]!r}")]
+    )
 
 
 def _as_option(problem: Problem) -> Problem:
