@@ -70,7 +70,7 @@ class Knowledge:
         if not self._subscriber.connected:
             found.append("broker_away")
         else:
-            last = self._subscriber.last_message_mono_s
+            last = self._subscriber.last_accepted_mono_s
             if self._store.nodes and (
                 last is None or self._clock.mono_s() - last > self._settings.telemetry.stale_s
             ):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import aiomqtt
 import pytest
 import yaml
 
@@ -636,6 +637,22 @@ async def test_a_broker_that_comes_ends_the_wait(world: World, tmp_path: Path) -
             broker.thaw()
             await eventually(lambda: replica.daemon.knowledge.not_ready() is None)
             assert replica.daemon.knowledge.degraded() == []
+
+
+async def test_garbage_does_not_make_a_silent_broker_look_well(world: World, tmp_path: Path) -> None:
+    topic = "wattbalance/v1/test/nodes/gpu-a"
+    with run_mosquitto(tmp_path) as broker:
+        telemetry = {"broker": broker.url, "wait_at_start": "1h"}
+        async with world.replica(telemetry=telemetry) as replica:
+            knowledge, drops = replica.daemon.knowledge, replica.daemon.handler.drops
+            world.add_node("gpu-a")
+            await eventually(lambda: knowledge.degraded() == ["broker_silent"])
+            async with aiomqtt.Client(broker.host, broker.port) as client:
+                await client.publish(f"{topic}/samples", b"\x00 garbage", qos=1)
+                await eventually(lambda: drops["garbage"] == 1)
+                assert knowledge.degraded() == ["broker_silent"]
+                await client.publish(f"{topic}/status", b"online", qos=1)
+                await eventually(lambda: knowledge.degraded() == [])
 
 
 def test_the_broker_is_waited_for_10_s_if_nothing_is_said() -> None:

@@ -243,9 +243,9 @@ class TelemetrySubscriber(_Reconnecting):
         return self._subscribed.is_set()
 
     @property
-    def last_message_mono_s(self) -> float | None:
-        """When the newest message came in, of whatever kind and quality; None: never."""
-        return self._mailbox.last_mono_s
+    def last_accepted_mono_s(self) -> float | None:
+        """When the newest message came in that was of use, of whatever kind; None: never."""
+        return self._drain.last_accepted_mono_s
 
     async def wait_connected(self) -> None:
         """Return once connected. Give it a time limit: placing goes on without telemetry."""

@@ -76,6 +76,8 @@ class Drain:
         self._batch: list[tuple[str, Sample, float]] = []
         self.received = 0
         """Samples that the handler took."""
+        self.last_accepted_mono_s: float | None = None
+        """When the newest message that was of use came in; None: never."""
 
     async def run(self) -> NoReturn:
         """Hand over what comes in, for ever."""
@@ -134,6 +136,8 @@ class Drain:
         except Exception:  # noqa: BLE001  # Nothing that comes in may stop the daemon (DESIGN 5.7).
             _log.exception("handling %s of %s failed", kind, node)
             self._handler.dropped("handler_failed")
+        else:
+            self._accept(at_mono_s)
 
     def _hand_over(self, batch: list[tuple[str, Sample, float]]) -> None:
         if not batch:
@@ -150,6 +154,12 @@ class Drain:
                 self._hand_over([item])
         else:
             self.received += len(batch)
+            self._accept(max(at_mono_s for _, _, at_mono_s in batch))
+
+    def _accept(self, at_mono_s: float) -> None:
+        # Not what is refused: garbage, or another's samples, would make a silent fleet look as if it talked.
+        if self.last_accepted_mono_s is None or at_mono_s > self.last_accepted_mono_s:
+            self.last_accepted_mono_s = at_mono_s
 
     def _refuse(self, node: str, kind: str, error: BadMessage) -> None:
         # Debug: a node that sends garbage each second must not fill the log; the counter is what to watch.

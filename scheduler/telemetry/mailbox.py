@@ -31,7 +31,6 @@ class Mailbox:
         self._counts: Counter[str] = Counter()
         self._filled = asyncio.Event()
         self._bytes = 0
-        self.last_mono_s: float | None = None
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
@@ -49,7 +48,6 @@ class Mailbox:
 
     def put(self, topic: str, payload: object, *, retained: bool) -> None:
         """Take in one message; never waits."""
-        self.last_mono_s = now_mono_s = self._clock.mono_s()
         self._filled.set()
         parsed = parse_topic(topic, self._cluster)
         if parsed is None or not isinstance(payload, (bytes, bytearray)):
@@ -59,7 +57,7 @@ class Mailbox:
         if len(payload) > MOST_PAYLOAD_BYTES:
             self.count("too_large")
             return
-        entry = (bytes(payload), now_mono_s)
+        entry = (bytes(payload), self._clock.mono_s())
         if kind == SAMPLES:
             if retained:
                 # Nobody of ours retains a sample: its age is unknown, so it is not a reading of now.

@@ -65,7 +65,7 @@ async def test_a_sample_arrives_after_its_inventory_and_status(broker: Broker) -
         publisher.offer(make_sample(seq=1))
         await eventually(lambda: collector.taken)
         assert (subscriber.connected, publisher.connected) == (True, True)
-        assert subscriber.last_message_mono_s is not None
+        assert subscriber.last_accepted_mono_s is not None
     want_hash = inventory_hash(make_inventory())
     assert [(node, payload_hash) for node, payload_hash, _ in collector.inventories] == [("n1", want_hash)]
     assert collector.seqs() == [1]

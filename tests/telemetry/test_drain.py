@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from scheduler.core.clock import ManualClock
 from scheduler.telemetry.drain import Drain
 from scheduler.telemetry.intake import Intake
@@ -30,6 +32,9 @@ class Desk:
 
     def put(self, node: str, kind: str, payload: object) -> None:
         self.mailbox.put(f"{ROOT}/{node}/{kind}", payload, retained=False)
+
+    def life(self) -> float | None:
+        return self.drain.last_accepted_mono_s
 
     async def settle(self) -> None:
         async with running(self.drain.run()):
@@ -139,6 +144,59 @@ async def test_topics_that_are_not_ours_and_payloads_that_are_no_bytes_are_garba
     desk.put("n1", "samples", None)
     await desk.settle()
     assert desk.collector.drops == {"garbage": 6}
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("samples", b"garbage"),
+        ("samples", make_sample(seq=1, inventory="another")),
+        ("samples", make_sample("n2", seq=9)),
+        ("inventory", b"{}"),
+        ("status", b"maybe"),
+        ("caps", b"{}"),
+        ("samples", None),
+    ],
+)
+async def test_what_is_refused_does_not_count_as_a_sign_of_life(kind: str, payload: object) -> None:
+    desk = Desk()
+    desk.put("n1", kind, payload)
+    await desk.settle()
+    assert desk.life() is None
+    desk.clock.advance(10.0)
+    want_mono_s = desk.clock.mono_s()
+    desk.put("n1", "inventory", make_inventory())
+    await desk.settle()
+    assert desk.life() == want_mono_s
+    desk.clock.advance(10.0)
+    desk.put("n1", kind, payload)
+    await desk.settle()
+    assert desk.life() == want_mono_s
+
+
+async def test_every_kind_that_is_taken_counts_as_a_sign_of_life() -> None:
+    desk = Desk()
+    for kind, payload in (
+        ("inventory", make_inventory()),
+        ("samples", make_sample(seq=1)),
+        ("status", b"online"),
+    ):
+        desk.clock.advance(1.0)
+        want_mono_s = desk.clock.mono_s()
+        desk.put("n1", kind, payload)
+        await desk.settle()
+        assert desk.life() == want_mono_s
+
+
+async def test_a_message_on_which_the_handler_fails_counts_as_none() -> None:
+    class Failing(Collector):
+        def status(self, node: str, online: bool, now_mono_s: float) -> None:
+            raise KeyError(node)
+
+    desk = Desk(Failing())
+    desk.put("n1", "status", b"online")
+    await desk.settle()
+    assert desk.life() is None
 
 
 async def test_the_mailbox_is_bounded_in_bytes_and_has_its_room_back_when_emptied() -> None:
