@@ -371,6 +371,46 @@ async def serve_to_the_end(config_file: Path, **environment: str) -> tuple[int, 
     return process.returncode, said.decode()
 
 
+@pytest.mark.parametrize(("verb", "names"), [("get", True), ("create", False), ("update", True)])
+async def test_readyz_says_which_lease_nobody_can_lead_by(world: World, verb: str, *, names: bool) -> None:
+    world.api.create("namespaces", {"metadata": {"name": "shared"}})
+    if verb == "update":
+        # Free, so that it would be taken.
+        world.api.create("leases", {"metadata": {"name": "other", "namespace": "shared"}, "spec": {}})
+    world.api.faults.forbidden.add((verb, "leases"))
+    lease = {
+        "name": "other",
+        "namespace": "shared",
+        "duration": "4s",
+        "renew_deadline": "3s",
+        "retry": "200ms",
+    }
+    want_starts = (
+        f"may not {verb} leases in namespace shared; add to wattbalance's Role: "
+        f'{{apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs: ["{verb}"]}}; '
+        "until then no replica can lead, which takes the Lease shared/other (lease.namespace, lease.name)"
+    )
+    async with world.replica(lease=lease) as replica:
+
+        def forbidden() -> list[str]:
+            return replica.daemon.cluster.forbidden
+
+        await eventually(lambda: bool(forbidden()))
+        async with replica.session.get("/readyz") as answer:
+            said = await answer.json(content_type=None)
+        assert (said["ready"], said["role"], said["degraded"]) == (
+            True,
+            "standby",
+            ["broker_away", "forbidden"],
+        )
+        (told,) = said["forbidden"]
+        assert told.startswith(want_starts)
+        assert ('resourceNames: ["other"] is enough' in told) is names
+        world.api.faults.forbidden.clear()
+        await replica.leads()
+        await eventually(lambda: not forbidden())
+
+
 async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuration(world: World) -> None:
     config_file, _ = world.configure()
     (world.folder / "kubeconfig").unlink()

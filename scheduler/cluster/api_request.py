@@ -18,6 +18,8 @@ class Target:
     subresource: str = ""
     raw_path: str = ""
     """For what is not a resource: `/readyz`."""
+    without: str = ""
+    """What follows where this is refused, for who has to allow it; said behind the rule."""
 
     @property
     def path(self) -> str:
@@ -43,6 +45,7 @@ class Target:
         return (
             f"may not {verb} {self.rbac_resource} {where}; add to wattbalance's {kind}: "
             f'{{apiGroups: ["{self.group}"], resources: ["{self.rbac_resource}"], verbs: ["{verb}"]}}'
+            + (f"; {self.without}" if self.without else "")
         )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scheduler.cluster.api_request import Target
@@ -56,7 +57,17 @@ class Elector:
         """How often leading ended against our will, for metrics."""
         self._transport = transport
         self._clock = transport.clock
-        self._target = Target(group="coordination.k8s.io", resource="leases", namespace=namespace, name=name)
+        lease = f"the Lease {namespace}/{name} (lease.namespace, lease.name)"
+        without = f"until then no replica can lead, which takes {lease}"
+        self._target = Target(
+            group="coordination.k8s.io",
+            resource="leases",
+            namespace=namespace,
+            name=name,
+            without=f'{without}; resourceNames: ["{name}"] is enough',
+        )
+        # A rule for `create` that names its object allows nothing.
+        self._unnamed = replace(self._target, name="", without=without)
         self._seen: LeaseSpec | None = None
         self._seen_mono_s = -math.inf
         self._record: Record | None = None
@@ -214,9 +225,7 @@ class Elector:
     async def _call(self, verb: str, body: object = None) -> bytes:
         # A lost request must leave time for a second one before the deadline.
         timeout_s = min(self._transport.limits.lease_timeout_s, self.times.deadline_s / 2)
-        target = self._target
-        if verb == "create":
-            target = Target(group=target.group, resource=target.resource, namespace=target.namespace)
+        target = self._unnamed if verb == "create" else self._target
         return await self._transport.call(verb, target, body=body, session="lease", timeout_s=timeout_s)
 
     async def _release(self) -> None:

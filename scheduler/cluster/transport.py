@@ -195,8 +195,10 @@ class Transport:
             raise
         if response.status < 500:
             self.heard()
-        if response.status < 300:
+        if response.status < 300 or response.status in (NOT_FOUND, CONFLICT, GONE, INVALID):
+            # What is not there, or is another by now, was allowed: rights are looked at first.
             self.forbidden.pop((verb, target.rbac_resource), None)
+        if response.status < 300:
             return response
         async with response:
             raise self._error(verb, target, response, await response.read())
