@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import ssl
-import stat
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -21,6 +20,7 @@ from aiohttp import web
 
 from scheduler.connections import CONNECTIONS, SILENT_S, ConnectionCounters, Gate, HttpLog, Site
 from scheduler.core.errors import CannotListen
+from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Certificates:
 
     def _digest(self) -> bytes:
         files = (self.files.cert_file, self.files.key_file, self.files.client_ca_file)
-        digests = [hashlib.sha256(_read(file)).digest() for file in files if file is not None]
+        digests = [hashlib.sha256(read_regular(file)).digest() for file in files if file is not None]
         return b"".join(digests)
 
     def _build(self) -> ssl.SSLContext:
@@ -161,13 +161,6 @@ class Certificates:
                 raise OSError(f"client_ca_file {ca_file}: expected PEM certificates, got: {error}") from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
-
-
-def _read(file: Path) -> bytes:
-    """Read a certificate file. A pipe that stands in its place would hold the loop for ever, a device fill it."""
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise OSError(f"{file}: expected a file, got a directory, pipe or device")
-    return file.read_bytes()
 
 
 async def _elsewhere(request: web.Request) -> web.Response:

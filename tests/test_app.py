@@ -532,12 +532,33 @@ async def served(world: World, plant: str = "", **changes: object) -> AsyncItera
     raise AssertionError(f"no port stayed free: {running.log}")
 
 
+async def test_a_pipe_as_a_token_file_ends_the_start_with_its_name(world: World) -> None:
+    config_file, _ = world.configure()
+    os.mkfifo(world.folder / "pipe")
+    kubeconfig = world.folder / "kubeconfig"
+    whole = yaml.safe_load(kubeconfig.read_text())
+    whole["users"][0]["user"] = {"tokenFile": "pipe"}
+    kubeconfig.write_text(yaml.safe_dump(whole))
+    code, said = await serve_to_the_end(config_file)
+    assert code == 2
+    assert (
+        f"kubeconfig {kubeconfig}: users[].user.tokenFile: {world.folder / 'pipe'}: expected a file" in said
+    )
+
+
+# What stands on a dead mount looks like a file.
+BLIND = """
+from scheduler.telemetry import broker
+broker.check_regular = lambda file: None
+"""
+
+
 async def test_a_password_file_that_is_never_read_through_does_not_hold_the_end(world: World) -> None:
     fifo, user = world.folder / "password", world.folder / "user"
     os.mkfifo(fifo)
     user.write_text("u")
     broker = {"broker": "mqtt://127.0.0.1:1", "username_file": str(user), "password_file": str(fifo)}
-    async with served(world, telemetry={**broker, "wait_at_start": "0s"}) as running:
+    async with served(world, BLIND, telemetry={**broker, "wait_at_start": "0s"}) as running:
         running.process.terminate()
         assert await running.end() == 0, running.log
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from scheduler.cluster.access import Access, Credentials
 from scheduler.core.errors import ConfigError, Problem
+from scheduler.core.files import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 # What the loader raises where a kubeconfig holds a list for a map, a number for a name, or a key that is no base64.
 _BROKEN = (OSError, ValueError, KeyError)
+# Keys that name a file, and the key that holds the same itself.
+_USER_FILES = {
+    "tokenFile": "token",
+    "client-certificate": "client-certificate-data",
+    "client-key": "client-key-data",
+}
+_CLUSTER_FILES = {"certificate-authority": "certificate-authority-data"}
 # A login plugin that asks a cloud's token service takes 1-3 s; one that hangs must not hang us.
 LOGIN_TIMEOUT_S = 30.0
 
@@ -40,20 +48,27 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
         # Deferred: the client takes 0.4-0.8 s of CPU to import, which `--help` and the demo need not pay.
         import yaml  # noqa: PLC0415 - likewise
         from kubernetes.aio.client import Configuration  # noqa: PLC0415 - see above
-        from kubernetes.aio.config import ConfigException, load_kube_config  # noqa: PLC0415 - see above
+        from kubernetes.aio.config import ConfigException  # noqa: PLC0415 - see above
+        from kubernetes.aio.config.kube_config import (  # noqa: PLC0415 - see above
+            KubeConfigLoader,
+            KubeConfigMerger,
+        )
 
         _check_exists(path)
         configuration = Configuration()
         with tempfile.TemporaryDirectory(prefix="wattbalance-") as folder, _keys_removed():
             try:
+                # Not `load_kube_config`: between these two is looked at the files that are opened next.
+                loader = KubeConfigLoader(  # type: ignore[no-untyped-call]  # upstream has no types
+                    config_dict=KubeConfigMerger(str(path)).config,  # type: ignore[no-untyped-call]  # likewise
+                    # Not its default, which is the working directory: files are named from where the kubeconfig lies.
+                    config_base_path=None,
+                    active_context=context,
+                    temp_file_path=folder,
+                )
+                _check_files(loader, path)
                 async with asyncio.timeout(LOGIN_TIMEOUT_S):
-                    loader = await load_kube_config(  # type: ignore[no-untyped-call]  # upstream has no types
-                        str(path),
-                        context=context,
-                        client_configuration=configuration,
-                        persist_config=False,
-                        temp_file_path=folder,
-                    )
+                    await loader.load_and_set(configuration)  # type: ignore[no-untyped-call]  # likewise
             except TimeoutError as error:
                 raise _bad(
                     f"the login plugin of kubeconfig {path} took over {LOGIN_TIMEOUT_S:g} s"
@@ -163,6 +178,23 @@ def _check_exists(path: Path) -> None:
     for file in there:
         if not file.is_file():
             raise _bad(f"kubeconfig {file}: expected a file, got a directory, pipe or device")
+
+
+def _check_files(loader: object, path: Path) -> None:
+    """Look at what the context in use names: the loader would open a pipe and wait for ever."""
+    for part, node, keys in (
+        ("users[].user", getattr(loader, "_user", None), _USER_FILES),
+        ("clusters[].cluster", getattr(loader, "_cluster", None), _CLUSTER_FILES),
+    ):
+        for key, instead in keys.items():
+            # As the loader has it: what stands in the kubeconfig itself goes before a file.
+            if node is None or instead in node or key not in node:
+                continue
+            file = Path(node.path or path).absolute().parent / str(node[key])
+            try:
+                check_regular(file)
+            except OSError as error:
+                raise _bad(f"kubeconfig {path}: {part}.{key}: {error}") from error
 
 
 def _check_url(url: str, key: str, example: str, path: Path) -> None:

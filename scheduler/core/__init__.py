@@ -1,4 +1,4 @@
-"""Words shared by all rooms: nouns, names, errors, units, the clock, guarded loops, logs.
+"""Words shared by all rooms: nouns, names, errors, units, the clock, guarded loops, logs, files.
 
-Takes nothing from any other room. Everything here except clock, aio and log is pure.
+Takes nothing from any other room. Everything here except clock, aio, log and files is pure.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scheduler.core.errors import ConfigError, Disconnected, Problem
+from scheduler.core.files import check_regular
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
@@ -97,32 +98,49 @@ def read_credentials(settings: BrokerSettings) -> Credentials:
     Raises:
         Disconnected: a file cannot be read or used; says which. Retry: it may be in the midst of a rotation.
     """
-    context: ssl.SSLContext | None = None
-    if settings.tls:
-        try:
-            context = ssl.create_default_context(cafile=settings.ca_file)
-        except (OSError, ValueError) as error:
-            message = f"cannot use ca_file {settings.ca_file}: {error}"
-            raise Disconnected(message) from error
-        if settings.cert_file:
-            try:
-                context.load_cert_chain(settings.cert_file, settings.key_file)
-            except (OSError, ValueError) as error:
-                message = f"cannot use cert_file {settings.cert_file}, key_file {settings.key_file}: {error}"
-                raise Disconnected(message) from error
     return Credentials(
-        username=_read_secret(settings.username_file),
-        password=_read_secret(settings.password_file),
-        tls_context=context,
+        username=_read_secret("username_file", settings.username_file, "a user name"),
+        password=_read_secret("password_file", settings.password_file, "a password"),
+        tls_context=_read_certificates(settings) if settings.tls else None,
     )
 
 
-def _read_secret(file: str | None) -> str | None:
+def _read_certificates(settings: BrokerSettings) -> ssl.SSLContext:
+    for key in ("ca_file", "cert_file", "key_file"):
+        file = getattr(settings, key)
+        if file is not None:
+            # OpenSSL would open whatever stands there.
+            _check_file(key, file)
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ValueError) as error:
+        message = f"cannot use ca_file {settings.ca_file}: {error}"
+        raise Disconnected(message) from error
+    if settings.cert_file:
+        try:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+        except (OSError, ValueError) as error:
+            message = f"cannot use cert_file {settings.cert_file}, key_file {settings.key_file}: {error}"
+            raise Disconnected(message) from error
+    return context
+
+
+def _read_secret(key: str, file: str | None, what: str) -> str | None:
     if file is None:
         return None
+    _check_file(key, file)
     try:
         # Editors and `echo` end a file with a newline, which is no part of the secret.
-        return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        secret = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
-        message = f"cannot read {file}: {error}"
-        raise Disconnected(message) from error
+        raise Disconnected(f"cannot use {key} {file}: expected {what}, got: {error}") from error
+    if not secret:
+        raise Disconnected(f"cannot use {key} {file}: expected {what}, got an empty file")
+    return secret
+
+
+def _check_file(key: str, file: str) -> None:
+    try:
+        check_regular(Path(file))
+    except OSError as error:
+        raise Disconnected(f"cannot use {key}: {error}") from error

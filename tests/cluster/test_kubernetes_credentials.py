@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
 import ssl
 import sys
 from datetime import UTC, datetime, timedelta
@@ -190,6 +191,50 @@ async def test_a_missing_kubeconfig_names_its_path(tmp_path: Path, clock: Manual
 async def test_a_kubeconfig_that_is_no_file_says_so(tmp_path: Path, clock: ManualClock) -> None:
     with pytest.raises(ConfigError, match="expected a file, got a directory"):
         await from_kubeconfig(tmp_path, clock=clock).access()
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("users[].user", "tokenFile"),
+        ("users[].user", "client-certificate"),
+        ("users[].user", "client-key"),
+        ("clusters[].cluster", "certificate-authority"),
+    ],
+)
+async def test_a_pipe_that_a_kubeconfig_names_is_refused_instead_of_waited_for(
+    tmp_path: Path, clock: ManualClock, part: str, key: str
+) -> None:
+    # Relative to the kubeconfig, as clients have it.
+    os.mkfifo(tmp_path / "pipe")
+    given: dict[str, object] = {key: "pipe"}
+    path = (
+        write_config(tmp_path / "config", given)
+        if part == "users[].user"
+        else write_config(tmp_path / "config", {"token": "t"}, **given)
+    )
+    with pytest.raises(ConfigError) as caught:
+        await from_kubeconfig(path, clock=clock).access()
+    what = f"{tmp_path / 'pipe'}: expected a file, got a directory, pipe or device"
+    assert str(caught.value) == f"cluster: kubeconfig {path}: {part}.{key}: {what}"
+
+
+async def test_a_token_file_may_be_a_link_and_a_pipe_of_another_user_is_left_alone(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "token").write_text("abc\n")
+    (tmp_path / "token").symlink_to("..data/token")
+    path = write_config(tmp_path / "config", {"tokenFile": "token"})
+    whole = yaml.safe_load(path.read_text())
+    whole["users"].append({"name": "other", "user": {"tokenFile": "pipe"}})
+    path.write_text(yaml.safe_dump(whole))
+    access = await from_kubeconfig(path, clock=clock).access()
+    assert await access.token() == "Bearer abc"
+    # What stands in the file itself goes before a file.
+    inline = write_config(tmp_path / "inline", {"token": "xyz", "tokenFile": "pipe"})
+    assert await (await from_kubeconfig(inline, clock=clock).access()).token() == "Bearer xyz"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from scheduler.core.errors import ConfigError, Disconnected
 from scheduler.telemetry.broker import BrokerSettings, read_credentials
+from tests.certs import Authority
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,40 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, field: str) -> None
     broken.write_bytes(b"\xff\xfe not a certificate")
     with pytest.raises(Disconnected, match="broken"):
         read_credentials(BrokerSettings(url="mqtts://broker", **{field: str(broken)}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["ca_file", "cert_file", "key_file", "username_file", "password_file"])
+def test_a_pipe_in_place_of_a_secret_is_refused_and_a_link_is_not(tmp_path: Path, field: str) -> None:
+    authority = Authority()
+    ca, chain, key = (tmp_path / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    authority.issue("n1", chain, key)
+    files = {name: tmp_path / name for name in ("username_file", "password_file")}
+    for name, file in files.items():
+        (tmp_path / "mounted").mkdir(exist_ok=True)
+        (tmp_path / "mounted" / name).write_text("secret")
+        file.symlink_to(tmp_path / "mounted" / name)
+    given = {"ca_file": authority.write(ca), "cert_file": chain, "key_file": key, **files}
+    settings = BrokerSettings(url="mqtts://broker", **{k: str(v) for k, v in given.items()})  # type: ignore[arg-type]  # All are files.
+    assert read_credentials(settings).username == "secret"
+    given[field].unlink()
+    os.mkfifo(given[field])
+    with pytest.raises(Disconnected) as caught:
+        read_credentials(settings)
+    assert (
+        str(caught.value)
+        == f"cannot use {field}: {given[field]}: expected a file, got a directory, pipe or device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "want"), [("username_file", "a user name"), ("password_file", "a password")]
+)
+@pytest.mark.parametrize("text", ["", "\n", "\r\n\n"])
+def test_an_empty_secret_is_named_with_its_key(tmp_path: Path, field: str, want: str, text: str) -> None:
+    files = {"username_file": tmp_path / "u", "password_file": tmp_path / "p"}
+    for file in files.values():
+        file.write_text("secret")
+    files[field].write_bytes(text.encode())
+    with pytest.raises(Disconnected) as caught:
+        read_credentials(BrokerSettings(**{key: str(file) for key, file in files.items()}))  # type: ignore[arg-type]  # As above.
+    assert str(caught.value) == f"cannot use {field} {files[field]}: expected {want}, got an empty file"
