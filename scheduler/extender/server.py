@@ -295,6 +295,9 @@ class ExtenderServer:
     async def _body(self, request: web.Request) -> bytes:
         # Not request.read(): its limit belongs to the application, which other roles may share.
         limit_bytes = self._body_limit_bytes
+        encodings = ",".join(request.headers.getall("Content-Encoding", ()))
+        if any(each.strip().lower() not in ("", "identity") for each in encodings.split(",")):
+            raise self._encoded(encodings)
         if (request.content_length or 0) > limit_bytes:
             raise self._too_large()
         chunks: list[bytes] = []
@@ -322,6 +325,13 @@ class ExtenderServer:
         finally:
             self._arriving_bytes -= seen_bytes
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _encoded(self, encodings: str) -> _Refused:
+        # Nothing is unfolded (listeners.py); taken as it is, it would be called no UTF-8.
+        text = f"Content-Encoding {encodings[:60]!r} is not supported: send the JSON as it is"
+        return _Refused(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "bad-request", "content-encoding", text, close=True
+        )
 
     def _too_large(self) -> _Refused:
         text = f"the body is larger than {self._body_limit_bytes} bytes"

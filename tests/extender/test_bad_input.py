@@ -87,8 +87,21 @@ BROKEN = [
     ),
     Broken(b'{"Pod":{},"NodeNames":["\xff"]}', "bad-utf8", "bad-utf8"),
     # Not unfolded: 100 KB would become 100 MB.
-    Broken(gzip.compress(b" " * 100_000_000), "bad-utf8", "bad-utf8", headers="Content-Encoding: gzip\r\n"),
-    Broken(b"not gzip", "not-json", "malformed", headers="Content-Encoding: gzip\r\n"),
+    *(
+        Broken(
+            body,
+            "content-encoding",
+            f"Content-Encoding '{named}' is not supported",
+            headers=f"Content-Encoding: {named}\r\n",
+            want_status=415,
+        )
+        for body, named in (
+            (gzip.compress(b" " * 100_000_000, mtime=0), "gzip"),
+            (gzip.compress(GOOD, mtime=0), "GZIP"),
+            (GOOD, "deflate"),
+            (GOOD, "identity, br"),
+        )
+    ),
     Broken(GOOD, "unknown-verb", "filter, prioritize, preempt and bind", "score", "", 404, "unknown-verb"),
     Broken(json.dumps(by_names("a", uid="")).encode(), "no-uid", "metadata.uid"),
 ]
@@ -116,6 +129,13 @@ async def test_a_broken_question_gets_a_reason_and_one_count(broken: Broken) -> 
         assert await doors.counted(REQUESTS) == {(broken.want_result, verb): 1}
         await assert_served(doors, None if headers.get("connection") == "close" else talk)
         assert (await doors.counted(REQUESTS))["ok", "filter"] == 1
+
+
+@pytest.mark.parametrize("named", ["identity", "Identity", ""])
+async def test_a_question_that_says_it_is_as_it_is_is_answered(named: str) -> None:
+    async with served(World()) as doors, doors.connect() as talk:
+        status, _, _ = await talk.ask("filter", GOOD, f"Content-Encoding: {named}\r\n")
+        assert status == 200
 
 
 async def test_one_broken_question_after_the_other_on_one_connection() -> None:
