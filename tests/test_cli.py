@@ -317,6 +317,14 @@ def test_no_number_is_no_number_of_the_demo(option: str, capfd: pytest.CaptureFi
     assert f"Invalid value for '{option}': expected a number" in capfd.readouterr().err
 
 
+def test_a_demo_of_more_nodes_than_the_slice_has_says_where_more_are() -> None:
+    done = call("demo", "--nodes", "301")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "it has 300 with a GPU; take fewer --nodes, or the whole published lists with --trace-dir DIR"
+    )
+
+
 @pytest.mark.parametrize("given", ["1ms", "100d", "0"])
 def test_an_interval_that_tells_nothing_is_refused(given: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert end_of("agent", "--interval", given) == 2

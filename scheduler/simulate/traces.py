@@ -18,6 +18,7 @@ from scheduler.core.errors import TraceError
 
 NODE_FILE = "openb_node_list_gpu_node.csv"
 TASK_FILE = "openb_pod_list_default.csv"
+SLICE = "built-in slice of openb"
 BUILT_IN_NODES = "openb_nodes.csv"
 BUILT_IN_TASKS = "openb_tasks.csv"
 
@@ -97,9 +98,12 @@ def load_trace(
     task_file = trace_file or (built_in / BUILT_IN_TASKS if trace_dir is None else trace_dir / TASK_FILE)
     found = [node for node in load_nodes(node_file) if node.gpus > 0]
     if nodes is not None and nodes > len(found):
-        raise TraceError(str(node_file), 0, f"{nodes} nodes asked, the list has {len(found)} with a GPU")
+        where, advice = str(node_file), "take fewer --nodes"
+        if trace_dir is None:
+            where, advice = SLICE, f"{advice}, or the whole published lists with --trace-dir DIR"
+        raise TraceError(where, 0, f"{nodes} nodes asked, it has {len(found)} with a GPU; {advice}")
     chosen = found if nodes is None else pick_evenly(found, nodes, key=_node_kind)
-    source = "built-in slice of openb" if trace_dir is None and trace_file is None else str(task_file)
+    source = SLICE if trace_dir is None and trace_file is None else str(task_file)
     return Trace(nodes=tuple(chosen), tasks=tuple(load_tasks(task_file)), source=source)
 
 

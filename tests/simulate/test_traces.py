@@ -49,9 +49,23 @@ def test_fewer_nodes_are_the_same_ones_each_time_and_keep_the_mix() -> None:
     assert abs(Counter(node.model for node in one.nodes)["G2"] - 136 / 3) <= 1
 
 
-def test_more_nodes_than_there_are_is_an_error_that_says_how_many() -> None:
-    with pytest.raises(TraceError, match="301 nodes asked, the list has 300"):
+def test_more_nodes_than_the_slice_has_is_an_error_that_says_how_many_and_where_more_are() -> None:
+    with pytest.raises(TraceError) as caught:
         load_trace(nodes=301)
+    want_advice = "take fewer --nodes, or the whole published lists with --trace-dir DIR"
+    assert (
+        str(caught.value) == f"built-in slice of openb: 301 nodes asked, it has 300 with a GPU; {want_advice}"
+    )
+
+
+def test_more_nodes_than_a_list_has_is_an_error_that_names_the_list(tmp_path: Path) -> None:
+    write(tmp_path, NODE_FILE, NODES + "a,1000,1024,2,T4\nb,1000,1024,0,\n")
+    write(tmp_path, TASK_FILE, TASKS)
+    with pytest.raises(TraceError) as caught:
+        load_trace(nodes=2, trace_dir=tmp_path)
+    assert (
+        str(caught.value) == f"{tmp_path / NODE_FILE}: 2 nodes asked, it has 1 with a GPU; take fewer --nodes"
+    )
 
 
 def test_whole_lists_are_read_from_a_directory_or_beside_a_named_file(tmp_path: Path) -> None:
