@@ -50,8 +50,6 @@ class Credentials:
         self._access: Access | None = None
         self._loaded_mono_s = 0.0
         self._lock = asyncio.Lock()
-        self.reloads = 0
-        """How often access was renewed, for metrics."""
 
     async def access(self) -> Access:
         """The current access, renewed if its token is about to end.
@@ -92,7 +90,6 @@ class Credentials:
                 self._loaded_mono_s = self._clock.mono_s()
                 log.warning("could not renew the credentials: %s", error)
                 return current
-            self.reloads += 1
             assert self._access is not None  # noqa: S101 - _load sets it or raises; for mypy
             return self._access
 
