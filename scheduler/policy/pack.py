@@ -1,7 +1,8 @@
 """Prefer the node that the pod fills best, so that whole nodes stay free for large jobs.
 
-Reads: free_gpus.
-Unknown: a GPU that is lost or hung is not free; one without a reading is, if Kubernetes says so.
+Reads: free_gpus, gpu_count, healthy_gpus.
+Unknown: a GPU without a reading is free, if Kubernetes says so. One that is lost or hung is neither free nor used, so
+that it does not make its node look fuller, and thus better, than before it broke.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ class Pack:
     args: Args
 
     def score(self, request: PodRequest, snapshot: Snapshot) -> base.ScoreArray:
-        """1 where nothing would be left free, falling to 0 where a whole largest node would."""
-        left = snapshot.free_gpus - np.float32(request.gpus)
+        """1 where no GPU would be left unused, falling to 0 where a whole largest node would."""
+        # Unused by pods: what is free, and what is broken. Healthy counts may be infinite: nobody has told.
+        left = snapshot.gpu_count - np.minimum(snapshot.healthy_gpus, snapshot.gpu_count)
+        left += snapshot.free_gpus
+        left -= np.float32(request.gpus)
         left *= np.float32(1 / snapshot.gpu_count_max)
         left.clip(0, 1, out=left)
         np.subtract(np.float32(1), left, out=left)

@@ -150,6 +150,51 @@ def test_pack_prefers_the_tightest_fit() -> None:
     assert score[store.rows["exact"]] > score[store.rows["loose"]] > score[store.rows["empty"]]
 
 
+@given(
+    gpus=st.integers(1, 8),
+    broken=st.integers(1, 8),
+    how=st.sampled_from(["lost", "hung"]),
+    bound=st.integers(0, 8),
+    asked=st.integers(0, 8),
+)
+# One of eight free GPUs is lost: seven left looked like a tighter fit than eight.
+@example(gpus=8, broken=1, how="lost", bound=0, asked=1)
+def test_a_gpu_that_breaks_never_makes_its_node_look_fuller_to_pack(
+    gpus: int, broken: int, how: str, bound: int, asked: int
+) -> None:
+    store = make_store()
+    state = [how if index < broken else "ok" for index in range(gpus)]
+    for name in ("whole", "breaking"):
+        see_node(store, name, gpus=gpus)
+        see_pod(store, make_pod(f"on-{name}", gpus=min(bound, gpus), node=name), 0.0)
+    store.see_samples([("whole", make_sample("whole", util=[0.0] * gpus), 1.0)])
+    store.see_samples([("breaking", make_sample("breaking", util=[0.0] * gpus, state=state), 1.0)])
+    policy = registry.build("pack", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(gpus=asked), store.snapshot)
+    assert score[store.rows["breaking"]] <= score[store.rows["whole"]]
+
+
+def test_pack_looks_at_what_pods_hold_and_not_at_what_is_broken() -> None:
+    """Where both fit, the node with the more pods on it goes first, although the other has fewer free GPUs."""
+    store = make_store()
+    for name, held, state in (
+        ("used", 3, ["ok"] * 8),
+        ("broken", 0, ["lost"] * 4 + ["ok"] * 4),
+        ("new", 0, []),
+    ):
+        see_node(store, name, gpus=8)
+        if held:
+            see_pod(store, make_pod(f"on-{name}", gpus=held, node=name), 0.0)
+        if state:
+            store.see_samples([(name, make_sample(name, util=[0.0] * 8, state=state), 1.0)])
+    policy = registry.build("pack", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(gpus=1), store.snapshot)
+    rows = store.rows
+    assert score[rows["used"]] > score[rows["broken"]] == score[rows["new"]]
+
+
 def test_freshness_falls_with_the_age_of_the_reading() -> None:
     store = make_store(stale_s=10.0)
     see_node(store, "new")
