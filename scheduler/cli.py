@@ -229,7 +229,7 @@ def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, bec
 def check_config(path: str) -> None:
     """Check a configuration file; print every problem in it.
 
-    Exits 0 if it can be used, else 2.
+    Exits 0 if it can be used, else 2. Warns of what it could not check.
 
     \b
     Examples:
@@ -239,6 +239,8 @@ def check_config(path: str) -> None:
     from scheduler import config
 
     settings = config.load_file(path)
+    for problem in config.warnings(settings):
+        click.echo(f"warning: {problem}", err=True)
     pools = ", ".join(pool.name for pool in settings.pools) or "none but default"
     click.echo(f"{path}: ok (cluster {settings.cluster.name}, mode {settings.mode.value}, pools: {pools})")
 

@@ -26,7 +26,7 @@ from scheduler.config_types import Address, PolicyUse, PositiveSeconds, Weight
 from scheduler.config_yaml import Path
 from scheduler.core.errors import ConfigError, Problem
 
-__all__ = ["ConfigError", "Settings", "example", "load", "load_file", "schema"]
+__all__ = ["ConfigError", "Settings", "example", "load", "load_file", "schema", "warnings"]
 
 # Past this many nobody reads on, and the file is not a configuration.
 MOST_PROBLEMS = 200
@@ -86,6 +86,18 @@ def schema() -> dict[str, object]:
     from scheduler.config_schema import build_schema  # noqa: PLC0415 - only a person's editor needs it
 
     return build_schema({name: _with_weight(name) for name in _policies().scores})
+
+
+def warnings(settings: Settings) -> list[Problem]:
+    """Tell what can be used as it is, and may be wrong all the same: what could not be checked."""
+    extender = settings.extender
+    if not (extender.bind and extender.ignorable and extender.kubernetes_version is None):
+        return []
+    message = (
+        'expected the version of kube-scheduler, such as "1.32", to check bind with ignorable: true, got nothing: '
+        "before Kubernetes 1.30 a failed bind is not ignored"
+    )
+    return [Problem(path="extender.kubernetes_version", message=message)]
 
 
 class _Policies(msgspec.Struct, frozen=True):

@@ -79,7 +79,7 @@ extender:
   prefix: /scheduler
   bind: false
   reservation: 30s               # how long a choice holds its GPUs until the binding is seen
-  kubernetes_version: null       # "1.32", in quotes; bind with ignorable is checked only if it is set
+  kubernetes_version: null       # "1.32", in quotes; check-config warns if bind with ignorable lacks it
   ignorable: null                # null: not known
 
 # One of several replicas writes; all of them answer.

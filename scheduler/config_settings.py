@@ -274,7 +274,7 @@ class ExtenderSettings(Strict, frozen=True, kw_only=True):
         ]
         | None,
         Meta(
-            description="Version of kube-scheduler, with which bind and ignorable are checked; null: they are not."
+            description="Version of kube-scheduler, with which bind and ignorable are checked; null: a warning."
         ),
     ] = None
     ignorable: Annotated[

@@ -152,6 +152,19 @@ def test_check_config_prints_every_problem_on_a_line_and_exits_2(tmp_path: Path)
     ]
 
 
+def test_check_config_warns_of_what_it_cannot_check(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    least = "cluster: {name: c}\ntelemetry: {broker: 'mqtt://b'}\n"
+    path.write_text(f"{least}extender: {{bind: true, ignorable: true}}\n")
+    done = call("check-config", str(path))
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{path}: ok (")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: extender.kubernetes_version: expected the version of kube-scheduler")
+    path.write_text(f'{least}extender: {{bind: true, ignorable: true, kubernetes_version: "1.30"}}\n')
+    assert call("check-config", str(path)).stderr == ""
+
+
 def test_a_file_that_is_not_there_is_a_configuration_problem() -> None:
     done = call("check-config", "/nonexistent/config.yaml")
     assert done.returncode == 2

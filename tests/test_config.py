@@ -329,6 +329,24 @@ def test_what_only_looks_wrong_is_taken(text: str) -> None:
     config.load(LEAST + text)
 
 
+@pytest.mark.parametrize(
+    ("extender", "want_paths"),
+    [
+        ("{bind: true, ignorable: true}", ["extender.kubernetes_version"]),
+        ("{bind: true, ignorable: true, kubernetes_version: null}", ["extender.kubernetes_version"]),
+        ('{bind: true, ignorable: true, kubernetes_version: "1.30"}', []),
+        ("{bind: true, ignorable: false}", []),
+        ("{bind: true}", []),
+        ("{ignorable: true}", []),
+    ],
+)
+def test_bind_with_ignorable_is_warned_of_where_the_version_is_not_known(
+    extender: str, want_paths: list[str]
+) -> None:
+    settings = config.load(f"{LEAST}extender: {extender}\n")
+    assert [problem.path for problem in config.warnings(settings)] == want_paths
+
+
 def test_every_lease_that_is_taken_can_be_elected_for() -> None:
     # The very boundary: what check-config lets through must not fail in `serve`.
     for tenths in range(70, 100):
