@@ -145,7 +145,7 @@ def own_namespace() -> str:
 def _check_own_names() -> None:
     # They become part of URLs and of what others read; a wrong one would be refused at each try, for ever.
     wrong = [
-        Problem(path=variable, message=f"expected {what}, {words}; got {named[:300]!r}")
+        Problem(path=variable, message=f"expected {what} ({words}), got {named[:300]!r}")
         for variable, what, words, is_good in (
             ("POD_NAME", "the pod's name", SUBDOMAIN, is_subdomain),
             ("POD_NAMESPACE", "a namespace", LABEL, is_label),

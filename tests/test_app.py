@@ -426,7 +426,7 @@ async def test_names_of_the_environment_that_are_none_of_kubernetes_are_a_mistak
     code, said = await serve_to_the_end(config_file, POD_NAME="Wattbalance_0", POD_NAMESPACE="dc.1")
     assert code == 2
     assert "Traceback" not in said
-    want_starts = ["POD_NAME: expected the pod's name, ", "POD_NAMESPACE: expected a namespace, "]
+    want_starts = ["POD_NAME: expected the pod's name (", "POD_NAMESPACE: expected a namespace ("]
     lines = [line for line in said.splitlines() if not line.startswith("{")]
     assert [line.startswith(want) for line, want in zip(lines, want_starts, strict=True)] == [True, True]
     assert [line.partition("got ")[2] for line in lines] == ["'Wattbalance_0'", "'dc.1'"]
