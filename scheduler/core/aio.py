@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from scheduler.core.errors import CannotListen, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -40,6 +40,30 @@ async def guard(name: str, loop: Awaitable[object]) -> NoReturn:
         raise
     _log.error("loop %s returned, which it must not", name)
     raise LoopEndedError(name)
+
+
+def end_if_cancelled() -> None:
+    """Raise what was lost: call it after each wait of a client library.
+
+    Python 3.11's asyncio.wait_for, inside such a library, loses a cancellation that meets the wait's own end. What goes
+    on then is cancelled by nobody again, and the process ends by SIGKILL only.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+@contextlib.contextmanager
+def own_cancellations() -> Iterator[None]:
+    """Take back the cancellation that a task group asks of its own task when a child fails; 3.11's leaves it."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    except BaseExceptionGroup:
+        if task is not None and task.cancelling() > before:
+            task.uncancel()
+        raise
 
 
 class SideThread:

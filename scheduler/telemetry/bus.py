@@ -15,7 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from scheduler.core.aio import RetryDelays, SideThread, guard
+from scheduler.core.aio import RetryDelays, SideThread, end_if_cancelled, guard, own_cancellations
 from scheduler.core.errors import Disconnected
 from scheduler.telemetry.broker import BrokerSettings, read_credentials
 from scheduler.telemetry.drain import Drain, TelemetryHandler
@@ -33,7 +33,9 @@ from scheduler.telemetry.topics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+
+    from aiomqtt.types import PahoSocket
 
     from scheduler.core.clock import Clock
 
@@ -85,7 +87,7 @@ class _Reconnecting(ABC):
                 await self._connection()
             except Disconnected as error:
                 self.last_error = str(error)
-            _end_if_cancelled()
+            end_if_cancelled()
             if self._clock.mono_s() - began_mono_s > _HELD_S:
                 self._delays.reset()
             delay_s = self._delays.next_s()
@@ -154,7 +156,7 @@ class NodePublisher(_Reconnecting):
         ) as client:
             try:
                 await client.publish(self._topic(STATUS), ONLINE, qos=1, retain=True)
-                _end_if_cancelled()
+                end_if_cancelled()
                 if client.refused:
                     # Samples go out unanswered: without this word the node would be silent with nobody saying why.
                     text = (
@@ -168,7 +170,7 @@ class NodePublisher(_Reconnecting):
                 self.connected = True
                 self.last_error = ""
                 self.connects += 1
-                with _own_cancellations():
+                with own_cancellations():
                     async with asyncio.TaskGroup() as group:
                         group.create_task(_until_lost(client), name="telemetry.watch")
                         group.create_task(self._publish(client), name="telemetry.publish")
@@ -183,7 +185,7 @@ class NodePublisher(_Reconnecting):
 
     async def _publish(self, client: aiomqtt.Client) -> NoReturn:
         while True:
-            _end_if_cancelled()
+            end_if_cancelled()
             await self._news.wait()
             self._news.clear()
             if not self._inventory_sent and self._inventory is not None:
@@ -281,7 +283,7 @@ class TelemetrySubscriber(_Reconnecting):
                 # covered by the limit on a sample's age.
                 topics = [(node_topic(self._cluster, "+", kind), 0) for kind in READ_KINDS]
                 await client.subscribe(topics)
-                _end_if_cancelled()
+                end_if_cancelled()
                 self._subscribed.set()
                 self.last_error = ""
                 self.connects += 1
@@ -323,7 +325,7 @@ async def _connected(
             will=will,
             queue_type=sink,
         ) as client:
-            _end_if_cancelled()
+            end_if_cancelled()
             yield client
     except _VENDOR_ERRORS as error:
         raise Disconnected(_in_words(error, settings, client_id)) from error
@@ -339,6 +341,22 @@ class _Client(aiomqtt.Client):
     """Keeps what the broker says of a message that it took and will not pass on; aiomqtt drops that word."""
 
     refused = ""
+
+    def _on_socket_register_write(self, client: object, userdata: object, sock: PahoSocket) -> None:
+        # Called in the thread that connects. By the loop's next turn a broker that refuses our certificate may have
+        # hung up; aiomqtt would then register a closed file, and the loop's log would have a traceback.
+        self._loop.call_soon_threadsafe(self._write_when_possible, sock)
+
+    def _write_when_possible(self, sock: PahoSocket) -> None:
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001  # Whatever it was, this connection is over.
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
     def _on_publish(
         self, client: object, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
@@ -358,30 +376,6 @@ def _in_words(error: BaseException, settings: BrokerSettings, client_id: str) ->
         # mosquitto 2.0 closes without a word when a second client comes with the same id.
         return f"the connection was lost; if that repeats, look for another client with our id {client_id}"
     return str(error) or type(error).__name__
-
-
-def _end_if_cancelled() -> None:
-    """Raise what was lost: call it after each wait of the client library.
-
-    Python 3.11's asyncio.wait_for, inside the library, loses a cancellation that meets the wait's own end. What goes
-    on then is cancelled by nobody again, and the process ends by SIGKILL only.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-@contextlib.contextmanager
-def _own_cancellations() -> Iterator[None]:
-    """Take back the cancellation that a task group asks of its own task when a child fails; 3.11's leaves it."""
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        yield
-    except BaseExceptionGroup:
-        if task is not None and task.cancelling() > before:
-            task.uncancel()
-        raise
 
 
 async def _until_lost(client: aiomqtt.Client) -> None:

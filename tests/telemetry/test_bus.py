@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from scheduler.core.aio import RetryDelays
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ConfigError
 from scheduler.simulate.ports import free_port
+from scheduler.telemetry import bus
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher, TelemetrySubscriber
 from scheduler.telemetry.sample import inventory_hash
 from tests.brokers import Authority, Broker, run_mosquitto
@@ -367,6 +369,29 @@ async def test_a_cancellation_that_the_client_library_loses_still_ends_the_loop(
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_a_broker_that_hangs_up_before_the_loops_turn_leaves_no_error_behind() -> None:
+    """The alarm of all tests would tell of it; seen where a broker refused our certificate on a busy machine."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # As in the thread that connects.
+        bus._Client("127.0.0.1")._on_socket_register_write(None, None, ours)
+    await asyncio.sleep(0)
+
+
+async def test_what_waits_for_room_on_the_wire_is_written_when_there_is_room() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        client = bus._Client("127.0.0.1")
+        written = asyncio.Event()
+        client._client.loop_write = written.set  # type: ignore[assignment,method-assign]  # Only that it is called.
+        client._on_socket_register_write(None, None, ours)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await written.wait()
+        finally:
+            asyncio.get_running_loop().remove_writer(ours)
 
 
 async def test_two_agents_of_one_name_are_told_of_each_other(broker: Broker) -> None:
