@@ -67,6 +67,18 @@ class Authority:
         return certificate.serial_number
 
 
+def lock(key_file: Path, password: bytes = b"password") -> None:
+    """Encrypt a key that was written without."""
+    key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password),
+        )
+    )
+
+
 def _name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 

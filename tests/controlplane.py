@@ -35,7 +35,8 @@ Json = dict[str, object]
 WHY_NOT = "KUBEBUILDER_ASSETS is unset: no real kube-apiserver to test on"
 # The first start of the API server writes its bootstrap roles: 3-6 s on a quiet machine.
 START_LIMIT_S = 120.0
-STOP_LIMIT_S = 10.0
+# How long a SIGTERM may take, before a SIGKILL helps; that one needs no more than a machine that goes on.
+STOP_LIMIT_S, KILL_LIMIT_S = 10.0, 60.0
 _PLURALS = {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies"}
 _CLUSTER_SCOPED = {
     "Namespace",
@@ -82,12 +83,12 @@ class Daemon:
                 self.process.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
                 self.kill()
-        self.process.wait(STOP_LIMIT_S)
+        self.process.wait(KILL_LIMIT_S)
 
     def kill(self) -> None:
         """SIGKILL, and wait for it."""
         self.process.kill()
-        self.process.wait(STOP_LIMIT_S)
+        self.process.wait(KILL_LIMIT_S)
 
     def pause(self) -> None:
         """SIGSTOP: connected and silent. Returns when all its threads stand still: a busy machine takes a while."""
@@ -100,9 +101,14 @@ class Daemon:
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
 
+    @property
+    def said(self) -> str:
+        """All of its log so far."""
+        return self.log.read_text(errors="replace")
+
     def tail(self, lines: int = 15) -> str:
         """The end of its log, for messages."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.said.splitlines()[-lines:])
 
 
 def _state(task: Path) -> str:
@@ -266,10 +272,11 @@ class ControlPlane:
         )
         return path
 
-    def start_scheduler(self, config: Mapping[str, object] | None = None) -> Daemon:
+    def start_scheduler(self, config: Mapping[str, object] | None = None, *, verbosity: int = 0) -> Daemon:
         """Start kube-scheduler; `config` are fields of KubeSchedulerConfiguration (extenders, profiles, …).
 
-        On 1.25 and later give `apiVersion: kubescheduler.config.k8s.io/v1` in it.
+        On 1.25 and later give `apiVersion: kubescheduler.config.k8s.io/v1` in it. From verbosity 3 on it writes down
+        each node and each bound pod that it comes to know of.
         """
         address = f"127.0.0.1:{free_port()}"
         whole = {
@@ -285,7 +292,8 @@ class ControlPlane:
         }
         path = self.folder / f"scheduler-{len(self._daemons)}.yaml"
         path.write_text(yaml.safe_dump(whole))
-        return self._steady(self._spawn("kube-scheduler", f"--config={path}", "--secure-port=0", "--port=0"))
+        flags = (f"--config={path}", "--secure-port=0", "--port=0", f"--v={verbosity}")
+        return self._steady(self._spawn("kube-scheduler", *flags))
 
     def start_controller_manager(self, controllers: str = "*,-nodelifecycle") -> Daemon:
         """Start kube-controller-manager; without the node lifecycle controller, since there are no kubelets."""

@@ -29,6 +29,7 @@ from scheduler.cluster.credentials import find, from_kubeconfig, in_cluster
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.core.clock import ManualClock, SystemClock
 from scheduler.core.errors import ApiForbidden, ApiUnavailable, ConfigError
+from tests.certs import lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +218,17 @@ async def test_a_pipe_that_a_kubeconfig_names_is_refused_instead_of_waited_for(
         await from_kubeconfig(path, clock=clock).access()
     what = f"{tmp_path / 'pipe'}: expected a file, got a directory, pipe or device"
     assert str(caught.value) == f"cluster: kubeconfig {path}: {part}.{key}: {what}"
+
+
+async def test_a_locked_client_key_is_refused_instead_of_asking_on_the_terminal(
+    tmp_path: Path, clock: ManualClock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chain, key = make_certificate("u", tmp_path)
+    lock(key)
+    path = write_config(tmp_path / "config", {"client-certificate": str(chain), "client-key": str(key)})
+    with pytest.raises(ConfigError, match="expected PEM certificates and an unlocked key, got: "):
+        await from_kubeconfig(path, clock=clock).access()
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_token_file_may_be_a_link_and_a_pipe_of_another_user_is_left_alone(

@@ -479,7 +479,7 @@ class ClusterContract:
 
     async def test_a_lease_handed_back_is_taken_at_once(self, server: Server) -> None:
         await self._drop_lease(server)
-        long = LeaseTimes(lease_s=600.0, deadline_s=300.0, retry_s=0.1)
+        long = LeaseTimes(lease_s=600.0, deadline_s=300.0, retry_s=0.1, release_s=60.0)
 
         async def lead(_: int) -> None:
             await asyncio.Event().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -25,7 +26,9 @@ from tests.brokers import Broker, run_mosquitto
 from tests.controlplane import ControlPlane, Daemon, node_manifest, pod_manifest
 
 # Generous: shared machines are slow now and then, and nothing here measures time.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+# Of one request: what stands still answers when it goes on.
+ANSWER_S = 30.0
 SCHEDULER_NAME = "wattbalance"
 # The names of deploy/rbac.yaml: whoever `serve` is in these tests, it may do what is written there and no more.
 RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
@@ -43,7 +46,7 @@ def wait_for(what: str, check: Callable[[], object], patience_s: float = PATIENC
     while time.monotonic() < until_s:
         try:
             last = check()
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
             last = error
         if last and not isinstance(last, Exception):
             return last
@@ -73,7 +76,7 @@ class Process:
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
             try:
-                self.popen.wait(20)
+                self.popen.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
         return self.popen.wait()
@@ -89,12 +92,12 @@ class Replica:
 
     def get(self, path: str) -> Any:
         """GET a JSON page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=ANSWER_S) as answer:
             return json.loads(answer.read())
 
     def text(self, path: str) -> str:
         """GET a page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=ANSWER_S) as answer:
             return str(answer.read().decode())
 
     def ready(self) -> dict[str, Any] | None:
@@ -112,7 +115,7 @@ class Replica:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
             return json.loads(answer.read())
 
 
@@ -165,7 +168,7 @@ class System:
         """The daemon's configuration, as a person would write it."""
         base: dict[str, object] = {
             "cluster": {"name": "test", "kubeconfig": str(self.plane.kubeconfig(self.user))},
-            "telemetry": {"broker": self.broker.url, "stale": "5s"},
+            "telemetry": {"broker": self.broker.url, "stale": "10s"},
             "pools": [
                 {"name": "dc-1", "kind": "on-prem", "selector": {"site": "dc-1"}},
                 {"name": "aws-a", "kind": "cloud", "selector": {"site": "aws-a"}},
@@ -173,7 +176,8 @@ class System:
             "listeners": [
                 {"address": f"127.0.0.1:{port}", "serves": ["extender", "api", "metrics", "probes"]}
             ],
-            "lease": {"duration": "4s", "renew_deadline": "3s", "retry": "500ms"},
+            # Short, since tests wait for it to end; a leader that stands still for two seconds keeps it.
+            "lease": {"duration": "8s", "renew_deadline": "6s", "retry": "500ms"},
             "shutdown": {"grace": "5s"},
         }
         return base | changes
@@ -234,7 +238,8 @@ class System:
             "weight": 1,
             "nodeCacheCapable": True,
             "ignorable": ignorable,
-            "httpTimeout": "5s",
+            # A question that was given up would be asked twice, and counted twice.
+            "httpTimeout": "30s",
             **extender,
         }
         urls = [ports] if isinstance(ports, int) else ports

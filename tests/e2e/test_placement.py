@@ -8,7 +8,7 @@ import pytest
 
 from tests.controlplane import Daemon, pod_manifest
 from tests.e2e.conftest import StartAgent
-from tests.e2e.system import Replica, System, metric, until_seen, view, wait_for
+from tests.e2e.system import Replica, System, metric, readiness, until_seen, view, wait_for
 from tests.fakes.nvml_stub.stub import NvmlStub
 
 pytestmark = pytest.mark.e2e
@@ -24,7 +24,7 @@ GPU_IS_LOST = 15
 @pytest.fixture
 def replica(system: System) -> Replica:
     # Measured load forgets fast, so that a test sees a change of load soon.
-    return system.serve(telemetry={"broker": system.broker.url, "stale": "5s", "half_life": "500ms"})
+    return system.serve(telemetry={"broker": system.broker.url, "stale": "10s", "half_life": "500ms"})
 
 
 @pytest.fixture
@@ -174,6 +174,8 @@ def test_the_cloud_gets_work_only_when_the_data_centre_is_full(
 def test_a_pod_bound_past_us_is_accounted_and_counted(system: System, replica: Replica) -> None:
     system.add_node("past-a")
     until_seen(replica, "past-a")
+    # A leader counts.
+    wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
     assert metric(replica, "wattbalance_bypassed_pods_total", reason="other_scheduler") == 0
     system.plane.apply(pod_manifest("past-us", gpus=3, node="past-a"))
     wait_for("its GPUs are accounted", lambda: view(replica, "past-a")["bound_gpus"] == 3)

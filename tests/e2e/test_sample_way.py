@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.conftest import StartAgent
-from tests.e2e.system import System, wait_for
+from tests.e2e.system import ANSWER_S, System, wait_for
 from tests.fakes.nvml_stub.stub import NvmlStub
 
 pytestmark = pytest.mark.e2e
 
 
 def page(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=ANSWER_S) as answer:
         return str(answer.read().decode())
 
 

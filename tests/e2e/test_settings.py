@@ -211,7 +211,9 @@ def test_a_standby_that_others_can_reach_answers_nobody_until_it_leads(system: S
     system.add_node("far-a")
     system.plane.apply(pod_manifest("far"))
     doors = free_port(), free_port()
-    leader, standby = (serve_tls(system, site, f"0.0.0.0:{door}", mutual=True) for door in doors)
+    leader = serve_tls(system, site, f"0.0.0.0:{doors[0]}", mutual=True)
+    wait_for("it leads", lambda: readiness(leader)["role"] == "leader")
+    standby = serve_tls(system, site, f"0.0.0.0:{doors[1]}", mutual=True)
     until_seen(leader, "far-a")
     until_seen(standby, "far-a")
     assert [readiness(each)["role"] for each in (leader, standby)] == ["leader", "standby"]

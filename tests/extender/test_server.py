@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from scheduler.extender.wire import BindArgs, FilterArgs, PreemptArgs
 
+# How long to wait for what must come; only what hangs runs into it.
+PATIENCE_S = 60.0
 POD = {"metadata": {"name": "p", "uid": "u"}}
 QUESTION = {"Pod": POD, "Nodes": None, "NodeNames": ["a", "b"]}
 BIND = {"PodName": "p", "PodNamespace": "ns", "PodUID": "u", "Node": "a"}
@@ -98,7 +100,7 @@ def request(verb: str, body: bytes, length: int | None = None) -> bytes:
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], bytes]:
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)).decode()
     first, *lines = head.strip().split("\r\n")
     headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines)}
     return first.split(" ", 1)[1], headers, await reader.readexactly(int(headers["content-length"]))
@@ -106,7 +108,7 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]
 
 async def is_closed(reader: asyncio.StreamReader) -> bool:
     try:
-        return await asyncio.wait_for(reader.read(1), 10) == b""
+        return await asyncio.wait_for(reader.read(1), PATIENCE_S) == b""
     except ConnectionError:
         return True
 
@@ -142,7 +144,7 @@ async def serving(
         # Handlers of clients that hung up first end by themselves, after lingering.
         others = asyncio.all_tasks() - before
         if others:
-            await asyncio.wait(others, timeout=10)
+            await asyncio.wait(others, timeout=PATIENCE_S)
 
 
 async def test_each_verb_is_answered() -> None:
@@ -330,7 +332,7 @@ async def test_a_client_that_hangs_up_half_way_is_counted() -> None:
             await writer.drain()
             while not door.server._connections:
                 await asyncio.sleep(0)
-        await asyncio.wait_for(seen.wait(), 10)
+        await asyncio.wait_for(seen.wait(), PATIENCE_S)
         assert dict(door.counters.requests) == {("filter", "disconnected"): 1}
 
 
@@ -344,7 +346,7 @@ async def test_idle_connections_close_at_demotion_and_those_in_use_after_their_a
         assert (await read_answer(idle))[0] == "200 OK"
         door.verbs.may_bind.clear()
         busy_writer.write(request("bind", json.dumps(BIND).encode()))
-        await asyncio.wait_for(door.verbs.binding.wait(), 10)
+        await asyncio.wait_for(door.verbs.binding.wait(), PATIENCE_S)
 
         assert door.server.close_connections() == 2
         assert await is_closed(idle)

@@ -177,7 +177,7 @@ class Talk:
     async def is_closed(self) -> bool:
         """Whether the server closes the connection, sooner or later."""
         try:
-            return await asyncio.wait_for(self.reader.read(1), 30) == b""
+            return await asyncio.wait_for(self.reader.read(1), 60) == b""
         except ConnectionError:
             return True
 
@@ -205,4 +205,4 @@ async def served(world: World, address: str = "127.0.0.1:0") -> AsyncIterator[Do
     finally:
         await listeners.stop()
         if others := asyncio.all_tasks() - before:
-            await asyncio.wait(others, timeout=10)
+            await asyncio.wait(others, timeout=60)

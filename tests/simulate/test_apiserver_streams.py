@@ -50,7 +50,7 @@ async def watching(
 
 
 async def line(content: aiohttp.StreamReader) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         found: dict[str, Any] = json.loads(await content.readline())
         return found
 
@@ -318,9 +318,12 @@ async def test_a_bind_whose_answer_is_lost_is_applied_all_the_same() -> None:
         server.faults.lose_binds = 1
         server.faults.lose_bind_answers = 1
         short = aiohttp.ClientTimeout(total=SILENCE_S)
-        for want_node in (None, "n"):
-            with pytest.raises(TimeoutError):
-                await session.post("/api/v1/namespaces/default/pods/p/binding", json=body, timeout=short)
+        faults = server.faults
+        for want_node, fault in ((None, "lose_binds"), ("n", "lose_bind_answers")):
+            # On a machine that stalls the time may be over before the request came.
+            while getattr(faults, fault):
+                with pytest.raises(TimeoutError):
+                    await session.post("/api/v1/namespaces/default/pods/p/binding", json=body, timeout=short)
             assert server.get("pods", "p", "default")["spec"].get("nodeName") == want_node
 
 

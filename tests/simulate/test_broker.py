@@ -11,6 +11,8 @@ import pytest
 
 from scheduler.simulate.broker import BrokerHandle, BrokerKind, NoBroker, find_mosquitto, running_broker
 
+# Only so that a message that never comes fails the test.
+PATIENCE_S = 60.0
 KINDS = [
     pytest.param(
         BrokerKind.MOSQUITTO,
@@ -28,7 +30,11 @@ def client(broker: BrokerHandle, name: str) -> aiomqtt.Client:
 async def test_a_message_goes_through(kind: BrokerKind) -> None:
     async with running_broker(kind) as broker:
         assert broker.kind is kind
-        async with asyncio.timeout(10), client(broker, "in") as reader, client(broker, "out") as writer:
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            client(broker, "in") as reader,
+            client(broker, "out") as writer,
+        ):
             await reader.subscribe("a/#")
             await writer.publish("a/b", b"x" * 30_000, qos=1)
             message = await anext(aiter(reader.messages))
@@ -38,7 +44,7 @@ async def test_a_message_goes_through(kind: BrokerKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_late_subscriber_gets_what_was_retained_by_many(kind: BrokerKind) -> None:
     want_names = {f"a/{i}" for i in range(300)}
-    async with running_broker(kind) as broker, asyncio.timeout(20):
+    async with running_broker(kind) as broker, asyncio.timeout(PATIENCE_S):
         async with client(broker, "out") as writer:
             for name in sorted(want_names):
                 await writer.publish(name, b"here", qos=1, retain=True)

@@ -235,7 +235,7 @@ async def test_the_loop_places_pods_by_itself_until_it_is_cancelled() -> None:
     server = ApiServer(SystemClock())
     scheduler = KubeScheduler(server, SystemClock(), SchedulerConfig(initial_backoff_s=0.05))
     server.create("nodes", node("a", gpu=1))
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         loop = group.create_task(scheduler.run())
         server.create("pods", pod("p", gpu=1))
         while scheduler.counts.attempts < 1:
