@@ -18,7 +18,7 @@ from scheduler.telemetry.sample import (
 )
 
 # How long to wait for what must come. Long, since shared machines stall; nothing is measured by it.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Collector:

@@ -247,7 +247,8 @@ async def test_a_whole_agent_over_a_real_broker(tmp_path: Path) -> None:
     assert collector.seqs() == sorted(collector.seqs())
     assert collector.taken[0][1].boot
     assert devices.closed == 1
-    assert not set(collector.drops) - {"unknown_inventory"}
+    # On a machine that stalls a sample may still wait when the next one comes; nothing else is dropped.
+    assert not set(collector.drops) - {"unknown_inventory", "overwritten"}
     assert abs(next(iter(subscriber.intake.skewed_s.values()), 0.0)) == 0.0
 
 
