@@ -159,9 +159,11 @@ def _context(
     try:
         context = ssl.create_default_context(cafile=ca_file)
         if cert_file:
-            context.load_cert_chain(cert_file, key_file)
+            # An empty password makes a locked key an error; without one, OpenSSL would ask on the terminal.
+            context.load_cert_chain(cert_file, key_file, password="")
     except (OSError, ssl.SSLError) as error:
-        raise _bad(f"certificate files of the API server (CA {ca_file}): {error}") from error
+        what = "expected PEM certificates and an unlocked key"
+        raise _bad(f"certificate files of the API server (CA {ca_file}): {what}, got: {error}") from error
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -118,9 +118,11 @@ def _read_certificates(settings: BrokerSettings) -> ssl.SSLContext:
         raise Disconnected(message) from error
     if settings.cert_file:
         try:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
+            # An empty password makes a locked key an error; without one, OpenSSL would ask on the terminal.
+            context.load_cert_chain(settings.cert_file, settings.key_file, password="")
         except (OSError, ValueError) as error:
-            message = f"cannot use cert_file {settings.cert_file}, key_file {settings.key_file}: {error}"
+            what = "expected a PEM certificate and its unlocked key"
+            message = f"cannot use cert_file {settings.cert_file}, key_file {settings.key_file}: {what}, got: {error}"
             raise Disconnected(message) from error
     return context
 

@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.core.errors import ConfigError, Disconnected
 from scheduler.telemetry.broker import BrokerSettings, read_credentials
-from tests.certs import Authority
+from tests.certs import Authority, lock
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,14 @@ def test_an_empty_secret_is_named_with_its_key(tmp_path: Path, field: str, want:
     with pytest.raises(Disconnected) as caught:
         read_credentials(BrokerSettings(**{key: str(file) for key, file in files.items()}))  # type: ignore[arg-type]  # As above.
     assert str(caught.value) == f"cannot use {field} {files[field]}: expected {want}, got an empty file"
+
+
+def test_a_locked_key_is_refused_instead_of_asking_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chain, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    Authority().issue("n1", chain, key)
+    lock(key)
+    with pytest.raises(Disconnected, match=r"cannot use cert_file .*: expected .* its unlocked key, got: "):
+        read_credentials(BrokerSettings(url="mqtts://b", cert_file=str(chain), key_file=str(key)))
+    assert capfd.readouterr().err == ""
