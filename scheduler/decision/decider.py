@@ -25,11 +25,13 @@ from scheduler.decision.cycle import (
     judge,
     near_best,
 )
-from scheduler.decision.record import DecisionLog, DecisionRecord, Ranked, Weighed
+from scheduler.decision.record import PREEMPT, DecisionLog, DecisionRecord, Ranked, Weighed
 from scheduler.policy.base import POOL_CODES
 from scheduler.policy.profiles import NamedFilter, Profile
 
 BEST_KEPT = 10
+# Results with which a record names a node.
+ONE_NODE = frozenset({"placed", "full_by_our_count", "observed"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,16 +203,35 @@ class Decider:
             scores[judgement.codes[rows] > 0] = 0.0
         return scores
 
-    def acceptable(self, request: PodRequest, rows: Rows, now_mono_s: float) -> NDArray[np.bool_]:
-        """For preempt: which candidates pass all filters, shape (candidates,), bool. Never reserves or reorders.
+    def acceptable(
+        self,
+        request: PodRequest,
+        rows: Rows,
+        now_mono_s: float,
+        unix_s: float,
+        *,
+        unknown: int = 0,
+        observe: bool = False,
+    ) -> tuple[NDArray[np.bool_], DecisionRecord]:
+        """For preempt: which candidates pass all filters, shape (candidates,), bool, and a record of them.
 
-        kube-scheduler has counted the victims' GPUs free; what only we can see is all that may say no.
+        Never reserves or reorders. kube-scheduler has counted the victims' GPUs free; what only we can see is all that
+        may say no. `unknown` is how many more candidates there were of which nobody knows anything but the name.
         """
         judgement = self.judge(request, rows, now_mono_s)
-        profile = self.profiles[request.workload]
         accepted: NDArray[np.bool_] = judgement.codes[rows] == 0
-        self.results["preempt", profile.name, "accepted" if accepted.any() else "no_fit"] += 1
-        return accepted
+        result = "observed" if observe else "accepted" if accepted.any() else "no_fit"
+        record = self._record(
+            PREEMPT,
+            request,
+            judgement,
+            result,
+            unix_s,
+            best=self._ranked(judgement),
+            reserved=False,
+            unknown=unknown,
+        )
+        return accepted, record
 
     def pass_by(self, verb: str, request: PodRequest) -> None:
         """Count a question about a pod that asks for no GPU: nothing is judged, promised or kept of it."""
@@ -241,9 +262,13 @@ class Decider:
         reasons = {self.reason_texts[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
         if unknown:
             reasons[Reason.UNKNOWN_NODE.text] = unknown
-        if judgement.last is not None and judgement.last.any():
+        fitting = judgement.fitting
+        if verb == PREEMPT:
+            # Room is made for the pod: a node that is full, or that it was not bound to before, is as good as any.
+            fitting = int(np.count_nonzero(judgement.offered)) - len(judgement.failed)
+        elif judgement.last is not None and judgement.last.any():
             reasons[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = int(np.count_nonzero(judgement.last))
-        one_node = judgement.choice >= 0 and result in {"placed", "full_by_our_count", "observed"}
+        one_node = verb != PREEMPT and judgement.choice >= 0 and result in ONE_NODE
         record = DecisionRecord(
             cycle=f"{self.instance}-{self._cycle:x}",
             unix_s=unix_s,
@@ -255,7 +280,7 @@ class Decider:
             placement=profile.placement.value,
             gpus=request.gpus,
             asked=int(np.count_nonzero(judgement.offered)) + unknown,
-            fitting=judgement.fitting,
+            fitting=fitting,
             chosen=self._name(judgement.choice) if one_node else "",
             result=result,
             reserved=reserved,

@@ -13,8 +13,10 @@ import msgspec
 
 # DESIGN: the last 10,000 in memory, each also one log line.
 RECORDS_KEPT = 10_000
-RESULTS = ("placed", "advised", "no_fit", "passed_soft", "full_by_our_count", "observed")
+RESULTS = ("placed", "advised", "no_fit", "passed_soft", "full_by_our_count", "observed", "accepted")
 """How a decision may end."""
+PREEMPT = "preempt"
+"""The verb that places nothing: it says where room may be made."""
 
 
 class Weighed(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +48,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     unix_s: float
     """When, by the daemon's clock."""
     verb: str
-    """filter | prioritize"""
+    """filter | prioritize | preempt"""
     namespace: str
     pod: str
     uid: str
@@ -57,11 +59,12 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     asked: int
     """How many nodes kube-scheduler offered."""
     fitting: int
-    """How many of them had no reason against them and room by our count."""
+    """How many of them had no reason against them and room by our count; of preempt, which makes room: no reason."""
     chosen: str
-    """The node; empty if none fits, or if kube-scheduler chooses."""
+    """The node; empty if none fits, if kube-scheduler chooses, and of preempt."""
     result: str
-    """placed | advised | no_fit | passed_soft (left to the pod's own preferences) | full_by_our_count | observed"""
+    """placed | advised | no_fit | passed_soft (left to the pod's own preferences) | full_by_our_count | observed
+    | accepted (of preempt: some of the candidates)"""
     reserved: bool
     """Whether its GPUs are now kept for this pod."""
     reasons: dict[str, int]
@@ -77,7 +80,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class DecisionLog:
-    """The last decisions, newest last; and the newest of each pod."""
+    """The last decisions, newest last; and of each pod the newest that was about its place."""
 
     def __init__(self, kept: int = RECORDS_KEPT) -> None:
         self._records: deque[DecisionRecord] = deque(maxlen=kept)
@@ -97,8 +100,9 @@ class DecisionLog:
             if self._by_uid.get(oldest.uid) is oldest:
                 del self._by_uid[oldest.uid]
         self._records.append(record)
-        self._by_uid[record.uid] = record
+        if record.verb != PREEMPT:
+            self._by_uid[record.uid] = record
 
     def of_pod(self, uid: str) -> DecisionRecord | None:
-        """The newest decision for a pod."""
+        """The newest decision about a pod's place: where room may be made for it (preempt) is none."""
         return self._by_uid.get(uid)

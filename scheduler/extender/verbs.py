@@ -205,12 +205,20 @@ class Verbs:
         if not wants_device(args.pod):
             self._pass("preempt", args.pod)
             return preempt_answer(args.victims)
-        if self.observe:
-            return preempt_answer(args.victims)
         rows = rows_of(names, self.store.rows)
         known = rows >= 0
         accepted = np.zeros(len(names), bool)
-        accepted[known] = self.decider.acceptable(self._request(args.pod), rows[known], self.clock.mono_s())
+        accepted[known], record = self.decider.acceptable(
+            self._request(args.pod),
+            rows[known],
+            self.clock.mono_s(),
+            self.clock.unix_s(),
+            unknown=int(np.count_nonzero(~known)),
+            observe=self.observe,
+        )
+        self._log_decision(record)
+        if self.observe:
+            return preempt_answer(args.victims)
         kept = {name: args.victims[name] for name, good in zip(names, accepted.tolist(), strict=True) if good}
         return preempt_answer(kept)
 

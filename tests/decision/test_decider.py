@@ -282,9 +282,20 @@ def test_preempt_asks_what_only_we_can_see_and_reserves_nothing() -> None:
     store, decider = world(nodes=2)
     see_node(store, "n2", labels={"wattbalance.io/quarantine": "xid-79"})
     see_pod(store, make_pod("victim", gpus=8, node="n0"))
-    accepted = decider.acceptable(make_request(gpus=8), all_rows(store), NOW)
+    placed = place(decider, make_request(gpus=8))
+    store.release("uid-p1", NOW)
+    accepted, record = decider.acceptable(make_request(gpus=8), all_rows(store), NOW, 0.0, unknown=1)
     assert accepted.tolist() == [True, True, False]
     assert not len(store.reservations)
+    assert (record.verb, record.result, record.asked, record.fitting) == ("preempt", "accepted", 4, 2)
+    assert record.reasons == {Reason.QUARANTINED.text: 1, Reason.UNKNOWN_NODE.text: 1}
+    assert (record.chosen, record.reserved) == ("", False)
+    assert {ranked.node for ranked in record.best} == {"n0", "n1"}
+    assert decider.results["preempt", "batch", "accepted"] == 1
+    assert list(decider.log) == [record, placed.record]
+    assert decider.log.of_pod("uid-p1") is placed.record, "preempt places nothing"
+    _, record = decider.acceptable(make_request(gpus=8), all_rows(store)[2:], NOW, 0.0)
+    assert (record.result, record.asked, record.fitting, record.best) == ("no_fit", 1, 0, ())
 
 
 def test_no_node_leaves_a_reason_for_each_and_takes_the_promise_back() -> None:
@@ -327,22 +338,28 @@ def test_in_the_record_the_terms_of_every_node_add_up_to_its_score(
     assert decider.log.of_pod("uid-p1") is record
 
 
-def record_of(uid: str, cycle: str) -> DecisionRecord:
-    values = {"unix_s": 0.0, "verb": "filter", "namespace": "", "pod": "", "profile": "", "placement": ""}
+def record_of(uid: str, cycle: str, verb: str = "filter") -> DecisionRecord:
+    values = {"unix_s": 0.0, "verb": verb, "namespace": "", "pod": "", "profile": "", "placement": ""}
     return DecisionRecord(
         cycle=cycle, uid=uid, gpus=1, asked=0, fitting=0, chosen="", result="no_fit", reserved=False,
         reasons={}, policies=(), best=(), **values,  # type: ignore[arg-type]  # texts, and one float
     )  # fmt: skip
 
 
-@given(st.integers(1, 5), st.lists(st.sampled_from("abc"), max_size=20))
-def test_the_log_keeps_the_last_few_and_the_newest_of_each_pod(kept: int, uids: list[str]) -> None:
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["filter", "preempt"])), max_size=20),
+)
+def test_the_log_keeps_the_last_few_and_the_newest_of_each_pods_place(
+    kept: int, told: list[tuple[str, str]]
+) -> None:
     log = DecisionLog(kept)
-    records = [record_of(uid, str(index)) for index, uid in enumerate(uids)]
+    records = [record_of(uid, str(index), verb) for index, (uid, verb) in enumerate(told)]
     for record in records:
         log.add(record)
     want_kept = records[-kept:]
     assert list(log) == want_kept[::-1]
     for uid in "abc":
-        want = next((record for record in reversed(want_kept) if record.uid == uid), None)
+        places = (each for each in reversed(want_kept) if each.uid == uid and each.verb == "filter")
+        want = next(places, None)
         assert log.of_pod(uid) is want

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from typing import Any
 
@@ -303,7 +304,9 @@ def test_a_node_that_we_do_not_know_takes_no_score_from_those_that_we_know() -> 
 # --- preempt ---------------------------------------------------------------------------------------------------------
 
 
-def test_preempt_keeps_acceptable_candidates_with_their_victims_unchanged() -> None:
+def test_preempt_keeps_acceptable_candidates_with_their_victims_unchanged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     see_pod(world.store, make_pod("x", gpus=8, node="a"))
     victims = {
@@ -312,11 +315,16 @@ def test_preempt_keeps_acceptable_candidates_with_their_victims_unchanged() -> N
         "bad": {"Pods": [{"UID": "v3"}], "NumPDBViolations": 0},
         "who": {"Pods": [{"UID": "v4"}], "NumPDBViolations": 0},
     }
-    answer = world.preempt({"Pod": pod(gpus=8), "NodeNameToMetaVictims": victims})
+    with caplog.at_level(logging.INFO):
+        answer = world.preempt({"Pod": pod(gpus=8), "NodeNameToMetaVictims": victims})
     kept = answer["NodeNameToMetaVictims"]
     assert kept == {"a": victims["a"], "b": victims["b"]}
     assert list(kept) == ["a", "b"], "in the order given"
     assert not len(world.store.reservations)
+    record = next(iter(world.decider.log))
+    assert (record.verb, record.result, record.asked, record.fitting) == ("preempt", "accepted", 4, 2)
+    assert record.reasons == {Reason.QUARANTINED.text: 1, Reason.UNKNOWN_NODE.text: 1}
+    assert [line.kv["decision"] for line in caplog.records] == [record]  # type: ignore[attr-defined]  # kv's
 
 
 def test_preempt_by_whole_pods_is_answered_by_uid() -> None:
@@ -343,6 +351,8 @@ async def test_observing_gives_everything_back_and_does_nothing() -> None:
     victims = {"bad": {"Pods": [{"UID": "v"}], "NumPDBViolations": 0}}
     answer = world.preempt({"Pod": pod(), "NodeNameToMetaVictims": victims})
     assert answer["NodeNameToMetaVictims"] == victims
+    newest = next(iter(world.decider.log))
+    assert (newest.verb, newest.result, newest.fitting) == ("preempt", "observed", 0)
     world.cluster.add(make_pod())
     assert "off" in await world.bind()
     assert not world.cluster.bindings

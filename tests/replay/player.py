@@ -188,7 +188,8 @@ class Player:
 
     def preempt(self, name: str, *nodes: str) -> list[str]:
         request, rows = self._question(name, nodes)
-        return [f"-> {self._names(rows[self.decider.acceptable(request, rows, self.clock.mono_s())])}"]
+        accepted, _ = self.decider.acceptable(request, rows, self.clock.mono_s(), self.clock.unix_s())
+        return [f"-> {self._names(rows[accepted])}"]
 
     def _names(self, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
         return " ".join(sorted(self.store.names[row] or "" for row in rows.tolist())) or "none"
