@@ -53,8 +53,9 @@ def make_pod(
     annotations: dict[str, str] | None = None,
     owner: OwnerRef | None = None,
     priority_class: str = "",
+    deleted: str | None = None,
 ) -> Pod:
-    """A pod with one container that asks for GPUs."""
+    """A pod with one container that asks for GPUs. `deleted` is when its deletion began."""
     return Pod(
         metadata=Meta(
             name=name,
@@ -62,6 +63,7 @@ def make_pod(
             uid=uid or f"uid-{name}",
             annotations=annotations,
             owner_references=[owner] if owner else None,
+            deletion_timestamp=deleted,
         ),
         spec=PodSpec(
             node_name=node,

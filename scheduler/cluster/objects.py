@@ -25,13 +25,14 @@ class OwnerRef(Slim, frozen=True):
 
 
 class Meta(Slim, frozen=True):
-    """ObjectMeta, as far as we read it. `creation_timestamp` is RFC 3339."""
+    """ObjectMeta, as far as we read it. Timestamps are RFC 3339; one of deletion means that it has begun."""
 
     name: str = ""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
     creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[OwnerRef] | None = None

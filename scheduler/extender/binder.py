@@ -169,6 +169,10 @@ class Binder:
         if found.spec.node_name:
             self._release(args)
             return "conflict", f"pod {pod} is bound to {found.spec.node_name} already"
+        if found.metadata.deletion_timestamp:
+            # No Binding of it is taken any more, not even one that is still on its way.
+            self._release(args)
+            return "gone", f"pod {pod} is being deleted"
         self.unknown.pop(args.uid, None)
         if not sent:
             self._release(args)

@@ -143,8 +143,8 @@ class Sources:
         "Time from the head of an extender request to its answer, answered ones only.", "verb"
     )
     binds: By = _counter(
-        "Bindings asked of us by result: bound, already, conflict, gone, cordoned, unknown_node, not_leading, failed, "
-        "unknown (looked up until it is known).",
+        "Bindings asked of us by result: bound, already, conflict, gone (or being deleted), cordoned, unknown_node, "
+        "not_leading, failed, unknown (looked up until it is known).",
         "result",
     )
     connections_refused: By = _counter(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from scheduler.cluster.port import Changed, Kind
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable, ClusterError
 from scheduler.extender import binder as binder_module
 from tests.builders import make_node, make_pod, see_pod
 from tests.extender.world import World
@@ -74,6 +74,21 @@ async def test_a_pod_that_is_gone_lets_go_of_its_promise() -> None:
     world.promise()
     assert "gone" in await world.bind()
     assert not world.promised
+    assert results(world) == {"gone": 1}
+
+
+@pytest.mark.parametrize("answer", [ApiConflict("is being deleted", status=409), ApiUnavailable("timed out")])
+async def test_a_pod_that_is_being_deleted_is_said_to_be_and_lets_go_of_its_promise(
+    answer: ClusterError,
+) -> None:
+    world = World()
+    world.promise()
+    world.cluster.add(make_pod(deleted="2026-01-01T00:00:00Z"))
+    world.cluster.bind_fails = [answer]
+    assert await world.bind() == "pod team-a/p1 is being deleted"
+    assert not world.promised
+    assert world.verbs.binder is not None
+    assert not world.verbs.binder.unknown
     assert results(world) == {"gone": 1}
 
 
