@@ -1,4 +1,4 @@
-"""That the alarm of tests/conftest.py goes off: without it, lost tasks and unread errors pass unseen."""
+"""That the alarm of tests/conftest.py goes off: without it, lost tasks, open sockets and unread errors pass unseen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PLANTED = """
 import asyncio
+import os
 
 
 async def fails() -> None:
@@ -23,6 +24,17 @@ async def test_that_is_clean():
 
 async def test_that_leaves_a_task_running():
     asyncio.get_running_loop().lost = asyncio.create_task(asyncio.Event().wait())
+
+
+async def test_that_leaves_a_socket_open():
+    asyncio.get_running_loop().add_reader(os.pipe()[0], print)
+
+
+async def test_whose_other_side_says_goodbye_a_moment_later():
+    loop = asyncio.get_running_loop()
+    ours, theirs = os.pipe()
+    loop.add_reader(ours, lambda: loop.remove_reader(ours))
+    loop.call_later(0.05, os.close, theirs)
 
 
 async def test_that_never_reads_an_error():
@@ -41,8 +53,12 @@ async def test_that_never_reads_an_error_in_a_cycle():
 """
 
 
-def test_lost_tasks_and_unread_errors_fail_their_test(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
+def test_lost_tasks_open_sockets_and_unread_errors_fail_their_test(tmp_path: Path) -> None:
+    alarm = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    # A socket that stays open is waited for.
+    quick = alarm.replace("GOODBYE_S = 60.0", "GOODBYE_S = 3.0")
+    assert quick != alarm
+    (tmp_path / "conftest.py").write_text(quick, encoding="utf-8")
     (tmp_path / "test_planted.py").write_text(PLANTED, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -50,8 +66,9 @@ def test_lost_tasks_and_unread_errors_fail_their_test(tmp_path: Path) -> None:
     )
     told = re.findall(r"^ERROR \S*::(\w+)", done.stdout, re.MULTILINE)
     assert sorted(told) == [
+        "test_that_leaves_a_socket_open",
         "test_that_leaves_a_task_running",
         "test_that_never_reads_an_error",
         "test_that_never_reads_an_error_in_a_cycle",
     ], done.stdout
-    assert "4 passed, 3 errors" in done.stdout
+    assert "6 passed, 4 errors" in done.stdout
