@@ -72,9 +72,12 @@ class Facts:
         age_s = float(snapshot.reading_age_s[row])
         listed = record.inventory.gpus if record.inventory else []
         known = [util_frac for _, util_frac, _ in readings if util_frac is not None]
-        broken = sum(state in {"lost", "hung"} for state, _, _ in readings)
-        # No agent has told what the node has: all that Kubernetes counts is unknown.
-        unknown = len(readings) - broken - len(known) if record.inventory else gpus
+        broken: float = sum(state in {"lost", "hung"} for state, _, _ in readings)
+        if listed:
+            # What Kubernetes counts and the agent does not find is no more to be had than what is lost.
+            broken += max(gpus - len(listed), 0)
+        # Where no agent has told what the node has, all that Kubernetes counts is unknown.
+        unknown = max(gpus, len(listed)) - broken - len(known)
         return NodeView(
             name=name,
             pool=record.pool,

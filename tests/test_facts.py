@@ -11,7 +11,7 @@ from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store
 from scheduler.facts import Facts, Replica, nodes_skewed
 from scheduler.report.views import NodeView
-from tests.builders import make_node, make_sample, make_store, see_node
+from tests.builders import make_inventory, make_node, make_sample, make_store, see_node
 
 
 def view(store: Store, name: str = "n1") -> NodeView:
@@ -44,6 +44,54 @@ def test_load_is_a_measurement_or_null(
     assert [told.known_gpus, told.unknown_gpus, told.broken_gpus] == list(want_counts)
     if state[-1] == "hung":
         assert told.devices[-1].state == "hung"
+
+
+@pytest.mark.parametrize(
+    ("found", "lost", "want_counts", "want_free"),
+    [
+        pytest.param(8, 0, (8, 0, 0), 8, id="as many"),
+        pytest.param(7, 0, (7, 0, 1), 7, id="one not found"),
+        pytest.param(7, 2, (5, 0, 3), 5, id="one not found, two lost"),
+        pytest.param(16, 0, (16, 0, 0), 8, id="more than Kubernetes counts"),
+        pytest.param(16, 4, (12, 0, 4), 8, id="more, some of them lost"),
+    ],
+)
+def test_what_an_agent_finds_and_what_kubernetes_counts_add_up(
+    found: int, lost: int, want_counts: tuple[int, int, int], want_free: int
+) -> None:
+    store = make_store(stale_s=10.0)
+    store.apply(Changed(Kind.NODE, make_node(gpus=8)), 0.0)
+    store.see_inventory("n1", make_inventory(gpus=found))
+    state = ["ok"] * (found - lost) + ["lost"] * lost
+    util: list[float | None] = [None if each == "lost" else 0.5 for each in state]
+    store.see_samples([("n1", make_sample(util=util, state=state), 1.0)])
+    store.tick(1.0)
+    told = view(store)
+    assert [told.known_gpus, told.unknown_gpus, told.broken_gpus] == list(want_counts)
+    assert sum(want_counts) == max(8, found)
+    assert [told.free_gpus, told.load_frac] == [want_free, 0.5]
+    # Offline: what was known no longer is.
+    store.see_status("n1", online=False)
+    told = view(store)
+    assert [told.known_gpus, told.unknown_gpus] == [0, want_counts[0]]
+    assert told.broken_gpus == want_counts[2]
+
+
+def test_after_an_inventory_was_cleared_what_kubernetes_counts_is_unknown() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node(gpus=8)), 0.0)
+    store.see_inventory("n1", make_inventory(gpus=16))
+    store.see_samples([("n1", make_sample(util=[0.5] * 16, state=["ok"] * 15 + ["lost"]), 1.0)])
+    store.forget_inventory("n1")
+    told = view(store)
+    assert [told.known_gpus, told.unknown_gpus, told.broken_gpus] == [0, 8, 0]
+    assert told.devices == []
+    assert not told.fresh
+    # Of a node that is not there: what its agent said is not kept for when it comes.
+    store.see_inventory("n2", make_inventory("n2", gpus=16))
+    store.forget_inventory("n2")
+    store.apply(Changed(Kind.NODE, make_node("n2", gpus=8)), 0.0)
+    assert view(store, "n2").unknown_gpus == 8
 
 
 def test_a_node_that_is_stale_or_has_no_agent_is_all_unknown() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.cluster.columns import STATE_HUNG, STATE_LOST, STATE_OK, STATE_UNKNOWN, Columns
-from scheduler.cluster.nodes import NodeRecord, Nodes
+from scheduler.cluster.nodes import MODEL_LABEL, NodeRecord, Nodes
 from scheduler.telemetry.sample import Inventory, Sample
 
 STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_LOST, "hung": STATE_HUNG}
@@ -42,15 +42,30 @@ class Measurements:
         row = record.row
         before = [g.uuid for g in record.inventory.gpus] if record.inventory else []
         if before != [g.uuid for g in inventory.gpus]:
-            columns.forget_readings(row)
-            columns.util[row] = np.nan
-            columns.state[row] = STATE_OK
-            columns.slot[row] = False
-            columns.slot[row, : len(inventory.gpus)] = True
+            self._start_anew(row, len(inventory.gpus))
         record.inventory = inventory
         if inventory.gpus:
             record.model = inventory.gpus[0].model
         self._nodes.renew(record)
+
+    def forget_inventory(self, node: str) -> None:
+        """Somebody cleared what an agent had said: what the node has is as unknown as if there had been none."""
+        self._early_inventories.pop(node, None)
+        record = self._nodes.records.get(node)
+        if record is None or record.inventory is None:
+            return
+        self._start_anew(record.row, 0)
+        record.inventory = None
+        record.model = record.labels.get(MODEL_LABEL, "")
+        self._nodes.renew(record)
+
+    def _start_anew(self, row: int, gpus: int) -> None:
+        columns = self._columns
+        columns.forget_readings(row)
+        columns.util[row] = np.nan
+        columns.state[row] = STATE_OK
+        columns.slot[row] = False
+        columns.slot[row, :gpus] = True
 
     def _keep_early(self, node: str, inventory: Inventory) -> None:
         early = self._early_inventories

@@ -20,6 +20,10 @@ class StoreHandler:
         """What a node has."""
         self._store.see_inventory(node, inventory)
 
+    def inventory_cleared(self, node: str, now_mono_s: float) -> None:
+        """Nobody says any more what a node has."""
+        self._store.forget_inventory(node)
+
     def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         """Readings of some nodes."""
         self._store.see_samples(batch)

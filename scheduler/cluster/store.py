@@ -331,6 +331,10 @@ class Store:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
         self._measurements.see_inventory(node, inventory)
 
+    def forget_inventory(self, node: str) -> None:
+        """What an agent had said of a node's GPUs was cleared: only what Kubernetes counts is known of them."""
+        self._measurements.forget_inventory(node)
+
     def see_samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         """Write samples (node, sample, instant of receipt), at most one a node, in one go."""
         self._measurements.see_samples(batch)

@@ -229,7 +229,8 @@ NODE_FAMILIES: tuple[NodeFamily, ...] = (
     NodeFamily(
         name="wattbalance_node_gpus",
         kind=Kind.GAUGE,
-        text="GPUs by state: bound, reserved, broken, free. What others overcommit makes the sum larger.",
+        text="GPUs by state: bound, reserved, broken (lost, hung, or not found by the agent), free. The sum is what "
+        "Kubernetes counts, or more: by what others overcommit, broke while bound, or is broken beyond that count.",
         labels=("node", "pool", "state"),
         read=lambda node: [
             (("bound",), node.bound_gpus),

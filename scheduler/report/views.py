@@ -35,13 +35,13 @@ class NodeView(View, frozen=True):
     name: str
     pool: str
     gpus: int
-    """Allocatable GPUs."""
+    """Allocatable GPUs. Broken, known and unknown ones add up to these, or to what the agent found if that is more."""
     free_gpus: float
     """Neither bound, nor reserved, nor broken."""
     bound_gpus: float = 0.0
     reserved_gpus: float = 0.0
     broken_gpus: float = 0.0
-    """Lost or hung, as the agent last told."""
+    """Lost or hung, as the agent last told, or counted by Kubernetes and not among those that it found."""
     known_gpus: float = 0.0
     """Not broken, and with a reading of their utilisation that may be believed."""
     unknown_gpus: float = 0.0

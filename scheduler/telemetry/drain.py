@@ -27,6 +27,10 @@ class TelemetryHandler(Protocol):
         """Take in what a node has; comes again, unchanged, whenever its agent reconnects."""
         ...
 
+    def inventory_cleared(self, node: str, now_mono_s: float) -> None:
+        """Take in that nobody says any more what a node has; it is unknown at once."""
+        ...
+
     def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         """Take in samples: (node, sample, monotonic instant of receipt), at most one per node.
 
@@ -127,7 +131,7 @@ class Drain:
             elif not payload:
                 # Somebody cleared a retained inventory: the node is gone for good.
                 self._intake.forget(node)
-                self._handler.status(node, False, at_mono_s)
+                self._handler.inventory_cleared(node, at_mono_s)
             else:
                 payload_hash, inventory = self._intake.inventory(node, payload, at_mono_s)
                 self._handler.inventory(node, payload_hash, inventory, at_mono_s)

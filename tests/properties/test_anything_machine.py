@@ -109,6 +109,12 @@ class AnythingMachine(RuleBasedStateMachine):
     def _payload(self, whole: Sample | Inventory, data: st.DataObject, *, bent: bool) -> bytes:
         return json.dumps(mutated(json.loads(encode(whole)), data)).encode() if bent else encode(whole)
 
+    @rule(node=TOLD)
+    def inventory_cleared(self, node: str) -> None:
+        self.intake.forget(node)
+        self.told.pop(node, None)
+        self.verbs.store.forget_inventory(node)
+
     @rule(node=TOLD, online=st.booleans())
     def status(self, node: str, *, online: bool) -> None:
         self.verbs.store.see_status(node, online=online)

@@ -44,6 +44,9 @@ class Recorder:
     def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
         self.inventories[node] = inventory
 
+    def inventory_cleared(self, node: str, now_mono_s: float) -> None:
+        self.inventories.pop(node, None)
+
     def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         self.seen.extend(sample for _, sample, _ in batch)
 

@@ -26,6 +26,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.inventories: list[tuple[str, str, Inventory]] = []
+        self.cleared: list[str] = []
         self.taken: list[tuple[str, Sample]] = []
         self.statuses: list[tuple[str, bool]] = []
         self.drops: Counter[str] = Counter()
@@ -34,6 +35,10 @@ class Collector:
     def inventory(self, node: str, payload_hash: str, inventory: Inventory, now_mono_s: float) -> None:
         assert now_mono_s > 0
         self.inventories.append((node, payload_hash, inventory))
+
+    def inventory_cleared(self, node: str, now_mono_s: float) -> None:
+        assert now_mono_s > 0
+        self.cleared.append(node)
 
     def samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         self.batches.append(len(batch))

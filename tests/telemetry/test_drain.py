@@ -120,14 +120,14 @@ async def test_a_handler_that_fails_on_state_does_not_end_the_loop() -> None:
     assert len(desk.collector.inventories) == 1
 
 
-async def test_a_cleared_inventory_takes_the_node_offline() -> None:
+async def test_a_cleared_inventory_is_told_and_samples_of_it_are_refused() -> None:
     desk = Desk()
     desk.put("n1", "inventory", make_inventory())
     await desk.settle()
     desk.put("n1", "inventory", b"")
     desk.put("n1", "samples", make_sample(seq=1))
     await desk.settle()
-    assert desk.collector.statuses == [("n1", False)]
+    assert desk.collector.cleared == ["n1"]
     assert desk.collector.drops == {"unknown_inventory": 1}
 
 
