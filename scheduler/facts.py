@@ -94,7 +94,7 @@ class Facts:
             reading_age_s=age_s if age_s < float("inf") else None,
             fresh=fresh,
             cordoned=bool(snapshot.cordoned[row]),
-            quarantine=record.labels.get(QUARANTINE_LABEL, ""),
+            quarantine=record.labels.get(QUARANTINE_LABEL),
             devices=[
                 GpuView(uuid=gpu.uuid, model=gpu.model, state=state, util_frac=util_frac, power_w=power_w)
                 for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)

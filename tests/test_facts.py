@@ -94,6 +94,13 @@ def test_after_an_inventory_was_cleared_what_kubernetes_counts_is_unknown() -> N
     assert view(store, "n2").unknown_gpus == 8
 
 
+@pytest.mark.parametrize("value", [None, "", "xid-79"])
+def test_a_quarantine_without_a_reason_is_one(value: str | None) -> None:
+    store = make_store()
+    see_node(store, labels={} if value is None else {"wattbalance.io/quarantine": value})
+    assert view(store).quarantine == value
+
+
 def test_a_node_that_is_stale_or_has_no_agent_is_all_unknown() -> None:
     store = make_store(stale_s=10.0)
     see_node(store, gpus=4)

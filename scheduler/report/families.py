@@ -247,6 +247,11 @@ def _pool(name: str, text: str, *labels: str) -> Described:
 
 
 POOL_NODES = _pool("nodes", "Nodes of the pool.")
+POOL_QUARANTINED = _pool(
+    "quarantined_nodes",
+    "Nodes of the pool that carry the label wattbalance.io/quarantine, of whatever value.",
+)
+POOL_CORDONED = _pool("cordoned_nodes", "Nodes of the pool that are cordoned.")
 POOL_GPUS = _pool("gpus", "GPUs of the pool by state, summed over its nodes.", "state")
 POOL_UNKNOWN = _pool(
     "unknown_gpus",
@@ -254,7 +259,15 @@ POOL_UNKNOWN = _pool(
 )
 POOL_LOAD = _pool("load_ratio", "Mean utilisation over the GPUs of the pool's nodes whose own is known.")
 POOL_POWER = _pool("power_watts", "Sum over the pool's nodes whose power is known.")
-POOL_FAMILIES = (POOL_NODES, POOL_GPUS, POOL_UNKNOWN, POOL_LOAD, POOL_POWER)
+POOL_FAMILIES = (
+    POOL_NODES,
+    POOL_QUARANTINED,
+    POOL_CORDONED,
+    POOL_GPUS,
+    POOL_UNKNOWN,
+    POOL_LOAD,
+    POOL_POWER,
+)
 
 AGE_PERCENTILES = Described(
     name="wattbalance_sample_age_seconds",

@@ -27,10 +27,12 @@ from scheduler.report.families import (
     FAMILIES,
     NODE_FAMILIES,
     NODES_SILENT,
+    POOL_CORDONED,
     POOL_GPUS,
     POOL_LOAD,
     POOL_NODES,
     POOL_POWER,
+    POOL_QUARANTINED,
     POOL_UNKNOWN,
     Described,
     Family,
@@ -84,6 +86,8 @@ def _histogram(family: Family, sources: Sources) -> Metric:
 @dataclass(slots=True)
 class _Pool:
     nodes: int = 0
+    quarantined: int = 0
+    cordoned: int = 0
     bound: float = 0.0
     broken: float = 0.0
     free: float = 0.0
@@ -95,6 +99,8 @@ class _Pool:
 
     def add(self, node: NodeView) -> None:
         self.nodes += 1
+        self.quarantined += node.quarantine is not None
+        self.cordoned += node.cordoned
         self.bound += node.bound_gpus
         self.broken += node.broken_gpus
         self.free += node.free_gpus
@@ -187,6 +193,8 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
     # 2. Sums by pool.
     pools = sorted(gathered.pools.items())
     yield POOL_NODES, [_line(POOL_NODES, (name,), pool.nodes) for name, pool in pools]
+    yield POOL_QUARANTINED, [_line(POOL_QUARANTINED, (name,), pool.quarantined) for name, pool in pools]
+    yield POOL_CORDONED, [_line(POOL_CORDONED, (name,), pool.cordoned) for name, pool in pools]
     yield (
         POOL_GPUS,
         [_line(POOL_GPUS, (name, state), value) for name, pool in pools for state, value in _gpus_of(pool)],

@@ -55,8 +55,8 @@ class NodeView(View, frozen=True):
     fresh: bool = False
     """Whether the reading is young enough to be believed."""
     cordoned: bool = False
-    quarantine: str = ""
-    """The quarantine label's value; empty if there is none."""
+    quarantine: str | None = None
+    """The quarantine label's value, which may be empty; null if the node does not carry it."""
     devices: list[GpuView] = []
 
 

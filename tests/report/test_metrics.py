@@ -186,6 +186,19 @@ async def test_nodes_are_told_with_their_pool_and_pools_are_summed() -> None:
     assert ("wattbalance_node_power_watts", (("node", "c"), ("pool", "aws"))) not in series
 
 
+async def test_nodes_that_get_no_pods_are_counted_by_pool_and_none_is_a_zero() -> None:
+    nodes = Nodes(
+        node("a", quarantine=""),
+        node("b", quarantine="xid-79", cordoned=True),
+        node("c"),
+        node("d", pool="aws"),
+    )
+    series = series_of(await rendered(MetricsPage(Sources(), nodes)))
+    for name, want_dc in (("quarantined", 2), ("cordoned", 1)):
+        assert series[f"wattbalance_pool_{name}_nodes", (("pool", "dc"),)] == want_dc
+        assert series[f"wattbalance_pool_{name}_nodes", (("pool", "aws"),)] == 0
+
+
 async def test_what_is_stale_or_unknown_has_no_series_and_is_never_a_zero() -> None:
     nodes = Nodes(
         node("stale", fresh=False, reading_age_s=60.0), node("mute", fresh=False, reading_age_s=None)
