@@ -257,8 +257,18 @@ POOL_UNKNOWN = _pool(
     "unknown_gpus",
     "GPUs of the pool that are not broken and whose utilisation is unknown, bound and free ones alike.",
 )
-POOL_LOAD = _pool("load_ratio", "Mean utilisation over the GPUs of the pool's nodes whose own is known.")
-POOL_POWER = _pool("power_watts", "Sum over the pool's nodes whose power is known.")
+POOL_LOAD = _pool(
+    "load_ratio",
+    "Mean utilisation over the GPUs of the pool's nodes whose own is known; no series where none is.",
+)
+POOL_POWER = _pool(
+    "power_watts",
+    "Sum over the pool's nodes whose power is known, no series where none is: only a part of the pool's power while "
+    "wattbalance_pool_power_unknown_gpus is above 0.",
+)
+POOL_POWER_UNKNOWN = _pool(
+    "power_unknown_gpus", "GPUs of the pool's nodes that are not in wattbalance_pool_power_watts."
+)
 POOL_FAMILIES = (
     POOL_NODES,
     POOL_QUARANTINED,
@@ -267,6 +277,7 @@ POOL_FAMILIES = (
     POOL_UNKNOWN,
     POOL_LOAD,
     POOL_POWER,
+    POOL_POWER_UNKNOWN,
 )
 
 AGE_PERCENTILES = Described(

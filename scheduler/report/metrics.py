@@ -32,6 +32,7 @@ from scheduler.report.families import (
     POOL_LOAD,
     POOL_NODES,
     POOL_POWER,
+    POOL_POWER_UNKNOWN,
     POOL_QUARANTINED,
     POOL_UNKNOWN,
     Described,
@@ -93,7 +94,8 @@ class _Pool:
     free: float = 0.0
     reserved: float = 0.0
     unknown_gpus: float = 0.0
-    power_w: float = 0.0
+    power_w: float | None = None
+    power_unknown_gpus: int = 0
     load_sum: float = 0.0
     load_gpus: float = 0.0
 
@@ -107,7 +109,9 @@ class _Pool:
         self.reserved += node.reserved_gpus
         self.unknown_gpus += node.unknown_gpus
         if node.fresh and node.power_w is not None:
-            self.power_w += node.power_w
+            self.power_w = (self.power_w or 0.0) + node.power_w
+        else:
+            self.power_unknown_gpus += _gpus_there(node)
         if node.fresh and node.load_frac is not None:
             self.load_sum += node.load_frac * node.known_gpus
             self.load_gpus += node.known_gpus
@@ -204,7 +208,19 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
         POOL_LOAD,
         [_line(POOL_LOAD, (name,), pool.load_sum / pool.load_gpus) for name, pool in pools if pool.load_gpus],
     )
-    yield POOL_POWER, [_line(POOL_POWER, (name,), pool.power_w) for name, pool in pools]
+    yield (
+        POOL_POWER,
+        [_line(POOL_POWER, (name,), pool.power_w) for name, pool in pools if pool.power_w is not None],
+    )
+    yield (
+        POOL_POWER_UNKNOWN,
+        [_line(POOL_POWER_UNKNOWN, (name,), pool.power_unknown_gpus) for name, pool in pools],
+    )
+
+
+def _gpus_there(node: NodeView) -> int:
+    """By the count of Kubernetes or of the agent, whichever is larger."""
+    return max(node.gpus, len(node.devices))
 
 
 def _gpus_of(pool: _Pool) -> Iterable[tuple[str, float]]:

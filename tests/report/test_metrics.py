@@ -19,7 +19,7 @@ from scheduler.facts import sources
 from scheduler.report import document, families
 from scheduler.report.families import Sources
 from scheduler.report.metrics import MetricsPage
-from scheduler.report.views import NodeView
+from scheduler.report.views import GpuView, NodeView
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -184,6 +184,25 @@ async def test_nodes_are_told_with_their_pool_and_pools_are_summed() -> None:
     assert series["wattbalance_pool_load_ratio", (("pool", "dc"),)] == pytest.approx(want_load)
     assert series["wattbalance_pool_power_watts", (("pool", "dc"),)] == 3600
     assert ("wattbalance_node_power_watts", (("node", "c"), ("pool", "aws"))) not in series
+
+
+async def test_a_part_of_a_pools_power_is_told_with_what_is_missing_and_none_is_no_series() -> None:
+    devices = [GpuView(uuid=f"GPU-{index}") for index in range(9)]
+    nodes = Nodes(
+        node("known"),
+        node("unknown", power_w=None),
+        node("stale", fresh=False, gpus=8, devices=devices),
+        node("no GPUs", gpus=0, free_gpus=0.0, power_w=None, fresh=False, reading_age_s=None),
+        node("silent", pool="aws", power_w=None, fresh=False),
+        node("idle", pool="off", power_w=0.0),
+    )
+    series = series_of(await rendered(MetricsPage(Sources(), nodes)))
+    power = {
+        labels: value for (name, labels), value in series.items() if name == "wattbalance_pool_power_watts"
+    }
+    assert power == {(("pool", "dc"),): 1200, (("pool", "off"),): 0}
+    for pool, want_unknown in (("dc", 8 + 9), ("aws", 8), ("off", 0)):
+        assert series["wattbalance_pool_power_unknown_gpus", (("pool", pool),)] == want_unknown
 
 
 async def test_nodes_that_get_no_pods_are_counted_by_pool_and_none_is_a_zero() -> None:
