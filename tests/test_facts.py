@@ -113,6 +113,25 @@ def test_a_node_that_is_stale_or_has_no_agent_is_all_unknown() -> None:
         assert (told.known_gpus, told.unknown_gpus) == (0, want_unknown)
 
 
+@pytest.mark.parametrize("how", ["offline", "inventory cleared"])
+def test_how_long_nothing_has_come_is_told_of_a_node_that_is_offline(how: str) -> None:
+    store = make_store(stale_s=10.0)
+    see_node(store, gpus=4)
+    store.see_samples([("n1", make_sample(util=[0.5] * 4), 1.0)])
+    if how == "offline":
+        store.see_status("n1", online=False)
+    else:
+        store.forget_inventory("n1")
+    store.tick(4.0)
+    told = view(store)
+    assert [told.fresh, told.reading_age_s, told.known_gpus] == [False, 3.0, 0]
+    # Its row, taken by another node, tells nothing of this one.
+    store.apply(Gone(Kind.NODE, make_node("n1")), 5.0)
+    see_node(store, "n2", gpus=4)
+    store.tick(6.0)
+    assert view(store, "n2").reading_age_s is None
+
+
 def test_clocks_count_of_nodes_that_are_there_and_heard() -> None:
     store = make_store(stale_s=10.0)
     for name in ("heard", "silent", "gone"):

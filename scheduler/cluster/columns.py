@@ -107,6 +107,8 @@ class Columns:
         """Give a row back, with neutral values in it."""
         self.present[row] = False
         self.forget_readings(row)
+        self.received_mono_s[row] = -np.inf
+        self.age_s[row] = np.inf
         self.slot[row] = False
         self.bound[row] = self.reserved[row] = self.gpu_count[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = False
@@ -117,11 +119,13 @@ class Columns:
         self._free_rows.append(row)
 
     def forget_readings(self, row: int) -> None:
-        """All readings of a node become unknown at once (offline, new hardware)."""
+        """All readings of a node become unknown at once (offline, new hardware).
+
+        Their age goes on: how long nothing has come is what people ask of a node that is offline, and by how much its
+        last utilisation has decayed when its agent comes back.
+        """
         self.known[row] = False
         self.power_w[row] = np.nan
-        self.received_mono_s[row] = -np.inf
-        self.age_s[row] = np.inf
         self.fresh[row] = False
 
     def ensure_width(self, gpus: int) -> None:

@@ -222,7 +222,7 @@ NODE_FAMILIES: tuple[NodeFamily, ...] = (
     NodeFamily(
         name="wattbalance_node_sample_age_seconds",
         kind=Kind.GAUGE,
-        text="Time since the node's last sample; no series before the first.",
+        text="Time since the node's last sample, also while it is offline; no series before the first.",
         labels=("node", "pool"),
         read=lambda node: [((), node.reading_age_s)],
     ),
@@ -287,8 +287,15 @@ AGE_PERCENTILES = Described(
     labels=("percentile",),
 )
 NODES_SILENT = Described(
-    name="wattbalance_nodes_silent", kind=Kind.GAUGE, text="Nodes from which no sample ever came."
+    name="wattbalance_nodes_silent",
+    kind=Kind.GAUGE,
+    text="GPU nodes without a fresh reading: offline, silent for longer than telemetry.stale, or never heard.",
 )
-AGE_FAMILIES = (AGE_PERCENTILES, NODES_SILENT)
+NODES_NEVER_HEARD = Described(
+    name="wattbalance_nodes_never_heard",
+    kind=Kind.GAUGE,
+    text="GPU nodes of which no sample has come since this process began; in wattbalance_nodes_silent too.",
+)
+AGE_FAMILIES = (AGE_PERCENTILES, NODES_SILENT, NODES_NEVER_HEARD)
 
 ALL: tuple[Described, ...] = (*FAMILIES, *AGE_FAMILIES, *POOL_FAMILIES, *NODE_FAMILIES)

@@ -26,6 +26,7 @@ from scheduler.report.families import (
     AGE_PERCENTILES,
     FAMILIES,
     NODE_FAMILIES,
+    NODES_NEVER_HEARD,
     NODES_SILENT,
     POOL_CORDONED,
     POOL_GPUS,
@@ -126,6 +127,7 @@ class _Gathered:
     pools: dict[str, _Pool] = field(default_factory=lambda: defaultdict(_Pool))
     ages_s: list[float] = field(default_factory=list)
     silent: int = 0
+    never_heard: int = 0
 
     def add(self, nodes: Iterable[NodeView | None]) -> None:
         lines: list[list[str]] = [[] for _ in NODE_FAMILIES]
@@ -137,10 +139,12 @@ class _Gathered:
 
     def _add(self, node: NodeView, lines: list[list[str]]) -> None:
         self.pools[node.pool].add(node)
-        if node.reading_age_s is None:
-            self.silent += 1
-        else:
+        if node.reading_age_s is not None:
             self.ages_s.append(node.reading_age_s)
+        if _gpus_there(node):
+            # A node without a GPU has nothing to say.
+            self.silent += not node.fresh
+            self.never_heard += node.reading_age_s is None
         prefix = f'{{node="{escape(node.name)}",pool="{escape(node.pool)}"'
         for family, told in zip(NODE_FAMILIES, lines, strict=True):
             for values, value in family.read(node):
@@ -194,6 +198,7 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
         [_line(AGE_PERCENTILES, (str(p),), ages_s[round(p * last / 100)]) for p in PERCENTILES if ages_s],
     )
     yield NODES_SILENT, [_line(NODES_SILENT, (), gathered.silent)]
+    yield NODES_NEVER_HEARD, [_line(NODES_NEVER_HEARD, (), gathered.never_heard)]
     # 2. Sums by pool.
     pools = sorted(gathered.pools.items())
     yield POOL_NODES, [_line(POOL_NODES, (name,), pool.nodes) for name, pool in pools]

@@ -51,7 +51,7 @@ class NodeView(View, frozen=True):
     power_w: float | None = None
     """Sum over all GPUs."""
     reading_age_s: float | None = None
-    """Since the last sample was received; null if there never was one."""
+    """Since the last sample was received, be the node online or not; null if there was none since we began."""
     fresh: bool = False
     """Whether the reading is young enough to be believed."""
     cordoned: bool = False

@@ -220,15 +220,21 @@ async def test_nodes_that_get_no_pods_are_counted_by_pool_and_none_is_a_zero() -
 
 async def test_what_is_stale_or_unknown_has_no_series_and_is_never_a_zero() -> None:
     nodes = Nodes(
-        node("stale", fresh=False, reading_age_s=60.0), node("mute", fresh=False, reading_age_s=None)
+        node("stale", fresh=False, reading_age_s=60.0),
+        node("mute", fresh=False, reading_age_s=None),
+        node("no GPUs", gpus=0, fresh=False, reading_age_s=None),
+        node("heard", pool="other"),
     )
     series = series_of(await rendered(MetricsPage(Sources(), nodes)))
     assert not [
-        name for name, _ in series if name in {"wattbalance_node_load_ratio", "wattbalance_pool_load_ratio"}
+        name
+        for name, labels in series
+        if name in {"wattbalance_node_load_ratio", "wattbalance_pool_load_ratio"} and ("pool", "dc") in labels
     ]
     assert series["wattbalance_node_sample_age_seconds", (("node", "stale"), ("pool", "dc"))] == 60
     assert ("wattbalance_node_sample_age_seconds", (("node", "mute"), ("pool", "dc"))) not in series
-    assert series["wattbalance_nodes_silent", ()] == 1
+    assert series["wattbalance_nodes_silent", ()] == 2
+    assert series["wattbalance_nodes_never_heard", ()] == 1
 
 
 async def test_ages_are_quantiles_over_nodes() -> None:
