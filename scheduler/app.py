@@ -88,7 +88,14 @@ class Daemon:
             settings, clock, self.store, self.cluster, self.subscriber, over=self.stopping
         )
         # 3. Who acts.
-        self.leadership = Leadership(settings, clock, self.cluster, instance=instance, over=self.stopping)
+        self.leadership = Leadership(
+            settings,
+            clock,
+            self.cluster,
+            instance=instance,
+            over=self.stopping,
+            is_fit=lambda: self.knowledge.not_ready() is None,
+        )
         # 4. What goes out.
         self.bindings = Bindings(
             settings.scheduler_names,

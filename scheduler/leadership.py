@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from scheduler.cluster.kubernetes import KubernetesCluster
@@ -38,6 +39,7 @@ class Leadership:
         *,
         instance: str,
         over: asyncio.Event,
+        is_fit: Callable[[], bool],
     ) -> None:
         """Raises ConfigError where the environment names our pod or namespace as Kubernetes names none."""
         self.observing = settings.mode is Mode.OBSERVE
@@ -65,6 +67,8 @@ class Leadership:
                     retry_s=float(lease.retry_s),
                 ),
             )
+            # A Service that selects the leader has no endpoint where that is not ready.
+            self.elector.is_fit = is_fit
 
     def leads(self) -> bool:
         """Whether it may act now: never while it observes."""

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from scheduler import app, config
+from scheduler.cluster.port import Kind
 from scheduler.config_settings import TelemetrySettings
 from scheduler.config_types import BrokerUrl
 from scheduler.connections import SILENT_S
@@ -738,3 +739,20 @@ async def test_garbage_does_not_make_a_silent_broker_look_well(world: World, tmp
 
 def test_the_broker_is_waited_for_10_s_if_nothing_is_said() -> None:
     assert float(TelemetrySettings(broker=BrokerUrl("mqtt://127.0.0.1:1")).wait_at_start_s) == 10
+
+
+async def test_a_replica_that_is_not_ready_does_not_lead(world: World) -> None:
+    world.add_node("n1")
+    world.api.create("pods", {"metadata": {"name": "a", "namespace": NAMESPACE}})
+    world.api.faults.forbidden.add(("list", "nodes"))
+    async with world.replica("a", ready=False) as replica:
+        elector = replica.daemon.leadership.elector
+        assert elector is not None
+        await eventually(lambda: Kind.NODE in replica.daemon.cluster.refused)
+        await eventually(lambda: replica.daemon.cluster.counters.requests["get"] >= 3)
+        assert not replica.daemon.leadership.leads()
+        assert not replica.labelled(world.api)
+        assert not world.api.list("leases")
+        world.api.faults.forbidden.clear()
+        await replica.leads()
+        await eventually(lambda: replica.labelled(world.api))

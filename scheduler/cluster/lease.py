@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How soon who becomes fit stands for election, if nobody leads.
+FIT_EVERY_S = 0.1
+
 
 class Elector:
     """Takes part in the election for one Lease.
@@ -72,6 +75,8 @@ class Elector:
         self._seen_mono_s = -math.inf
         self._record: Record | None = None
         self._complained = ""
+        self.is_fit: Callable[[], bool] = lambda: True
+        """Whether we know enough to lead: who does not takes no Lease, and hands back the one it holds."""
 
     def is_leading(self, now_mono_s: float) -> bool:
         """Whether we may act now. Ask before each act: a stalled event loop does not know that it lost."""
@@ -89,6 +94,9 @@ class Elector:
                 await self._acquire()
                 if await self._leading(lead):
                     return
+                if not self.is_fit():
+                    # Another replica may be fit, and would wait for a Lease that we could renew for ever.
+                    await self._release()
         finally:
             await self._release()
 
@@ -100,15 +108,22 @@ class Elector:
                         return
             except (ClusterError, TimeoutError) as error:
                 self._complain(error)
-            await asyncio.sleep(self._retry_s())
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until the next attempt; who becomes fit meanwhile need not wait for it."""
+        was_fit, left_s = self.is_fit(), self._retry_s()
+        while left_s > 0 and (was_fit or not self.is_fit()):
+            await asyncio.sleep(min(left_s, FIT_EVERY_S))
+            left_s -= FIT_EVERY_S
 
     async def _attempt(self) -> bool:
-        """Look, and take the Lease if it is free. Returns whether it is ours."""
+        """Look, and take the Lease if it is free and we are fit. Returns whether it is ours."""
         try:
             record = await self._read()
         except ApiNotFound:
             # After a deletion the count goes on from what we saw, or agents would refuse the new leader.
-            return await self._write(None, self.term + 1)
+            return self.is_fit() and await self._write(None, self.term + 1)
         if record.spec != self._seen:
             self._seen = record.spec
             self._seen_mono_s = self._clock.mono_s()
@@ -119,7 +134,7 @@ class Elector:
             lasts_s = max(self.times.lease_s, float(record.spec.lease_duration_seconds or 0))
             if self._clock.mono_s() < self._seen_mono_s + lasts_s:
                 return False
-        return await self._write(record, max(self.term, record.transitions) + 1)
+        return self.is_fit() and await self._write(record, max(self.term, record.transitions) + 1)
 
     async def _leading(self, lead: Callable[[int], Awaitable[None]]) -> bool:
         """Lead until it is lost. Returns True if `lead` ended by itself."""
@@ -146,7 +161,7 @@ class Elector:
         return ended
 
     async def _renew(self) -> None:
-        """Keep the Lease; returns when it is lost or the deadline has come."""
+        """Keep the Lease; returns when it is lost, the deadline has come, or we are not fit any more."""
         while True:
             left_s = self.deadline_mono_s - self._clock.mono_s()
             if left_s <= 0:
@@ -154,7 +169,7 @@ class Elector:
             # In slices of the retry interval: the loop's clock stands still while a VM is suspended, ours does not.
             await asyncio.sleep(min(self._retry_s(), left_s))
             left_s = self.deadline_mono_s - self._clock.mono_s()
-            if left_s <= 0:
+            if left_s <= 0 or not self.is_fit():
                 return
             try:
                 async with asyncio.timeout(left_s):
@@ -172,13 +187,15 @@ class Elector:
         except ApiConflict:
             pass
         except ApiNotFound:
+            self._record = None
             return False
         try:
             record = await self._read()
         except ApiNotFound:
+            self._record = None
             return False
         if record.holder != self.identity or record.transitions != self.term:
-            self.leader = record.holder
+            self.leader, self._record = record.holder, None
             return False
         # Somebody touched the labels, or a write of ours that timed out was carried out.
         return await self._write(record, self.term)
@@ -230,9 +247,9 @@ class Elector:
 
     async def _release(self) -> None:
         """Hand the Lease back, so that the successor need not wait. Only a courtesy: nothing rests on it."""
-        held, self.deadline_mono_s = math.isfinite(self.deadline_mono_s), -math.inf
+        self.deadline_mono_s = -math.inf
         record, self._record = self._record, None
-        if not held or record is None:
+        if record is None:
             return
         try:
             async with asyncio.timeout(self.times.release_s):

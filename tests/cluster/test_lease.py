@@ -394,3 +394,42 @@ def test_times_under_which_two_could_lead_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="lease > deadline"):
         LeaseTimes(lease_s=lease_s, deadline_s=deadline_s, retry_s=retry_s)
+
+
+async def test_who_is_not_fit_takes_no_lease_but_knows_who_leads() -> None:
+    store = Store()
+    async with store.electors("a") as [a]:
+        a.is_fit = lambda: False
+        async with beside(a.run(forever)):
+            await store.more_requests(2)
+            assert store.lease is None
+            store.put({"holderIdentity": "b", "leaseDurationSeconds": 15, "leaseTransitions": 3})
+            await eventually(lambda: a.leader == "b")
+            store.clock.advance(100.0)
+            await store.more_requests(2)
+            assert store.spec["holderIdentity"] == "b"
+            a.is_fit = lambda: True
+            await eventually(lambda: store.leads(a))
+
+
+async def test_a_leader_that_is_not_fit_any_more_hands_over_without_being_waited_for() -> None:
+    store = Store()
+    order: list[str] = []
+
+    async def lead(_: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append(f"over, holder {store.spec['holderIdentity']}")
+
+    async with store.electors("a", "b") as [a, b], beside(a.run(lead)):
+        await eventually(lambda: store.leads(a))
+        async with beside(b.run(forever)):
+            a.is_fit = lambda: False
+            # Nobody moves the clock: b does not wait for the Lease's end.
+            await eventually(lambda: store.leads(b))
+            assert not store.leads(a)
+            assert order == ["over, holder a"]
+            assert b.term == 2
+            await store.more_requests(3)
+            assert store.leads(b)
