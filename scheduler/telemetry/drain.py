@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from scheduler.core.errors import BadMessage
+from scheduler.telemetry.complaints import Complaints
 from scheduler.telemetry.topics import OFFLINE, ONLINE, SAMPLES, STATUS
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Drain:
         self._clock = clock
         self._turn_s = turn_s
         self._linger_s = linger_s
+        self._complaints = Complaints()
         self._batch: list[tuple[str, Sample, float]] = []
         self.received = 0
         """Samples that the handler took."""
@@ -95,7 +97,7 @@ class Drain:
                 self.turn()
                 left -= max(before - self._mailbox.waiting, 0)
                 await asyncio.sleep(0)
-            self._tell_drops()
+            self._tell_drops(self._clock.mono_s())
 
     def turn(self) -> None:
         """Use up one turn: for handing on what was decoded, else for state, and for decoding samples.
@@ -120,7 +122,7 @@ class Drain:
                 sample = self._intake.sample(node, payload, at_mono_s, at_mono_s + unix_offset_s)
                 self._batch.append((node, sample, at_mono_s))
             except BadMessage as error:
-                self._refuse(node, SAMPLES, error)
+                self._refuse(node, SAMPLES, error, at_mono_s)
             if self._clock.mono_s() >= until_mono_s:
                 break
 
@@ -136,7 +138,7 @@ class Drain:
                 payload_hash, inventory = self._intake.inventory(node, payload, at_mono_s)
                 self._handler.inventory(node, payload_hash, inventory, at_mono_s)
         except BadMessage as error:
-            self._refuse(node, kind, error)
+            self._refuse(node, kind, error, at_mono_s)
         except Exception:  # noqa: BLE001  # Nothing that comes in may stop the daemon (DESIGN 5.7).
             _log.exception("handling %s of %s failed", kind, node)
             self._handler.dropped("handler_failed")
@@ -165,14 +167,18 @@ class Drain:
         if self.last_accepted_mono_s is None or at_mono_s > self.last_accepted_mono_s:
             self.last_accepted_mono_s = at_mono_s
 
-    def _refuse(self, node: str, kind: str, error: BadMessage) -> None:
-        # Debug: a node that sends garbage each second must not fill the log; the counter is what to watch.
-        _log.debug("dropped %s of %s: %s", kind, node, error)
+    def _refuse(self, node: str, kind: str, error: BadMessage, at_mono_s: float) -> None:
+        self._complaints.note(
+            node, kind, error.reason, str(error).removeprefix(f"{error.reason}: "), at_mono_s
+        )
         self._handler.dropped(error.reason)
 
-    def _tell_drops(self) -> None:
-        for reason, count in self._mailbox.take_counts():
+    def _tell_drops(self, now_mono_s: float) -> None:
+        for reason, node, kind, count in self._mailbox.take_counts():
+            if node:
+                self._complaints.note(node, kind, reason, "", now_mono_s, count=count)
             self._handler.dropped(reason, count)
+        self._complaints.tell(now_mono_s)
 
 
 def _is_online(payload: bytes) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
+from scheduler.telemetry.complaints import MOST_NAME
 from scheduler.telemetry.sample import MOST_PAYLOAD_BYTES
 from scheduler.telemetry.topics import SAMPLES, parse_topic
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 MOST_WAITING_BYTES = 64 * 2**20
 # What an entry weighs beside its payload: key, tuple and slot.
 _ENTRY_BYTES = 400
+# More than are named in the log anyway.
+MOST_COUNTS = 1000
 
 
 class Mailbox:
@@ -28,7 +31,8 @@ class Mailbox:
         # Ordered, since taking the first of a plain dict steps over all that was taken before.
         self._state: OrderedDict[tuple[str, str], tuple[bytes, float]] = OrderedDict()
         self._samples: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        """By reason, node and kind; without these two where the topic does not tell, or too many were told."""
         self._filled = asyncio.Event()
         self._bytes = 0
 
@@ -55,13 +59,13 @@ class Mailbox:
             return
         node, kind = parsed
         if len(payload) > MOST_PAYLOAD_BYTES:
-            self.count("too_large")
+            self.count("too_large", node, kind)
             return
         entry = (bytes(payload), self._clock.mono_s())
         if kind == SAMPLES:
             if retained:
                 # Nobody of ours retains a sample: its age is unknown, so it is not a reading of now.
-                self.count("old_sequence")
+                self.count("old_sequence", node, kind)
                 return
             if self._fits(len(payload), self._samples.get(node)):
                 self._samples[node] = entry
@@ -93,14 +97,16 @@ class Mailbox:
         self._bytes -= len(payload) + _ENTRY_BYTES
         return node, payload, at_mono_s
 
-    def count(self, reason: str) -> None:
-        """Count a message that was dropped; the drops are told with the next turn."""
-        self._counts[reason] += 1
+    def count(self, reason: str, node: str = "", kind: str = "") -> None:
+        """Count a message that was dropped; the drops are told with the next turn. Name the node that is at fault."""
+        if len(self._counts) >= MOST_COUNTS:
+            node = kind = ""
+        self._counts[reason, node[:MOST_NAME], kind] += 1
         self._filled.set()
 
-    def take_counts(self) -> list[tuple[str, int]]:
-        """Take the counts since the last call."""
-        counts = list(self._counts.items())
+    def take_counts(self) -> list[tuple[str, str, str, int]]:
+        """Take the counts since the last call: (reason, node, kind, count); node is empty where nobody is named."""
+        counts = [(*key, count) for key, count in self._counts.items()]
         self._counts.clear()
         return counts
 
