@@ -153,7 +153,8 @@ class Columns:
         value, whichever is higher; one that is allocated counts as fully loaded. Which of several GPUs are
         allocated only the device plugin knows: as many of the unknown ones as the node has bound GPUs are taken
         to be. A lost or hung GPU counts as fully loaded and is not free: policies divide by all GPUs of the node, so
-        that one without a load would make its node look idler than before it broke. So neither forgetting a reading
+        that one without a load would make its node look idler than before it broke. So does a GPU that Kubernetes
+        counts and the inventory lacks: it fell off the bus before its agent came up. So neither forgetting a reading
         nor the loss of a GPU ever lowers the load.
         """
         slot, util = self.slot[rows], self.util[rows]
@@ -169,9 +170,11 @@ class Columns:
         self._known_sum[rows] = np.where(known, last, 0).sum(1)
         self._unknown_count[rows] = unknown.sum(1) + blind
         self._unknown_floor[rows] = floor + blind * self.neutral_load
-        self._broken_count[rows] = broken.sum(1)
+        missing = np.where(slots > 0, np.maximum(self.gpu_count[rows] - slots, 0), 0)
+        found_broken = broken.sum(1)
+        self._broken_count[rows] = found_broken + missing
         self.known_gpus[rows] = known.sum(1)
-        self.healthy[rows] = np.where(slots > 0, slots - self._broken_count[rows], np.inf)
+        self.healthy[rows] = np.where(slots > 0, slots - found_broken, np.inf)
         power_w = self.power_w[rows]
         measured = slot & self.fresh[rows, None] & ~np.isnan(power_w)
         total_w = np.where(measured, power_w, 0).sum(1)
@@ -209,7 +212,8 @@ class Columns:
         since_s = received_mono_s - self.received_mono_s[rows]
         keep = np.repeat(np.exp2(-np.maximum(since_s, 0) / half_life_s), counts)
         old = self.util[r, g]
-        known = ~np.isnan(util)
+        # A GPU in a state that its agent does not know, or says with a word of later days, is not read.
+        known = ~np.isnan(util) & (state != STATE_UNKNOWN)
         mixed = np.where(np.isnan(old), util, keep * old + (1 - keep) * util)
         self.util[r, g] = np.where(known, mixed, old)
         self.known[r, g] = known

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ class NodeRecord:
     model: str = ""
     inventory: Inventory | None = None
     agent: str = ""
+    cordoned_mono_s: float = -inf
+    """When it was seen to become unschedulable; -inf if it came so, or never was."""
     pods: dict[str, PodFacts] = field(default_factory=dict)
 
 
@@ -69,12 +72,13 @@ class Nodes:
         self.names[row] = name
         self.generation += 1
         columns.present[row] = True
+        columns.cordoned[row] = bool(node.spec.unschedulable)
         columns.name_hash[row] = zlib.crc32(name.encode())
         columns.pool_sizes[pool] += 1
         columns.pool[row] = pool
         return record
 
-    def update(self, record: NodeRecord, node: Node) -> None:
+    def update(self, record: NodeRecord, node: Node, now_mono_s: float) -> None:
         """Take what the node's object says now."""
         columns, row = self._columns, record.row
         labels = node.metadata.labels or {}
@@ -89,7 +93,10 @@ class Nodes:
             record.model = labels.get(MODEL_LABEL, "")
         columns.gpu_count[row] = gpu_count
         columns.quarantined[row] = QUARANTINE_LABEL in labels
-        columns.cordoned[row] = bool(node.spec.unschedulable)
+        cordoned = bool(node.spec.unschedulable)
+        if cordoned and not columns.cordoned[row]:
+            record.cordoned_mono_s = now_mono_s
+        columns.cordoned[row] = cordoned
         self.renew(record)
 
     def renew(self, record: NodeRecord) -> None:

@@ -17,6 +17,8 @@ RENEWALS = 2
 # A node that fails after filter every time (volumes, admission) must not be chosen for ever.
 CHOICES_WITHOUT_BINDING = 3
 LAST_CHOICE_S = 300.0
+# Stands for a node's name where several were answered: which of them kube-scheduler took is not ours to know.
+SEVERAL = ""
 # The queue of ends keeps those of promises that are over until they come up; it is tidied when it is mostly those.
 ENDS_KEPT = 64
 
@@ -139,7 +141,7 @@ class Reservations:
         return [r for r in self._by_uid.values() if r.made_mono_s < mono_s]
 
     def note_choice(self, uid: str, node: str, now_mono_s: float) -> None:
-        """Count that this node was answered for this pod."""
+        """Count that this node, or SEVERAL, was answered for this pod."""
         choices = self._choices.pop(uid, None) or _Choices()
         self._choices[uid] = choices
         choices.touched_mono_s = now_mono_s
@@ -150,7 +152,7 @@ class Reservations:
             choices.counts[node] = 0
 
     def last_choices(self, uid: str, now_mono_s: float) -> list[str]:
-        """Nodes that are this pod's last choice now."""
+        """Nodes that are this pod's last choice now; SEVERAL among them if that came to nothing too often."""
         choices = self._choices.get(uid)
         if choices is None:
             return []

@@ -126,7 +126,7 @@ class Store:
             if gone:
                 self._node_gone(thing.metadata.name)
             else:
-                self._node_seen(thing)
+                self._node_seen(thing, now_mono_s)
         elif event.kind is Kind.NAMESPACE:
             self._namespace(thing, gone=gone)
         elif gone:
@@ -163,7 +163,7 @@ class Store:
             self.intents.keep_owners(event.kind, event.keys)
         self.synced.add(event.kind)
 
-    def _node_seen(self, node: Node) -> None:
+    def _node_seen(self, node: Node, now_mono_s: float) -> None:
         name = node.metadata.name
         record = self.nodes.get(name)
         if record is None:
@@ -171,7 +171,7 @@ class Store:
             for facts in self._orphans.pop(name, {}).values():
                 self._hold(record, facts)
             self._measurements.see_node(name)
-        self._nodes.update(record, node)
+        self._nodes.update(record, node, now_mono_s)
 
     def _node_gone(self, name: str) -> None:
         self._promises.drop_node(name)

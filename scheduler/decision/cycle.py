@@ -7,6 +7,7 @@ Precedence of bands, best first (one table, nowhere else):
     | FITS       | pass all filters, enough GPUs free by our count              | best pool rank, then score      |
     | LAST       | fit, but were chosen three times for this pod without a bind | only if no node is in FITS      |
     | FULL       | pass all filters; full by our count, offered all the same    | only if none above; no promise  |
+    | FULL_LAST  | full, and chosen three times too                             | only if none above; no promise  |
     | never      | a filter gave a reason, or was not offered                   | in the failed maps              |
 
 Within a band: pool rank, then the weighted sum of scores, then a stable hash of the node's name.
@@ -17,7 +18,7 @@ costs more than judging a few rows too many, and a node that is named twice is o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ from scheduler.core.nouns import PodRequest
 from scheduler.policy.base import CodeArray, ScoreArray
 from scheduler.policy.profiles import NamedFilter, Profile
 
-BAND_FITS, BAND_LAST, BAND_FULL, BAND_NEVER = 0, 1, 2, 3
+BAND_FITS, BAND_LAST, BAND_FULL, BAND_FULL_LAST, BAND_NEVER = range(5)
 # What kube-scheduler's own scores may still choose among, for pods with soft preferences of their own.
 NEAR_BEST_FRAC = 0.02
 
@@ -50,9 +51,11 @@ class Judgement:
     """Reason codes, 0 where no filter objects; for rows that were not offered, too."""
     total: NDArray[np.float64]
     fits: Mask
-    last: Mask | None
-    """None if no node of this pod is a last choice."""
+    """Pass all filters and have room by our count; those that are a last choice, too."""
     full: Mask
+    """Likewise, without room."""
+    last: Mask | None
+    """Last choices of this pod; None if there is none."""
     scores: tuple[ScoreArray, ...]
     policies: tuple[str, ...]
     weights: tuple[float, ...]
@@ -65,8 +68,7 @@ class Judgement:
     @property
     def fitting(self) -> int:
         """How many nodes are in FITS or LAST."""
-        last = 0 if self.last is None else np.count_nonzero(self.last)
-        return int(np.count_nonzero(self.fits) + last)
+        return int(np.count_nonzero(self.fits))
 
     @property
     def failed(self) -> Rows:
@@ -77,10 +79,8 @@ class Judgement:
     def bands(self) -> NDArray[np.uint8]:
         """The band of every row."""
         bands = np.full(len(self.offered), BAND_NEVER, np.uint8)
-        bands[self.fits] = BAND_FITS
-        bands[self.full] = BAND_FULL
-        if self.last is not None:
-            bands[self.last] = BAND_LAST
+        for band, members in _bands(self.fits, self.full, self.last):
+            bands[members] = band
         return bands
 
 
@@ -127,12 +127,11 @@ def judge(
     last = None
     if last_choices is not None and len(last_choices):
         last = np.zeros(snapshot.rows, bool)
-        last[last_choices] = fits[last_choices]
-        fits ^= last
+        last[last_choices] = passing[last_choices]
     names, weights, scores, total = _scores(request, snapshot, profile, failures)
     best_band, peers, choice = BAND_NEVER, fits, -1
-    for band, members in ((BAND_FITS, fits), (BAND_LAST, last), (BAND_FULL, full)):
-        if members is not None and np.count_nonzero(members):
+    for band, members in _bands(fits, full, last):
+        if np.count_nonzero(members):
             best_band = band
             peers = _best_rank(members, snapshot)
             # Below any score, so that one maximum serves.
@@ -140,7 +139,7 @@ def judge(
             top = (among == among.max()).nonzero()[0]
             choice = int(top[0]) if len(top) == 1 else int(top[np.argmin(snapshot.name_hash[top])])
             break
-    if promised_row >= 0 and fits[promised_row]:
+    if promised_row >= 0 and fits[promised_row] and (last is None or not last[promised_row]):
         choice = promised_row
     return Judgement(
         snapshot=snapshot,
@@ -157,6 +156,16 @@ def judge(
         peers=peers,
         choice=choice,
     )
+
+
+def _bands(fits: Mask, full: Mask, last: Mask | None) -> Iterator[tuple[int, Mask]]:
+    """The table's bands with their members, best first; those of last choices only where there are some."""
+    yield BAND_FITS, fits if last is None else fits & ~last
+    if last is not None:
+        yield BAND_LAST, fits & last
+    yield BAND_FULL, full if last is None else full & ~last
+    if last is not None:
+        yield BAND_FULL_LAST, full & last
 
 
 def _codes(
@@ -225,7 +234,7 @@ def best_rows(judgement: Judgement, count: int) -> Rows:
     """The best few rows by band and score, the choice first; a row that a filter objects to never."""
     if judgement.choice < 0:
         return np.empty(0, np.intp)
-    candidates = judgement.fits
+    candidates = judgement.fits if judgement.last is None else judgement.fits & ~judgement.last
     key = np.where(candidates, judgement.total, -np.inf)
     if np.count_nonzero(candidates) < count:
         bands = judgement.bands

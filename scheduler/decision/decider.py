@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.objects import Node
-from scheduler.cluster.reservations import RENEWALS
+from scheduler.cluster.reservations import RENEWALS, SEVERAL
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
 from scheduler.decision.cycle import (
@@ -97,7 +97,10 @@ class Decider:
             store.rows[n] for n in store.reservations.last_choices(request.uid, now_mono_s) if n in store.rows
         ]
         own = store.reservations.get(request.uid)
-        promised = store.rows.get(own.node, -1) if own is not None and own.renewals < RENEWALS else -1
+        # Without a promise of ours, the node for which kube-scheduler has others make room.
+        promised = store.rows.get(request.nominated_node if own is None else own.node, -1)
+        if own is not None and own.renewals >= RENEWALS:
+            promised = -1
         snapshot = store.snapshot_for(request)
         return judge(
             request,
@@ -161,14 +164,17 @@ class Decider:
             return np.flatnonzero(judgement.peers), "advised", False
         if request.soft_preferences:
             near = near_best(judgement)
-            if len(near) > 1:
+            tired = SEVERAL in self.store.reservations.last_choices(request.uid, now_mono_s)
+            if len(near) > 1 and not tired:
                 # Which of them kube-scheduler takes is not ours to know, so nothing is promised.
                 self.store.release(request.uid, now_mono_s)
+                self.store.reservations.note_choice(request.uid, SEVERAL, now_mono_s)
                 return near, "passed_soft", False
         kept = np.array([judgement.choice], np.intp)
         node = self._name(judgement.choice)
-        if judgement.best_band == BAND_FULL:
+        if judgement.best_band >= BAND_FULL:
             self.store.release(request.uid, now_mono_s)
+            self.store.reservations.note_choice(request.uid, node, now_mono_s)
             return kept, "full_by_our_count", False
         if not request.gpus:
             # A slice or a share, which kube-scheduler alone counts: there is nothing to promise.

@@ -92,11 +92,23 @@ class Binder:
         if row is None:
             # The API server would accept it (a Binding's target is not checked).
             return "unknown_node", f"node {args.node} is gone"
-        if self._store.snapshot.cordoned[row]:
+        if self._store.snapshot.cordoned[row] and self._cordoned_since(args):
             return "cordoned", f"node {args.node} was cordoned meanwhile"
         if not self._leads():
             return "not_leading", "this replica no longer leads; ask again"
         return None
+
+    def _cordoned_since(self, args: BindArgs) -> bool:
+        """Whether the node was cordoned after the question about this pod.
+
+        Where it was before, kube-scheduler has seen that, and that the pod tolerates it.
+        """
+        decided = self._decisions.of_pod(args.uid)
+        # Another replica's decision: nothing stays promised for longer than this.
+        ago_s = self._store.settings.reservation_s
+        if decided is not None:
+            ago_s = self._clock.unix_s() - decided.unix_s
+        return self._store.nodes[args.node].cordoned_mono_s > self._clock.mono_s() - ago_s
 
     async def _bind(self, args: BindArgs) -> Answer:
         pod = f"{args.namespace}/{args.name}"

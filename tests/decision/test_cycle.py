@@ -16,6 +16,7 @@ from scheduler.core.nouns import Placement, PodRequest, PoolSpec, Reason, Worklo
 from scheduler.decision.cycle import (
     BAND_FITS,
     BAND_FULL,
+    BAND_FULL_LAST,
     BAND_LAST,
     BAND_NEVER,
     Judgement,
@@ -121,10 +122,14 @@ def test_a_node_that_fits_beats_a_last_choice_beats_a_full_one_whatever_their_sc
     assert chosen(store, judged(store, scores, refused=refused, last=["last"])) == ""
 
 
-def test_a_full_node_that_was_a_last_choice_too_is_full() -> None:
-    store = store_with("n1")
-    see_pod(store, make_pod("x", gpus=8, node="n1"))
-    assert judged(store, last=["n1"]).bands[all_rows(store)].tolist() == [BAND_FULL]
+def test_a_full_node_that_was_a_last_choice_too_comes_after_other_full_ones() -> None:
+    store = store_with("n1", "n2")
+    for name in ("n1", "n2"):
+        see_pod(store, make_pod(f"on-{name}", gpus=8, node=name))
+    judgement = judged(store, {"n1": 0.9, "n2": 0.1}, last=["n1"])
+    assert judgement.bands[all_rows(store)].tolist() == [BAND_FULL_LAST, BAND_FULL]
+    assert chosen(store, judgement) == "n2"
+    assert chosen(store, judged(store, last=["n1", "n2"])) in {"n1", "n2"}
 
 
 def test_an_earlier_pool_beats_a_better_score_and_default_comes_last() -> None:

@@ -14,6 +14,7 @@ from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.record import DecisionLog, DecisionRecord
 from tests.builders import (
     all_rows,
+    lose_pod,
     make_decider,
     make_node,
     make_pod,
@@ -123,6 +124,36 @@ def test_a_node_chosen_three_times_without_a_binding_is_last_for_five_minutes() 
     assert store.reservations.last_choices(request.uid, NOW + 2 + LAST_CHOICE_S - 1) == [node]
     assert store.reservations.last_choices(request.uid, NOW + 2 + LAST_CHOICE_S) == []
     assert names_of(decider, place(decider, make_request("other"), NOW + 4)) != [], "others are not concerned"
+
+
+def test_nodes_full_by_our_count_take_turns_too() -> None:
+    store, decider = world(nodes=2)
+    for i in range(2):
+        see_pod(store, make_pod(f"x{i}", gpus=8, node=f"n{i}"))
+    request = make_request()
+    want = [names_of(decider, place(decider, request, NOW + i))[0] for i in range(6)]
+    assert want[0] == want[1] == want[2] != want[3] == want[4] == want[5]
+
+
+def test_several_nodes_that_come_to_nothing_three_times_become_one_at_a_time() -> None:
+    store, decider = world(nodes=3)
+    request = make_request(gpus=8, soft_preferences=True)
+    answers = [names_of(decider, place(decider, request, NOW + i)) for i in range(12)]
+    assert answers[:3] == [["n0", "n1", "n2"]] * 3
+    singles = [node for (node,) in answers[3:]]
+    assert {node: singles.count(node) for node in singles} == {"n0": 3, "n1": 3, "n2": 3}
+    see_pod(store, make_pod("p1", gpus=8, node="n0"))
+    lose_pod(store, make_pod("p1", gpus=8, node="n0"))
+    assert len(names_of(decider, place(decider, request, NOW + 20))) == 3, (
+        "that is forgotten with the binding"
+    )
+
+
+def test_a_pod_goes_where_others_made_room_for_it() -> None:
+    store, decider = world(nodes=3)
+    store.see_samples([(f"n{i}", make_sample(f"n{i}", [u] * 8), NOW) for i, u in enumerate((0.0, 0.1, 0.9))])
+    assert names_of(decider, place(decider, make_request("other"))) == ["n0"]
+    assert names_of(decider, place(decider, make_request(nominated_node="n2"))) == ["n2"]
 
 
 def test_a_binding_ends_the_history_of_choices() -> None:

@@ -96,10 +96,26 @@ async def test_a_node_that_was_cordoned_or_went_meanwhile_is_refused_before_the_
     world = World()
     world.cluster.add(make_pod())
     assert "gone" in await world.bind("who")
-    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), 0.0)
+    world.promise()
+    world.clock.advance(1.0)
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), world.clock.mono_s())
     assert "cordoned" in await world.bind("a")
     assert not world.cluster.bindings
     assert results(world) == {"unknown_node": 1, "cordoned": 1}
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_a_pod_that_was_let_onto_a_cordoned_node_is_bound(*, here: bool) -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), world.clock.mono_s())
+    world.clock.advance(60.0)
+    # Changed again, and cordoned as before.
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), world.clock.mono_s())
+    if here:
+        # kube-scheduler offers it to a pod that tolerates this.
+        world.promise()
+    assert await world.bind("a") == ""
 
 
 async def test_a_replica_that_does_not_lead_binds_nothing() -> None:

@@ -15,7 +15,7 @@ from scheduler.core.errors import ConfigError
 from scheduler.core.nouns import PoolSpec, Reason
 from scheduler.policy import registry
 from scheduler.policy.base import POOL_CODES, Filter, Score
-from tests.builders import make_pod, make_request, make_sample, make_store, see_node, see_pod
+from tests.builders import make_inventory, make_pod, make_request, make_sample, make_store, see_node, see_pod
 
 POLICY_DIR = Path(registry.__file__).parent
 NOT_POLICIES = {"__init__", "base", "profiles", "registry"}
@@ -252,3 +252,59 @@ def test_pools_hold_a_pod_until_its_patience_is_over() -> None:
     assert early[store.rows["a"]] == 0
     assert early[store.rows["b"]] == POOL_CODES
     assert not policy.filter(make_request(waited_s=300), store.snapshot).any()
+
+
+@pytest.mark.parametrize(
+    ("held", "listed", "lost", "asked", "fits"),
+    [
+        (7, 8, 1, 1, False),
+        (6, 8, 1, 1, True),
+        (6, 8, 1, 2, False),
+        (7, 7, 0, 1, False),
+        (0, 7, 0, 7, True),
+        # Full even with all of them well: kube-scheduler knows of a pod that ends.
+        (8, 8, 1, 1, True),
+    ],
+)
+def test_devices_takes_a_broken_gpu_for_one_that_nobody_holds(
+    held: int, listed: int, lost: int, asked: int, *, fits: bool
+) -> None:
+    store = make_store()
+    see_node(store, "n1", gpus=8)
+    store.see_inventory("n1", make_inventory("n1", listed))
+    states = ["lost"] * lost + ["ok"] * (listed - lost)
+    store.see_samples([("n1", make_sample("n1", util=[0.5] * listed, state=states), 1.0)])
+    for index in range(held):
+        see_pod(store, make_pod(f"held-{index}", node="n1"))
+    policy = registry.build("devices", {})
+    assert isinstance(policy, Filter)
+    codes = policy.filter(make_request(gpus=asked), store.snapshot)
+    assert bool(codes[store.rows["n1"]] == 0) is fits
+
+
+def test_a_gpu_that_kubernetes_counts_and_the_agent_lacks_never_makes_its_node_attractive() -> None:
+    store = make_store()
+    for name, found in (("whole", 8), ("short", 7)):
+        see_node(store, name, gpus=8)
+        store.see_inventory(name, make_inventory(name, found))
+        store.see_samples([(name, make_sample(name, util=[0.6] * found), 1.0)])
+    policy = registry.build("least-loaded", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    assert score[store.rows["short"]] < score[store.rows["whole"]]
+
+
+@pytest.mark.parametrize("word", ["unknown", "fallen-off-bus"])
+def test_a_gpu_in_a_state_that_nobody_knows_is_not_read(word: str) -> None:
+    store = make_store()
+    for name in ("read", "odd"):
+        see_node(store, name, gpus=8)
+        store.see_inventory(name, make_inventory(name))
+        states = ["ok" if name == "read" else word] * 8
+        store.see_samples([(name, make_sample(name, util=[0.1] * 8, state=states), 1.0)])
+    assert store.snapshot.known_gpus[store.rows["odd"]] == 0
+    assert {state for state, _, _ in store.gpu_readings("odd")} == {"unknown"}
+    policy = registry.build("least-loaded", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), store.snapshot)
+    assert score[store.rows["odd"]] < score[store.rows["read"]]
