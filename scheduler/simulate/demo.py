@@ -30,6 +30,7 @@ from scheduler.simulate.kubescheduler_extender import ExtenderConfig
 from scheduler.simulate.manifests import SCHEDULER_NAME
 from scheduler.simulate.pace import fell_behind, most_pods_per_s, too_fast
 from scheduler.simulate.ports import HOST, free_port
+from scheduler.simulate.pulse import BrokerPulse
 from scheduler.simulate.scoreboard import Scoreboard
 from scheduler.simulate.terminal import Progress, summary_view
 from scheduler.simulate.traces import load_trace
@@ -163,10 +164,12 @@ class Demo:
         scheduler = KubeScheduler(world.server, self.clock, config)
         if scheduler.extender is not None:
             scheduler.extender.on_call = world.on_call
+        pulse = BrokerPulse(broker.host, broker.port, self.clock)
         async with asyncio.TaskGroup() as group:
             tasks: list[asyncio.Task[None]] = [
                 group.create_task(daemon.watch(), name="demo.daemon"),
                 group.create_task(_watch_broker(broker), name="demo.broker"),
+                group.create_task(pulse.run(), name="demo.pulse"),
                 group.create_task(fleet.run(), name="demo.fleet"),
             ]
             connected_by_mono_s = self.clock.mono_s() + CONNECTED_S
@@ -185,18 +188,24 @@ class Demo:
                     group.create_task(scheduler.run(), name="demo.kubescheduler"),
                     group.create_task(world.run(), name="demo.world"),
                 ]
-                await self._show(board, world, scheduler, daemon.url, broker)
+                await self._show(board, world, scheduler, daemon.url, broker, pulse)
             for task in tasks:
                 task.cancel()
         if board is not None:
-            notes = self._notes(board, world, scheduler, fleet)
+            notes = self._notes(board, world, scheduler, fleet, pulse)
             self.console.print(
                 summary_view(board.summary(self.clock.mono_s(), notes), width=self.console.width)
             )
         return board
 
     async def _show(
-        self, board: Scoreboard, world: World, scheduler: KubeScheduler, url: str, broker: BrokerHandle
+        self,
+        board: Scoreboard,
+        world: World,
+        scheduler: KubeScheduler,
+        url: str,
+        broker: BrokerHandle,
+        pulse: BrokerPulse,
     ) -> None:
         lines = (
             f"page       {url}/",
@@ -210,6 +219,7 @@ class Demo:
             while not self.ending.asked.is_set():
                 board.rejected = scheduler.counts.unschedulable
                 board.on_behind(max(scheduler.untried()[1], world.late_s))
+                board.broker_silent_s = pulse.silent_s
                 live = board.live(self.clock.mono_s())
                 progress.show(live)
                 if self.options.duration_s is not None and live.elapsed_s >= self.options.duration_s:
@@ -217,7 +227,12 @@ class Demo:
                 await self.ending.pause(SHOW_EVERY_S)
 
     def _notes(
-        self, board: Scoreboard, world: World, scheduler: KubeScheduler, fleet: Fleet
+        self,
+        board: Scoreboard,
+        world: World,
+        scheduler: KubeScheduler,
+        fleet: Fleet,
+        pulse: BrokerPulse,
     ) -> tuple[str, ...]:
         elapsed_s = max(self.clock.mono_s() - board.start_mono_s, 1.0)
         behind = fell_behind(
@@ -229,6 +244,11 @@ class Demo:
             speed_per_s=self.options.speed,
         )
         notes = [behind] if behind else []
+        if pulse.most_silent_s:
+            notes.append(
+                f"the broker did not answer for {pulse.most_silent_s:.0f} s: readings grew old, then unknown, and "
+                "pods were placed without"
+            )
         if self.options.policies == Policies.SHIPPED:
             notes.append(
                 "these policies pack training and batch and fill dc-1 first, so load is meant to be uneven; "

@@ -146,6 +146,8 @@ class Live:
     latencies_s: Mapping[str, tuple[float | None, float | None, float | None]]
     behind_s: float
     """For how long the oldest pod waits that no cycle has reached yet."""
+    broker_silent_s: float = 0.0
+    """For how long the broker has not answered, so that readings are unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +204,7 @@ class Scoreboard:
     decisions: int = 0
     behind_s: float = 0.0
     most_behind_s: float = 0.0
+    broker_silent_s: float = 0.0
     placed_by_class: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     _latencies: dict[str, Latencies] = field(default_factory=dict)
@@ -263,6 +266,7 @@ class Scoreboard:
             decisions_per_s=self.decisions / elapsed_s,
             latencies_s=self._percentiles(),
             behind_s=self.behind_s,
+            broker_silent_s=self.broker_silent_s,
         )
 
     def summary(self, now_mono_s: float, notes: tuple[str, ...] = ()) -> Summary:

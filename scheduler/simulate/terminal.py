@@ -89,6 +89,8 @@ class Progress:
         for at in range(0, len(cells), columns):
             table.add_row(*(text for cell in cells[at : at + columns] for text in cell))
         head = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines]
+        if live.broker_silent_s:
+            head.append(Text(_silence(live), style="bold"))
         return Panel(Group(*head, table), title=self._title, expand=False)
 
 
@@ -272,11 +274,17 @@ def _line(live: Live) -> str:
         f"{live.decisions_per_s:.1f} decisions/s",
     ]
     parts += [f"{verb} p50 {_milliseconds(values[0])}" for verb, values in live.latencies_s.items()]
+    if live.broker_silent_s:
+        parts.append(_silence(live))
     return "  ".join(parts)
 
 
 def _behind(live: Live) -> str:
     return f", {live.behind_s:.0f} s behind" if live.behind_s > LATE_S else ""
+
+
+def _silence(live: Live) -> str:
+    return f"BROKER SILENT for {live.broker_silent_s:.0f} s: readings grow old, then unknown"
 
 
 def _verb_cells(live: Live) -> tuple[str, str]:

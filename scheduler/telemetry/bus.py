@@ -1,4 +1,4 @@
-"""The only file that speaks MQTT: an agent's publisher, the daemon's subscriber. Vendor errors stay here."""
+"""What speaks MQTT: an agent's publisher, the daemon's subscriber. Vendor errors stay here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NoReturn
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from scheduler.core.aio import RetryDelays, SideThread, end_if_cancelled, guard, own_cancellations
 from scheduler.core.errors import Disconnected
@@ -21,6 +20,7 @@ from scheduler.telemetry.broker import BrokerSettings, read_credentials
 from scheduler.telemetry.drain import Drain, TelemetryHandler
 from scheduler.telemetry.intake import Intake
 from scheduler.telemetry.mailbox import Mailbox
+from scheduler.telemetry.mqtt_client import Client, HungUp, LastWords, NoAnswer, NotMqtt
 from scheduler.telemetry.topics import (
     INVENTORY,
     OFFLINE,
@@ -34,8 +34,6 @@ from scheduler.telemetry.topics import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from aiomqtt.types import PahoSocket
 
     from scheduler.core.clock import Clock
 
@@ -301,15 +299,16 @@ async def _connected(
     properties: Properties,
     will: aiomqtt.Will | None = None,
     sink: type[asyncio.Queue[aiomqtt.Message]] | None = None,
-) -> AsyncIterator[_Client]:
+) -> AsyncIterator[Client]:
     """Hold one connection. Raises Disconnected, and nothing else, when it cannot be made or is lost."""
     try:
         credentials = await files.run(lambda: read_credentials(settings), settings.connect_timeout_s)
     except TimeoutError as error:
         message = "certificate, user name or password cannot be read: the file does not answer"
         raise Disconnected(message) from error
+    heard = LastWords()
     try:
-        async with _Client(
+        async with Client(
             settings.host,
             settings.port,
             username=credentials.username,
@@ -324,54 +323,33 @@ async def _connected(
             properties=properties,
             will=will,
             queue_type=sink,
+            logger=heard.logger,
         ) as client:
             end_if_cancelled()
             yield client
     except _VENDOR_ERRORS as error:
-        raise Disconnected(_in_words(error, settings, client_id)) from error
+        raise Disconnected(_in_words(error, settings, client_id, heard.text)) from error
     except BaseExceptionGroup as group:
         # Of the tasks that use the connection: all lost it, or one has a fault of ours, which goes on.
         lost, other = group.split(_VENDOR_ERRORS)
         if lost is None or other is not None:
             raise
-        raise Disconnected(_in_words(lost.exceptions[0], settings, client_id)) from group
+        raise Disconnected(_in_words(lost.exceptions[0], settings, client_id, heard.text)) from group
 
 
-class _Client(aiomqtt.Client):
-    """Keeps what the broker says of a message that it took and will not pass on; aiomqtt drops that word."""
-
-    refused = ""
-
-    def _on_socket_register_write(self, client: object, userdata: object, sock: PahoSocket) -> None:
-        # Called in the thread that connects. By the loop's next turn a broker that refuses our certificate may have
-        # hung up; aiomqtt would then register a closed file, and the loop's log would have a traceback.
-        self._loop.call_soon_threadsafe(self._write_when_possible, sock)
-
-    def _write_when_possible(self, sock: PahoSocket) -> None:
-        if sock.fileno() >= 0:
-            self._loop.add_writer(sock.fileno(), self._write)
-
-    def _write(self) -> None:
-        try:
-            self._client.loop_write()
-        except Exception as error:  # noqa: BLE001  # Whatever it was, this connection is over.
-            if not self._disconnected.done():
-                self._disconnected.set_exception(error)
-
-    def _on_publish(
-        self, client: object, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
-    ) -> None:
-        if reason_code.is_failure:
-            self.refused = str(reason_code)
-        super()._on_publish(client, userdata, mid, reason_code, properties)  # type: ignore[arg-type]  # paho's client
-
-
-def _in_words(error: BaseException, settings: BrokerSettings, client_id: str) -> str:
-    if str(error) == "Operation timed out":
-        # With TLS 1.3 a server judges the client's certificate after the handshake, and the client library keeps
-        # that answer to itself.
-        hint = ", or refuses our certificate" if settings.tls else ""
-        return f"no answer within {settings.connect_timeout_s:g} s: frozen, or no MQTT broker{hint}"
+def _in_words(error: BaseException, settings: BrokerSettings, client_id: str, cause: str) -> str:
+    if isinstance(error, NotMqtt):
+        hint = "" if settings.tls else ", or wants TLS (mqtts://)"
+        return f"what answers is no MQTT broker{hint}"
+    if isinstance(error, HungUp):
+        if "alert" in cause:
+            # TLS says what the other side did not like; with TLS 1.3 only after the handshake.
+            return f"the broker hung up while we connected: {cause}"
+        hint = "it may refuse our certificate" if settings.tls else "it may want TLS (mqtts://)"
+        return f"the broker hung up while we connected{cause and ': '}{cause}; {hint}"
+    if isinstance(error, NoAnswer) or str(error) == "Operation timed out":
+        most_s = min(settings.connect_timeout_s, settings.keepalive_s)
+        return f"no answer within {most_s:g} s: frozen, or no MQTT broker"
     if str(error) == "Disconnected during message iteration":
         # mosquitto 2.0 closes without a word when a second client comes with the same id.
         return f"the connection was lost; if that repeats, look for another client with our id {client_id}"

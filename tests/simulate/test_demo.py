@@ -132,6 +132,18 @@ def test_ctrl_c_twice_hurries(start: Start) -> None:
     assert gone(children)
 
 
+def test_a_frozen_broker_is_said_and_leaves_no_traceback(start: Start) -> None:
+    demo = start("--port", "0")
+    children = demo.until_placing()
+    os.kill(children["broker"], signal.SIGSTOP)
+    until(lambda: "BROKER SILENT" in demo.said, "a line that says so")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 0
+    assert "failed to receive" not in demo.said
+    assert "the broker did not answer for" in demo.said
+    assert gone(children)
+
+
 def test_ctrl_c_while_it_starts_ends_it_too(start: Start) -> None:
     demo = start("--port", "0")
     until(lambda: "pods arrive per second" in demo.said, "its first words")

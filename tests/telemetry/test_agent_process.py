@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -23,7 +24,7 @@ from scheduler.telemetry.bus import BrokerSettings, TelemetrySubscriber
 from scheduler.telemetry.sample import Sample
 from tests.brokers import Broker, mosquitto_path, run_mosquitto
 from tests.fakes.nvml_stub.stub import NvmlStub, compiler
-from tests.telemetry.bus_tools import Collector, eventually, running
+from tests.telemetry.bus_tools import PATIENCE_S, Collector, eventually, running
 
 # Little CPU, but some wait for what comes every ten seconds.
 pytestmark = pytest.mark.slow
@@ -326,3 +327,18 @@ def test_without_a_driver_a_person_is_told_what_to_do(tmp_path: Path) -> None:
     [line] = done.stderr.splitlines()
     assert "install the NVIDIA driver" in line
     assert "NVIDIA_DRIVER_CAPABILITIES=utility" in line
+
+
+async def test_an_address_that_is_taken_is_one_clear_line(
+    broker: Broker, stub: NvmlStub, tmp_path: Path
+) -> None:
+    """A connection that was just being made must not be found by the collector after the loop has ended."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with run_agent(broker.url, stub.env(), tmp_path, "--listen", address) as agent:
+            assert await asyncio.to_thread(agent.process.wait, PATIENCE_S) == 1
+    lines = [line for line in agent.log.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, agent.log
+    assert f"--listen ({address}): cannot be bound" in lines[0]

@@ -21,7 +21,7 @@ from scheduler.core.aio import RetryDelays
 from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ConfigError
 from scheduler.simulate.ports import free_port
-from scheduler.telemetry import bus
+from scheduler.telemetry import mqtt_client
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher, TelemetrySubscriber
 from scheduler.telemetry.sample import inventory_hash
 from tests.brokers import Authority, Broker, run_mosquitto
@@ -317,14 +317,70 @@ async def test_tls_without_the_right_certificates_is_a_told_reason_not_a_crash(t
     with run_mosquitto(tmp_path, options=options, authority=authority) as broker:
         distrusts = make_publisher(BrokerSettings(url=broker.url, ca_file=stranger.ca_file))
         unreadable = make_publisher(BrokerSettings(url=broker.url, ca_file=str(tmp_path / "absent.pem")))
-        anonymous = make_publisher(
-            BrokerSettings(url=broker.url, ca_file=authority.ca_file, connect_timeout_s=1.0),
-        )
+        anonymous = make_publisher(BrokerSettings(url=broker.url, ca_file=authority.ca_file))
         async with running(distrusts.run(), unreadable.run(), anonymous.run()):
             await eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in distrusts.last_error)
             await eventually(lambda: "absent.pem" in unreadable.last_error)
-            await eventually(lambda: "refuses our certificate" in anonymous.last_error)
+            # The alert of TLS, or where the reset overtook it, that the broker hung up.
+            await eventually(lambda: "certificate" in anonymous.last_error)
+            assert "hung up" in anonymous.last_error
         assert not anonymous.connects
+
+
+@pytest.mark.parametrize(
+    ("answer", "want"),
+    [(b"", "hung up while we connected"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no MQTT broker")],
+)
+async def test_what_is_no_broker_is_told_without_waiting_for_the_time_limit(
+    answer: bytes, want: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        held.append(writer)
+        if not answer:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        long_s = 100 * PATIENCE_S
+        publisher = make_publisher(
+            BrokerSettings(url=url, connect_timeout_s=long_s, keepalive_s=int(long_s)),
+        )
+        async with running(publisher.run()):
+            await eventually(lambda: want in publisher.last_error)
+            assert "mqtts://" in publisher.last_error
+        for writer in held:
+            writer.close()
+    assert "failed to receive on socket" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("connect_timeout_s", [0.1, 100 * PATIENCE_S])
+async def test_a_connection_that_never_stood_is_closed_when_it_is_given_up(connect_timeout_s: float) -> None:
+    """Else it stays on the loop: a traceback each when the broker ends, or when the process does."""
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        asked.set()
+        while await reader.read(100):
+            pass
+        closed.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        publisher = make_publisher(BrokerSettings(url=url, connect_timeout_s=connect_timeout_s))
+        async with asyncio.timeout(PATIENCE_S):
+            async with running(publisher.run()):
+                await asked.wait()
+                if connect_timeout_s < 1:
+                    await eventually(lambda: "no answer" in publisher.last_error)
+            await closed.wait()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a+", "#"])
@@ -376,14 +432,14 @@ async def test_a_broker_that_hangs_up_before_the_loops_turn_leaves_no_error_behi
     ours, theirs = socket.socketpair()
     with ours, theirs:
         # As in the thread that connects.
-        bus._Client("127.0.0.1")._on_socket_register_write(None, None, ours)
+        mqtt_client.Client("127.0.0.1")._on_socket_register_write(None, None, ours)
     await asyncio.sleep(0)
 
 
 async def test_what_waits_for_room_on_the_wire_is_written_when_there_is_room() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        client = bus._Client("127.0.0.1")
+        client = mqtt_client.Client("127.0.0.1")
         written = asyncio.Event()
         client._client.loop_write = written.set  # type: ignore[assignment,method-assign]  # Only that it is called.
         client._on_socket_register_write(None, None, ours)
