@@ -1,7 +1,8 @@
 """Composition: settings -> objects -> one TaskGroup. The only file that knows every room.
 
 Order of start is the data's: cluster and telemetry in, state, then the doors, which say 503 until enough is known.
-Order of stop is the reverse, each step with its share of the grace: hand the Lease back, answer what is asked, close.
+Order of stop is the reverse, each step with its share of the grace: hand the Lease back and let nobody new in, answer
+what is being asked, close.
 What has not ended when the grace is over is left where it stands (hard_end.py).
 """
 
@@ -187,10 +188,12 @@ class Daemon:
             finally:
                 self.on_stopping()
             log.info("stopping", extra=kv(grace_s=float(self.settings.shutdown.grace_s)))
-            # 1. Hand the Lease back, so that the standby leads while we still answer what is in flight.
+            # 1. Hand the Lease back, so that the standby leads while we still answer what is in flight. The doors close
+            # meanwhile: nobody new is let in, requests that have begun are answered, idle connections closed.
+            tasks[0].cancel()
             await _cancelled(election, float(self.settings.shutdown.grace_s) / 4)
-            # 2. Close the doors: in-flight requests are answered, idle connections closed.
-            await _cancelled(tasks[0], float(self.settings.shutdown.grace_s) * 0.6)
+            # 2. They have their share of the grace.
+            await asyncio.wait([tasks[0]], timeout=float(self.settings.shutdown.grace_s) * 0.6)
             # 3. The rest holds nothing that matters.
             for task in tasks[1:]:
                 task.cancel()
@@ -270,8 +273,10 @@ class Daemon:
         try:
             await self.leadership.carry_label()
         finally:
-            # Go's client keeps its connection to a demoted, living replica for ever.
-            self.server.close_connections()
+            # Go's client keeps its connection to a demoted, living replica for ever. One that stops closes its doors
+            # by itself, and waits for what is still being asked.
+            if not self.stopping.is_set():
+                self.server.close_connections()
 
 
 def _nothing() -> None:

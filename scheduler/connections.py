@@ -8,10 +8,12 @@ send that half. What bounds the harm is their number, at which the one that has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -21,6 +23,7 @@ from aiohttp.web_protocol import RequestHandler
 _log = logging.getLogger(__name__)
 
 SILENT_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
+LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
 HANDSHAKE_S = 10.0  # a whole one takes two round trips and 2 ms; asyncio's own limit is 60 s
 STUCK_S = 30.0  # an answer of which the client takes nothing for so long ends its connection
 # kube-scheduler keeps a handful, a browser six. Four listeners stay at half of the usual 1,024 open files.
@@ -37,6 +40,83 @@ class ConnectionCounters:
     """Requests that are not HTTP."""
 
 
+class Connection(RequestHandler):
+    """aiohttp's connection, which also says whether a request has begun on it, and ends after its answer.
+
+    aiohttp's own shutdown drops whatever comes in once it has begun, so that a request whose body is still on its way
+    would get no answer. It has no public word for what its connections are doing; the tests hold it to these.
+    """
+
+    __slots__ = ("_half_header", "_lost")
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        logger: logging.LoggerAdapter[logging.Logger],
+        silent_s: float,
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's own application gives it so
+            logger=logger,  # type: ignore[arg-type]  # aiohttp asks it for what both have
+            keepalive_timeout=silent_s,
+            lingering_time=LINGER_S,
+            # Nobody who asks us compresses, and 100 KB can be made to unfold into 100 MB.
+            auto_decompress=False,
+        )
+        self._half_header = False
+        self._lost = asyncio.Event()
+
+    @property
+    def silent(self) -> bool:
+        """Whether no request is being read or answered; half a header may have come."""
+        return not self._request_count or (self._waiter is not None and not self._waiter.done())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request has come since the last answer."""
+        return self.silent and not self._half_header
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        super().data_received(data)
+        # What makes a header whole ends the silence.
+        self._half_header = self.silent
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Note the end."""
+        super().connection_lost(exc)
+        self._lost.set()
+
+    async def end(self) -> None:
+        """Close: at once where nothing was asked, else after the answer, which is waited for without a limit.
+
+        The rest of the request may still be arriving. Who calls this sees to it that an answer from now on says that it
+        is the last (`Connection: close`), which ends the connection too.
+        """
+        if self.idle:
+            # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
+            self.force_close()
+            return
+        request = self._current_request
+        arriving = request is not None and not request.content.is_eof()
+        if not (arriving or self._half_header or self._messages):
+            # All has come. It would drop what comes from now on.
+            self.close()
+        if self._task_handler is not None:
+            await asyncio.wait([self._task_handler])
+        # What is left of the answer goes out; who does not say goodbye is not waited for.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), LINGER_S)
+
+    def silent_until_s(self) -> float:
+        """Say at which instant of the loop it will have been silent for too long; 0 for who never asked anything."""
+        return self._next_keepalive_close_time if self._request_count else 0.0
+
+
 class Gate:
     """Lets so many connections in and no more: beyond that, each that comes sends another away.
 
@@ -46,16 +126,16 @@ class Gate:
     """
 
     def __init__(
-        self, server: web.Server, address: str, connections: int, counters: ConnectionCounters
+        self, make: Callable[[], Connection], address: str, connections: int, counters: ConnectionCounters
     ) -> None:
-        self._server = server
+        self._make = make
         self._address = address
         self._connections = connections
         self._counters = counters
         # In the order they came, each with the loop's own task that accepts it, which ends with the handshake.
-        self._open: dict[RequestHandler, asyncio.Task[object] | None] = {}
+        self._open: dict[Connection, asyncio.Task[object] | None] = {}
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> Connection:
         """Make the protocol of a connection that was just accepted; the loop calls this."""
         self._open = {
             connection: accepting
@@ -64,7 +144,7 @@ class Gate:
         }
         if len(self._open) >= self._connections:
             self._make_room()
-        connection = self._server()
+        connection = self._make()
         self._open[connection] = asyncio.current_task()
         return connection
 
@@ -72,22 +152,13 @@ class Gate:
         if not self._counters.crowded:
             _log.warning("%s has %d connections: silent ones are closed", self._address, self._connections)
         self._counters.crowded += 1
-        # aiohttp has no public word for what its connections are doing; the tests hold it to these.
-        silent = [
-            each
-            for each in self._open
-            if each._current_request is None and not each._messages  # noqa: SLF001 - as said
-        ]
+        silent = [each for each in self._open if each.silent]
         if not silent:
             accepting = asyncio.current_task()
             if accepting is not None:
                 accepting.cancel()
             return
-        first = min(
-            silent,
-            # Moved on by each answer.
-            key=lambda each: each._next_keepalive_close_time if each._request_count else 0.0,  # noqa: SLF001 - as said
-        )
+        first = min(silent, key=Connection.silent_until_s)
         accepting = self._open.pop(first)
         if first.transport is not None:
             # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.

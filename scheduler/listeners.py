@@ -12,13 +12,14 @@ import logging
 import ssl
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from scheduler.connections import CONNECTIONS, SILENT_S, ConnectionCounters, Gate, HttpLog, Site
+from scheduler.connections import CONNECTIONS, SILENT_S, Connection, ConnectionCounters, Gate, HttpLog, Site
 from scheduler.core.errors import CannotListen
 from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
-LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
+LAST_FRAC = 0.1  # of the grace: to end what was not answered within the rest
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
 
 
@@ -184,7 +185,7 @@ class Listeners:
         specs: what to listen on.
         routes: by role; a role without routes serves nothing.
         check_s: how often certificate files are looked at.
-        grace_s: how long a request that is being answered may go on once stopping has begun.
+        grace_s: how long a request that has begun may go on, its body still arriving too, once stopping has begun.
         silent_s: how long a connection may wait for a (whole) request header.
         connections: how many each listener may have open.
     """
@@ -208,6 +209,7 @@ class Listeners:
         self._runners: list[web.AppRunner] = []
         self._certificates: list[tuple[Certificates, web.AppRunner]] = []
         self._outdated: set[RequestHandler] = set()
+        self._stopping = False
         self.reloads = ReloadCounters()
         self.refused = ConnectionCounters()
         self.ready = asyncio.Event()
@@ -249,15 +251,31 @@ class Listeners:
         self.ready.set()
 
     async def stop(self) -> None:
-        """Refuse new connections, answer what was asked, close."""
+        """Refuse new connections, answer what was asked or is being asked, close; all within one grace."""
         self.ready.clear()
+        self._stopping = True
         runners, self._runners, self._certificates = self._runners, [], []
         # 1. No listener takes another connection, before the first of them waits for its answers.
         for runner in runners:
             for site in list(runner.sites):
                 await site.stop()
-        # 2. Requests in flight are answered, idle connections closed; all within one grace.
+        # 2. What came before that is read: the loop sees it in its next turn and hands it on in the one after.
+        for _ in range(2):
+            await asyncio.sleep(0)
         async with asyncio.TaskGroup() as group:
+            # 3. Idle connections are closed at once, the others with their answer.
+            ends = [
+                group.create_task(connection.end(), name="listeners.end")
+                for runner in runners
+                if runner.server is not None
+                for connection in runner.server.connections
+                if isinstance(connection, Connection)
+            ]
+            if ends:
+                _, late = await asyncio.wait(ends, timeout=self._grace_s * (1 - LAST_FRAC))
+                for end in late:
+                    end.cancel()
+            # 4. What has not ended by then is cut off.
             for runner in runners:
                 group.create_task(runner.cleanup(), name="listeners.stop")
 
@@ -275,8 +293,8 @@ class Listeners:
                     self._outdated = {each for each in self._outdated if each.transport is not None}
                     self._outdated.update(runner.server.connections)
 
-    async def _end_outdated(self, request: web.Request, response: web.StreamResponse) -> None:
-        if request.protocol in self._outdated:
+    async def _end_last(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._stopping or request.protocol in self._outdated:
             self._outdated.discard(request.protocol)
             response.force_close()
             # The headers stand already when this is called.
@@ -285,8 +303,7 @@ class Listeners:
     async def _listen(self, spec: ListenerSpec) -> None:
         app = web.Application()
         app[LOOPBACK] = spec.is_loopback()
-        if spec.tls is not None:
-            app.on_response_prepare.append(self._end_outdated)
+        app.on_response_prepare.append(self._end_last)
         for role in sorted(spec.serves):
             app.add_routes(self._routes.get(role, ()))
         # Last: it takes what no other route does.
@@ -296,20 +313,21 @@ class Listeners:
             runner = web.AppRunner(
                 app,
                 handle_signals=False,
-                access_log=None,
-                logger=HttpLog(self.refused),
-                keepalive_timeout=self._silent_s,
-                lingering_time=LINGER_S,
-                # Nobody who asks us compresses, and 100 KB can be made to unfold into 100 MB.
-                auto_decompress=False,
-                # aiohttp waits so long twice: for the answer, and then for the handler.
-                shutdown_timeout=self._grace_s / 2,
+                # aiohttp waits so long twice, for the answer and then for the handler; and we have waited before.
+                shutdown_timeout=self._grace_s * LAST_FRAC / 2,
             )
             undo.push_async_callback(runner.cleanup)
             await runner.setup()
             if runner.server is None:
                 raise RuntimeError("a runner that was set up has a server")
-            gate = Gate(runner.server, spec.address, self._connections, self.refused)
+            make = partial(
+                Connection,
+                runner.server,
+                loop=asyncio.get_running_loop(),
+                logger=HttpLog(self.refused),
+                silent_s=self._silent_s,
+            )
+            gate = Gate(make, spec.address, self._connections, self.refused)
             host, port = spec.host_port()
             await Site(runner, gate, host, port, certificates.front if certificates else None).start()
             undo.pop_all()

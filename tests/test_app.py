@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import aiomqtt
@@ -756,3 +757,37 @@ async def test_a_replica_that_is_not_ready_does_not_lead(world: World) -> None:
         world.api.faults.forbidden.clear()
         await replica.leads()
         await eventually(lambda: replica.labelled(world.api))
+
+
+async def test_a_question_whose_body_is_still_coming_at_sigterm_is_answered(world: World) -> None:
+    body = json.dumps({"Pod": {"metadata": {"name": "p", "uid": "u"}}, "NodeNames": ["n1"]}).encode()
+    head = b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with served(world, shutdown={"grace": f"{HANG_S:.0f}s"}) as running:
+        host, port = "127.0.0.1", urlsplit(running.url).port
+        reader, writer = await asyncio.open_connection(host, port)
+        idle, idle_writer = await asyncio.open_connection(host, port)
+        try:
+            # Once kept, since a leader that stops leading closes what it keeps.
+            writer.write(head + body)
+            async with asyncio.timeout(HANG_S):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                await reader.readuntil(b'"Error":""}')
+            writer.write(head + body[:20])
+            await is_ready(running.url)
+            running.process.terminate()
+            async with asyncio.timeout(HANG_S / 2):
+                # The doors are closed, and with them whoever asks nothing.
+                assert await idle.read() == b""
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.open_connection(host, port)
+                writer.write(body[20:])
+                # Who stops decides nothing any more; it says so, and that this answer is the last.
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 503"), answer
+                assert b"Connection: close" in answer
+                assert b"stopping" in answer
+                # Nothing is in flight any more: long before the grace is over.
+                assert await running.process.wait() == 0, running.log
+        finally:
+            writer.transport.abort()
+            idle_writer.transport.abort()

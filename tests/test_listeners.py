@@ -7,18 +7,18 @@ import os
 import socket
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from aiohttp import web
 
 from scheduler import connections as connections_module
-from scheduler.connections import SILENT_S
+from scheduler.connections import SILENT_S, Connection
 from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
 from tests.certs import Authority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 # How long to wait for what must come; only what hangs runs into it.
@@ -258,6 +258,23 @@ async def test_a_pipe_in_place_of_a_certificate_holds_nobody(tmp_path: Path) -> 
         await Listeners([spec(site.files)], ROUTES).start()
 
 
+T = TypeVar("T")
+
+
+async def until(found: Callable[[], T]) -> T:
+    """Wait for something true."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (it := found()):
+            await asyncio.sleep(0.005)
+    return it
+
+
+def connections_of(listeners: Listeners) -> list[Connection]:
+    """What is open now; nobody else needs to know."""
+    servers = [runner.server for runner in listeners._runners if runner.server is not None]
+    return [each for server in servers for each in server.connections if isinstance(each, Connection)]
+
+
 async def is_closed(reader: asyncio.StreamReader) -> bool:
     """Whether the other side closes, sooner or later."""
     try:
@@ -487,3 +504,122 @@ async def test_who_asks_for_something_else_is_told_what_there_is(
         assert want_text in (await asyncio.wait_for(reader.readuntil(b"}"), PATIENCE_S)).decode()
         # The connection goes on.
         await ask(reader, writer)
+
+
+POST = b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n0123456789"
+
+
+async def ask_back(request: web.Request) -> web.Response:
+    return web.Response(text=f"got {await request.text()}")
+
+
+ASK = {"probes": [web.post("/ask", ask_back)]}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kept", [False, True], ids=["first", "kept"])
+@pytest.mark.parametrize("sent", [4, POST.index(b"01"), POST.index(b"5")], ids=["line", "header", "body"])
+async def test_a_request_that_is_still_arriving_is_answered_and_ends_its_connection(
+    tmp_path: Path, sent: int, *, kept: bool, tls: bool
+) -> None:
+    site = Site(tmp_path)
+    # Nothing but the answer ends it: the grace is longer than our patience.
+    listeners = Listeners([spec(site.files if tls else None)], ASK, grace_s=10 * PATIENCE_S)
+    await listeners.start()
+    context = site.client(site.old) if tls else None
+    async with (
+        connected(listeners.addresses[0][1], context) as (reader, writer),
+        asyncio.TaskGroup() as group,
+    ):
+        if kept:
+            writer.write(POST)
+            await asyncio.wait_for(reader.readuntil(b"got 0123456789"), PATIENCE_S)
+        writer.write(POST[:sent])
+        # Seen by the listeners: who sends later takes his chance with any server.
+        [connection] = await until(lambda: connections_of(listeners))
+        await until(lambda: not connection.idle)
+        stopped = group.create_task(listeners.stop())
+        await asyncio.sleep(0.1)
+        assert not stopped.done()
+        writer.write(POST[sent:])
+        answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"Connection: close" in answer
+        assert answer.endswith(b"got 0123456789")
+        writer.close()
+        await asyncio.wait_for(stopped, PATIENCE_S)
+
+
+@pytest.mark.parametrize("sent", [4, POST.index(b"01"), POST.index(b"5")], ids=["line", "header", "body"])
+async def test_a_request_that_never_comes_whole_holds_the_end_for_the_grace_only(sent: int) -> None:
+    listeners = Listeners([spec()], ASK, grace_s=0.5)
+    await listeners.start()
+    async with connected(listeners.addresses[0][1]) as (reader, writer):
+        writer.write(POST[:sent])
+        [connection] = await until(lambda: connections_of(listeners))
+        await until(lambda: not connection.idle)
+        await asyncio.wait_for(listeners.stop(), PATIENCE_S)
+        assert await is_closed(reader)
+
+
+async def test_idle_connections_do_not_stay_for_a_request_that_is_still_arriving() -> None:
+    listeners = Listeners(
+        [spec(), spec()], {"probes": [*ROUTES["probes"], *ASK["probes"]]}, grace_s=10 * PATIENCE_S
+    )
+    await listeners.start()
+    async with AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(connected(port)) for _, port in listeners.addresses]
+        for client in idle:
+            await ask(*client)
+        silent, _ = await stack.enter_async_context(connected(listeners.addresses[0][1]))
+        reader, writer = await stack.enter_async_context(connected(listeners.addresses[1][1]))
+        writer.write(POST[:-5])
+        await until(lambda: len(connections_of(listeners)) == 4)
+        await until(lambda: sum(not each.idle for each in connections_of(listeners)) == 1)
+        async with asyncio.TaskGroup() as group:
+            stopped = group.create_task(listeners.stop())
+            for closing in (silent, *(each for each, _ in idle)):
+                assert await is_closed(closing)
+            assert not stopped.done()
+            writer.write(POST[-5:])
+            assert b"got 0123456789" in await asyncio.wait_for(reader.read(), PATIENCE_S)
+            await asyncio.wait_for(stopped, PATIENCE_S)
+
+
+async def test_an_answer_that_had_begun_before_ends_its_connection_too() -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def long(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"long ")
+        begun.set()
+        await may_end.wait()
+        await response.write(b"answer")
+        return response
+
+    listeners = Listeners([spec()], {"probes": [web.get("/healthz", long)]}, grace_s=10 * PATIENCE_S)
+    await listeners.start()
+    async with connected(listeners.addresses[0][1]) as (reader, writer), asyncio.TaskGroup() as group:
+        writer.write(GET)
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
+        stopped = group.create_task(listeners.stop())
+        await asyncio.sleep(0.1)
+        may_end.set()
+        answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        # Its header went out before anybody thought of stopping: the client learns it by the end.
+        assert b"Connection: close" not in answer
+        assert b"answer" in answer
+        await asyncio.wait_for(stopped, PATIENCE_S)
+
+
+async def test_a_question_that_came_in_the_turn_of_the_stop_is_answered() -> None:
+    listeners = Listeners([spec()], ASK, grace_s=10 * PATIENCE_S)
+    await listeners.start()
+    async with connected(listeners.addresses[0][1]) as (reader, writer):
+        writer.write(POST)
+        await asyncio.wait_for(reader.readuntil(b"got 0123456789"), PATIENCE_S)
+        # Sent past our own loop, so that it stands in the kernel before the stop begins.
+        os.write(writer.get_extra_info("socket").fileno(), POST)
+        await asyncio.wait_for(listeners.stop(), PATIENCE_S)
+        assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).endswith(b"got 0123456789")
