@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from scheduler.core.errors import TraceError
+from scheduler.core.names import LABEL_VALUE, is_label_value
 
 NODE_FILE = "openb_node_list_gpu_node.csv"
 TASK_FILE = "openb_pod_list_default.csv"
+_TASK_PREFIX = "openb_pod_list_"
 SLICE = "built-in slice of openb"
 BUILT_IN_NODES = "openb_nodes.csv"
 BUILT_IN_TASKS = "openb_tasks.csv"
 
 # Milliseconds since 1970 have 13; sums of such numbers are exact as floats.
 _MOST_DIGITS = 13
+# What one machine can have, with room: the most GPUs in one are 16 (DGX-2), the most processors some 2,000, the most
+# memory 64 TiB. What is beyond is a slip of the pen, and arrays of a row per node and a column per GPU would be made.
+MOST_GPUS = 64
+MOST_CPU_MILLI = 10_000_000
+MOST_MEMORY_MIB = 2**30
 # What Kubernetes takes as a pod's name, with room for the number that is put behind it.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?")
 
@@ -85,8 +92,9 @@ def load_trace(
     Args:
         nodes: How many nodes to keep, in the list's mix of models; None keeps all.
         trace_dir: A directory with the published file names.
-        trace_file: A task list; its nodes come from `trace_dir`, else from the directory it lies in if that has
-            the node list, else from the built-in slice.
+        trace_file: A task list, as a file or as the name of a list of `trace_dir`, with `.csv` and openb's prefix or
+            without. Its nodes come from `trace_dir`, else from the directory it lies in if that has the node list,
+            else from the built-in slice.
 
     Raises:
         TraceError: A file is missing or a row cannot be read; names file and line. Stop and say so.
@@ -95,8 +103,10 @@ def load_trace(
     if trace_dir is None and trace_file is not None and (trace_file.parent / NODE_FILE).exists():
         trace_dir = trace_file.parent
     node_file = built_in / BUILT_IN_NODES if trace_dir is None else trace_dir / NODE_FILE
-    task_file = trace_file or (built_in / BUILT_IN_TASKS if trace_dir is None else trace_dir / TASK_FILE)
     found = [node for node in load_nodes(node_file) if node.gpus > 0]
+    task_file = trace_file or built_in / BUILT_IN_TASKS
+    if trace_dir is not None:
+        task_file = _pod_list(trace_dir, trace_file)
     if nodes is not None and nodes > len(found):
         where, advice = str(node_file), "take fewer --nodes"
         if trace_dir is None:
@@ -107,15 +117,30 @@ def load_trace(
     return Trace(nodes=tuple(chosen), tasks=tuple(load_tasks(task_file)), source=source)
 
 
+def _pod_list(folder: Path, named: Path | None) -> Path:
+    """Find a pod list by its name in the directory; what is a path to a file is taken as it is."""
+    if named is None:
+        return folder / TASK_FILE
+    name = str(named)
+    places = [folder / name, folder / f"{name}.csv", folder / f"{_TASK_PREFIX}{name}.csv", named]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and len(named.parts) == 1:
+        there = sorted(path.stem.removeprefix(_TASK_PREFIX) for path in folder.glob(f"{_TASK_PREFIX}*.csv"))
+        raise TraceError(
+            str(folder), 0, f"it has no pod list {name!r}, but {', '.join(there) or 'none at all'}"
+        )
+    return found or named
+
+
 def load_nodes(path: Path) -> list[TraceNode]:
     """Read a node list. Raises TraceError with file and line."""
     nodes = [
         TraceNode(
             name=row.name("sn"),
-            cpu_milli=row.count("cpu_milli"),
-            memory_mib=row.count("memory_mib"),
-            gpus=row.count("gpu"),
-            model=row.text("model", allow_empty=True),
+            cpu_milli=row.count("cpu_milli", MOST_CPU_MILLI),
+            memory_mib=row.count("memory_mib", MOST_MEMORY_MIB),
+            gpus=row.count("gpu", MOST_GPUS),
+            model=row.label("model", row.text("model", allow_empty=True)),
         )
         for row in _rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))
     ]
@@ -166,32 +191,36 @@ class _Row:
     def text(self, column: str, *, allow_empty: bool = False) -> str:
         value = self.cells[column].strip()
         if not value and not allow_empty:
-            raise TraceError(str(self.path), self.line, f"{column} is empty")
+            raise self.wrong(f"{column} is empty")
         return value
 
-    def count(self, column: str) -> int:
+    def count(self, column: str, most: int | None = None) -> int:
         value = self.text(column)
         if not value.isdecimal() or len(value) > _MOST_DIGITS:
-            raise TraceError(
-                str(self.path),
-                self.line,
-                f"{column}: expected a whole number, got {value[:40]!r} (up to {_MOST_DIGITS} digits)",
+            raise self.wrong(
+                f"{column}: expected a whole number, got {value[:40]!r} (up to {_MOST_DIGITS} digits)"
             )
+        if most is not None and int(value) > most:
+            raise self.wrong(f"{column}: expected at most {most}, got {value}")
         return int(value)
+
+    def label(self, column: str, value: str) -> str:
+        if not is_label_value(value):
+            raise self.wrong(f"{column}: expected {LABEL_VALUE}, got {value[:40]!r}")
+        return value
 
     def name(self, column: str) -> str:
         value = self.text(column)
         if not _NAME.fullmatch(value):
-            raise TraceError(
-                str(self.path),
-                self.line,
-                f"{column}: expected lower-case letters, digits and dashes, got {value[:40]!r}",
-            )
+            raise self.wrong(f"{column}: expected lower-case letters, digits and dashes, got {value[:40]!r}")
         return value
+
+    def wrong(self, detail: str) -> TraceError:
+        return TraceError(str(self.path), self.line, detail)
 
 
 def _task(row: _Row) -> TraceTask:
-    gpus, gpu_milli = row.count("num_gpu"), row.count("gpu_milli")
+    gpus, gpu_milli = row.count("num_gpu", MOST_GPUS), row.count("gpu_milli")
     # One GPU or several whole ones: a share of several is not a thing in this trace, nor on Kubernetes.
     if gpus > 0 and not 0 < gpu_milli <= 1000:
         raise TraceError(str(row.path), row.line, f"gpu_milli: expected 1 to 1000, got {gpu_milli}")
@@ -201,12 +230,14 @@ def _task(row: _Row) -> TraceTask:
     spec = row.cells.get("gpu_spec", "")
     return TraceTask(
         name=row.name("name"),
-        cpu_milli=row.count("cpu_milli"),
-        memory_mib=row.count("memory_mib"),
+        cpu_milli=row.count("cpu_milli", MOST_CPU_MILLI),
+        memory_mib=row.count("memory_mib", MOST_MEMORY_MIB),
         gpus=gpus,
         gpu_milli=gpu_milli,
         # Some rows name a model twice; the set is what counts.
-        models=tuple(sorted({part.strip() for part in spec.split("|") if part.strip()})),
+        models=tuple(
+            sorted({row.label("gpu_spec", part.strip()) for part in spec.split("|") if part.strip()})
+        ),
         qos=row.text("qos", allow_empty=True),
         run_s=float(max(row.count("deletion_time") - start_s, 0)),
     )

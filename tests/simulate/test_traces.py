@@ -91,6 +91,10 @@ def test_whole_lists_are_read_from_a_directory_or_beside_a_named_file(tmp_path: 
         ("t,1,1,1,2000,,LS,Running,0,90,30", 2, "gpu_milli: expected 1 to 1000"),
         ("t,1,1,1,0,,LS,Running,0,90,30", 2, "gpu_milli: expected 1 to 1000"),
         (",1,1,1,1000,,LS,Running,0,90,30", 2, "name is empty"),
+        ("t,1,1,1000000,1000,,LS,Running,0,90,30", 2, "num_gpu: expected at most 64, got 1000000"),
+        ("t,10000001,1,1,1000,,LS,Running,0,90,30", 2, "cpu_milli: expected at most 10000000, got 10000001"),
+        ("t,1,1073741825,1,1000,,LS,Running,0,90,30", 2, "memory_mib: expected at most 1073741824, got"),
+        ("t,1,1,1,1000,T4|Ü b/+#☃,LS,Running,0,90,30", 2, "gpu_spec: expected a label's value"),
         ("t,1,1", 2, "3 cells where the header has 11"),
         ("t,1,1,1,1000,,LS,Running,0,,30", 2, "deletion_time is empty"),
         ("t,1,1,0,0,,LS,Running,0,9,3\nt,1,1,0,0,,LS,Running,0,9,3", 3, "name 't' stands there twice"),
@@ -163,3 +167,51 @@ def test_what_no_cluster_would_take_is_refused_with_its_line(
     )
     with pytest.raises(TraceError, match=want_said):
         load_tasks(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "want_words"),
+    [
+        ("b,1000,1024,1000000,T4", "gpu: expected at most 64, got 1000000"),
+        ("b,1000,1024,1000000000000,T4", "gpu: expected at most 64, got 1000000000000"),
+        ("b,10000001,1024,1,T4", "cpu_milli: expected at most 10000000, got 10000001"),
+        ("b,1000,1073741825,1,T4", "memory_mib: expected at most 1073741824, got 1073741825"),
+        ("b,1000,1024,1,Ü b/+#☃", "model: expected a label's value"),
+        (f"b,1000,1024,1,{'x' * 64}", "model: expected a label's value"),
+    ],
+)
+def test_a_node_that_no_machine_can_be_is_named_by_file_and_line(
+    tmp_path: Path, row: str, want_words: str
+) -> None:
+    path = write(tmp_path, NODE_FILE, f"{NODES}a,1000,1024,64,T4\n{row}\n")
+    with pytest.raises(TraceError) as caught:
+        load_nodes(path)
+    assert str(caught.value).startswith(f"{path}:3: {want_words}")
+
+
+@pytest.mark.parametrize("name", ["openb_pod_list_gpushare40.csv", "openb_pod_list_gpushare40", "gpushare40"])
+def test_a_pod_list_is_found_in_the_directory_by_its_name(tmp_path: Path, name: str) -> None:
+    write(tmp_path, NODE_FILE, NODES + "a,1000,1024,2,T4\n")
+    write(tmp_path, TASK_FILE, TASKS + "t,1,1,1,500,,LS,Running,0,90,30\n")
+    write(tmp_path, "openb_pod_list_gpushare40.csv", TASKS + "u,1,1,1,500,,LS,Running,0,90,30\n")
+    trace = load_trace(trace_dir=tmp_path, trace_file=Path(name))
+    assert [task.name for task in trace.tasks] == ["u"]
+    assert trace.source == str(tmp_path / "openb_pod_list_gpushare40.csv")
+
+
+def test_a_pod_list_that_is_a_file_elsewhere_goes_with_the_directorys_nodes(tmp_path: Path) -> None:
+    write(tmp_path, NODE_FILE, NODES + "a,1000,1024,2,T4\n")
+    (tmp_path / "mine").mkdir()
+    mine = write(tmp_path / "mine", "tasks.csv", TASKS + "u,1,1,1,500,,LS,Running,0,90,30\n")
+    trace = load_trace(trace_dir=tmp_path, trace_file=mine)
+    assert ([node.name for node in trace.nodes], [task.name for task in trace.tasks]) == (["a"], ["u"])
+
+
+def test_a_pod_list_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    write(tmp_path, NODE_FILE, NODES + "a,1000,1024,2,T4\n")
+    for name in ("gpushare40", "default"):
+        write(tmp_path, f"openb_pod_list_{name}.csv", TASKS)
+    with pytest.raises(TraceError) as caught:
+        load_trace(trace_dir=tmp_path, trace_file=Path("gpushare99"))
+    want = f"{tmp_path}: it has no pod list 'gpushare99', but default, gpushare40"
+    assert str(caught.value) == want
