@@ -26,7 +26,7 @@ from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Kind
 from scheduler.cluster.readings import StoreHandler
 from scheduler.config_settings import Face, Mode, Settings
-from scheduler.core.aio import guard
+from scheduler.core.aio import guard, tell_unhandled
 from scheduler.core.clock import Clock, SystemClock
 from scheduler.core.errors import ConfigError
 from scheduler.core.log import kv, setup
@@ -310,6 +310,7 @@ def _cannot_run(group: BaseExceptionGroup[BaseException], code: int) -> int:
 async def _serve(settings: Settings, end: HardEnd) -> int:
     daemon = Daemon(settings, SystemClock())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_unhandled)
 
     def stop() -> None:
         end.begin(loop)

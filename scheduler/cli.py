@@ -122,6 +122,7 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     import json
     import signal
 
+    from scheduler.core.aio import tell_unhandled
     from scheduler.core.clock import SystemClock
     from scheduler.core.errors import ConfigError
     from scheduler.core.log import setup
@@ -154,7 +155,9 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
         """Run until SIGTERM, as Kubernetes ends a pod."""
         running = asyncio.current_task()
         assert running is not None  # noqa: S101 - asyncio.run made it
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(tell_unhandled)
+        loop.add_signal_handler(signal.SIGTERM, running.cancel)
         try:
             await room.run_agent(options, devices, clock)
         except asyncio.CancelledError:
@@ -205,7 +208,12 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
 @click.option(
     "--trace-dir", type=DIRECTORY, metavar="DIR", help="Whole openb lists instead of the built-in slice."
 )
-@click.option("--trace", type=FILE, metavar="FILE", help="Which pod list of --trace-dir, or a file.")
+@click.option(
+    "--trace",
+    type=FILE,
+    metavar="NAME",
+    help="Which pod list of --trace-dir, such as gpushare40; or a file.",
+)
 @click.option(
     "--mosquitto", type=FILE, metavar="PATH", help="The broker's program; default: found, else PyPI's."
 )

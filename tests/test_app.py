@@ -791,3 +791,24 @@ async def test_a_question_whose_body_is_still_coming_at_sigterm_is_answered(worl
         finally:
             writer.transport.abort()
             idle_writer.transport.abort()
+
+
+# A callback of the loop's own that fails, as one of a client library may.
+FAULT = """
+import asyncio
+async def tick(daemon):
+    asyncio.get_running_loop().call_soon(int, "planted")
+    await asyncio.sleep(3600)
+app.Daemon._tick = tick
+"""
+
+
+async def test_what_fails_in_the_loop_is_a_line_of_the_log_and_no_traceback(world: World) -> None:
+    async with served(world, "from scheduler import app" + FAULT) as running:
+        await eventually(lambda: "planted" in running.log)
+        running.process.terminate()
+        assert await running.end() == 0, running.log
+        assert "Traceback" not in running.log
+        [told] = [line for line in map(json.loads, running.log.splitlines()) if line["level"] == "error"]
+        assert told["message"].startswith("Exception in callback ")
+        assert (told["exception"], "planted" in told["text"]) == ("ValueError", True)

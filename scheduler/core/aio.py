@@ -7,9 +7,10 @@ import contextlib
 import logging
 import random
 import threading
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from scheduler.core.errors import CannotListen, ConfigError
+from scheduler.core.log import kv
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -40,6 +41,20 @@ async def guard(name: str, loop: Awaitable[object]) -> NoReturn:
         raise
     _log.error("loop %s returned, which it must not", name)
     raise LoopEndedError(name)
+
+
+def tell_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught, in one line; for `loop.set_exception_handler`.
+
+    The loop's own handler prints a traceback, most of it asyncio's, for what is often a peer's hanging up.
+    """
+    error = context.get("exception")
+    what = {} if error is None else {"exception": type(error).__name__, "text": str(error)}
+    task = context.get("task") or context.get("future")
+    if isinstance(task, asyncio.Task):
+        what["task"] = task.get_name()
+    traceback = error if _log.isEnabledFor(logging.DEBUG) else None
+    _log.error("%s", context.get("message") or "unhandled", extra=kv(**what), exc_info=traceback)
 
 
 def end_if_cancelled() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 
 import pytest
 
-from scheduler.core.aio import LoopEndedError, RetryDelays, guard
+from scheduler.core.aio import LoopEndedError, RetryDelays, guard, tell_unhandled
 from scheduler.core.errors import CannotListen, ConfigError, Problem
 
 
@@ -93,3 +94,38 @@ def test_delays_are_spread_by_half_of_themselves() -> None:
 def test_an_empty_or_negative_list_is_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="delays"):
         RetryDelays(bad)
+
+
+@pytest.mark.parametrize(("level", "want_traceback"), [(logging.INFO, False), (logging.DEBUG, True)])
+async def test_what_fails_in_a_callback_is_one_line(
+    caplog: pytest.LogCaptureFixture, *, level: int, want_traceback: bool
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError("in a task")
+
+    def hang_up() -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(tell_unhandled)
+    try:
+        with caplog.at_level(level, logger="scheduler.core.aio"):
+            loop.call_soon(hang_up)
+            lost = loop.create_task(fail(), name="lost")
+            await asyncio.wait([lost])
+            # Nobody read its error.
+            del lost
+            gc.collect()
+            await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(before)
+    told = [
+        (record.getMessage(), getattr(record, "kv", None), record.exc_info is not None)
+        for record in caplog.records
+    ]
+    (callback, *first), (task, *second) = told
+    assert callback.startswith("Exception in callback ")
+    assert task == "Task exception was never retrieved"
+    assert first == [{"exception": "OSError", "text": "[Errno 9] Bad file descriptor"}, want_traceback]
+    assert second == [{"exception": "ZeroDivisionError", "text": "in a task", "task": "lost"}, want_traceback]
