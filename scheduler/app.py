@@ -134,6 +134,10 @@ class Daemon:
             },
             grace_s=float(settings.shutdown.grace_s) / 2,
         )
+        self.knowledge.faults = {
+            "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
+            "leader_label": self.leadership.lacks_label,
+        }
 
     # --- tasks ---------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,14 @@ from scheduler.report.views import GpuView, NodeView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
 
 # Every reason there can be; a list that cannot be read is named by its kind.
-DEGRADED = ("broker_away", "broker_silent", "forbidden", "observing")
+DEGRADED = (
+    "broker_away",
+    "broker_silent",
+    "certificate_not_reloaded",
+    "forbidden",
+    "leader_label",
+    "observing",
+)
 
 
 class Replica(Protocol):

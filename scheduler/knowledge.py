@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.port import Kind
@@ -34,6 +34,8 @@ class Knowledge:
         self._over = over
         self.broker_waited = False
         """Whether the wait for the broker at start is over, with it or without."""
+        self.faults: Mapping[str, Callable[[], bool]] = {}
+        """What else may be wrong though we answer, by its word; told by whoever composes us."""
 
     def not_ready(self) -> str | None:
         """Why we do not know enough to answer; None if we do."""
@@ -80,4 +82,5 @@ class Knowledge:
             found.append("forbidden")
         if self._settings.mode is Mode.OBSERVE:
             found.append("observing")
+        found += [word for word, holds in self.faults.items() if holds()]
         return found

@@ -54,6 +54,8 @@ class Leadership:
         self._cluster = cluster
         self._over = over
         self._leader_pods: set[str] = set()
+        # Told once: it is tried every few seconds, and a pod that is not there never comes.
+        self._label_trouble: tuple[type[ClusterError], int] | None = None
         # Who observes changes nothing, so there is nothing to guard and nobody to elect (docs/adr/0009).
         if settings.lease.enabled and not self.observing:
             lease = settings.lease
@@ -111,11 +113,18 @@ class Leadership:
         else:
             self._leader_pods.discard(meta.name)
 
+    def lacks_label(self) -> bool:
+        """Say whether we lead, and the label by which a Service finds the leader could not be moved."""
+        return self._label_trouble is not None
+
     async def carry_label(self) -> None:
         """Take the leader's label and keep it, until cancelled."""
-        while True:
-            await self._take_label()
-            await asyncio.sleep(RELABEL_S)
+        try:
+            while True:
+                await self._take_label()
+                await asyncio.sleep(RELABEL_S)
+        finally:
+            self._label_trouble = None
 
     async def _take_label(self) -> None:
         if not self.pod_name:
@@ -127,7 +136,14 @@ class Leadership:
             for other in sorted(self._leader_pods - {self.pod_name}):
                 await self._cluster.label_pod(self.namespace, other, {ROLE_LABEL: None})
         except ClusterError as error:
-            log.warning("could not move the leader's label: %s", error)
+            trouble = type(error), error.status
+            if trouble != self._label_trouble:
+                log.warning("cannot move the leader's label, trying on: %s", error)
+            self._label_trouble = trouble
+            return
+        if self._label_trouble is not None:
+            log.info("the leader's label can be moved again", extra=kv(pod=self.pod_name))
+        self._label_trouble = None
 
 
 def own_name() -> str:

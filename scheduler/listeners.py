@@ -94,6 +94,8 @@ class Certificates:
     """
 
     files: TlsFiles
+    unusable: bool = field(default=False, init=False)
+    """Whether the files that are there now cannot be used, and those before are served on."""
     front: ssl.SSLContext = field(init=False)
     _current: ssl.SSLContext = field(init=False)
     _seen: bytes = field(init=False)
@@ -124,7 +126,9 @@ class Certificates:
         self._seen = seen
         try:
             self._current = self._build()
+            self.unusable = False
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            self.unusable = True
             _log.error("certificate %s cannot be used, the one before stays: %s", self.files.cert_file, error)
             return False
         return True
@@ -218,6 +222,10 @@ class Listeners:
     def addresses(self) -> list[tuple[str, int]]:
         """The bound host and port of each listener, in the order given; a port 0 has become a real one."""
         return [(str(runner.addresses[0][0]), int(runner.addresses[0][1])) for runner in self._runners]
+
+    def certificate_not_reloaded(self) -> bool:
+        """Say whether a listener still serves a certificate that was to be replaced, and could not be."""
+        return any(certificates.unusable for certificates, _ in self._certificates)
 
     async def run(self) -> None:
         """Listen until cancelled, reading certificates again when they change; then stop.

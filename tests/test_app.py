@@ -21,7 +21,7 @@ import aiomqtt
 import pytest
 import yaml
 
-from scheduler import app, config
+from scheduler import app, config, leadership
 from scheduler.cluster.port import Kind
 from scheduler.config_settings import TelemetrySettings
 from scheduler.config_types import BrokerUrl
@@ -812,3 +812,81 @@ async def test_what_fails_in_the_loop_is_a_line_of_the_log_and_no_traceback(worl
         [told] = [line for line in map(json.loads, running.log.splitlines()) if line["level"] == "error"]
         assert told["message"].startswith("Exception in callback ")
         assert (told["exception"], "planted" in told["text"]) == ("ValueError", True)
+
+
+async def degraded(replica: Replica) -> list[str]:
+    """What `/readyz` and the metrics say is missing, beside the broker, which no test here has."""
+    async with replica.session.get("/readyz") as answer:
+        said = list((await answer.json(content_type=None))["degraded"])
+    counted = [reason for reason, holds in sources(replica.daemon).degraded().items() if holds]
+    assert sorted(said) == sorted(counted)
+    return [word for word in said if word != "broker_away"]
+
+
+@pytest.mark.parametrize("trouble", ["empty", "missing", "mismatched"])
+async def test_a_certificate_that_cannot_be_read_again_is_degraded_until_one_can(
+    world: World, trouble: str, reachable: tuple[list[dict[str, object]], ssl.SSLContext]
+) -> None:
+    listeners, _ = reachable
+    authority, cert_file, key_file = (
+        Authority(),
+        world.folder / "cert_file.pem",
+        world.folder / "key_file.pem",
+    )
+    async with world.replica(listeners=listeners, ready=False) as replica:
+        await eventually(lambda: len(replica.daemon.listeners.addresses) == len(listeners))
+        port = replica.daemon.listeners.addresses[0][1]
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            probed = Replica(replica.daemon, session)
+            assert await degraded(probed) == []
+            if trouble == "empty":
+                cert_file.write_text("")
+            elif trouble == "missing":
+                cert_file.unlink()
+            else:
+                authority.issue("wattbalance", cert_file, world.folder / "another.key")
+            # It looks by itself every ten seconds.
+            for _ in range(2):
+                replica.daemon.listeners.check_certificates()
+                assert await degraded(probed) == ["certificate_not_reloaded"]
+            authority.issue("wattbalance", cert_file, key_file)
+            replica.daemon.listeners.check_certificates()
+            assert await degraded(probed) == []
+
+
+async def test_a_leader_that_cannot_take_its_label_says_so_once_for_each_cause(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leadership, "RELABEL_S", 0.01)
+
+    def told() -> list[str]:
+        return [
+            each.getMessage()
+            for each in caplog.records
+            if "cannot move the leader's label" in each.getMessage()
+        ]
+
+    async def tried() -> None:
+        """Wait for some more attempts."""
+        before = sum(replica.daemon.cluster.counters.requests.values())
+        await eventually(lambda: sum(replica.daemon.cluster.counters.requests.values()) >= before + 5)
+
+    caplog.set_level("INFO")
+    async with world.replica("nobody-of-this-name") as replica:
+        await eventually(replica.daemon.leadership.lacks_label)
+        await tried()
+        assert await degraded(replica) == ["leader_label"]
+        assert len(told()) == 1, told()
+
+        world.api.faults.forbidden.add(("patch", "pods"))
+        await eventually(lambda: len(told()) == 2)
+        await tried()
+        assert "leader_label" in await degraded(replica)
+        assert len(told()) == 2, told()
+
+        world.add_pod("nobody-of-this-name", namespace=NAMESPACE)
+        world.api.faults.forbidden.clear()
+        await eventually(lambda: replica.labelled(world.api))
+        await eventually(lambda: not replica.daemon.leadership.lacks_label())
+        assert "leader_label" not in await degraded(replica)
+        assert "the leader's label can be moved again" in caplog.messages

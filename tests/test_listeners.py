@@ -137,11 +137,13 @@ async def test_a_rotated_certificate_is_served_and_a_mismatched_pair_is_not(tmp_
         listeners.check_certificates()
         listeners.check_certificates()  # the same fault is counted once
         assert (listeners.reloads.ok, listeners.reloads.failed) == (0, 1)
+        assert listeners.certificate_not_reloaded()
         assert await serial_served(port, client) == site.serial
 
         want_serial = site.servers.issue("server", site.files.cert_file, site.files.key_file)
         listeners.check_certificates()
         assert listeners.reloads.ok == 1
+        assert not listeners.certificate_not_reloaded()
         assert await serial_served(port, client) == want_serial
 
 
