@@ -253,6 +253,7 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             now_mono_s = self.clock.mono_s()
+            self.knowledge.tell()
             if not self._settled and not self.knowledge.missing():
                 self._settled = True
                 # What was just listed stays: full collections need not walk it, neither later nor while it comes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.cluster.kubernetes import KubernetesCluster
@@ -11,7 +12,10 @@ from scheduler.cluster.reflector import REQUIRED
 from scheduler.cluster.store import Store
 from scheduler.config_settings import Mode, Settings
 from scheduler.core.clock import Clock
+from scheduler.core.log import kv
 from scheduler.telemetry.bus import TelemetrySubscriber
+
+log = logging.getLogger(__name__)
 
 
 class Knowledge:
@@ -34,6 +38,7 @@ class Knowledge:
         self._over = over
         self.broker_waited = False
         """Whether the wait for the broker at start is over, with it or without."""
+        self._was_ready = False
         self.faults: Mapping[str, Callable[[], bool]] = {}
         """What else may be wrong though we answer, by its word; told by whoever composes us."""
 
@@ -56,6 +61,17 @@ class Knowledge:
         if not self.broker_waited:
             return "waiting for the broker"
         return None
+
+    def tell(self) -> None:
+        """Log when we begin to know enough, and when and why we cease to; called often. The end has its own line."""
+        why_not = self.not_ready()
+        if (why_not is None) is self._was_ready or self._over.is_set():
+            return
+        self._was_ready = why_not is None
+        if why_not is None:
+            log.info("ready", extra=kv(degraded=self.degraded()))
+        else:
+            log.warning("not ready any more: %s", why_not)
 
     def missing(self) -> list[Kind]:
         """Kinds whose first list is still to come."""

@@ -890,3 +890,27 @@ async def test_a_leader_that_cannot_take_its_label_says_so_once_for_each_cause(
         await eventually(lambda: not replica.daemon.leadership.lacks_label())
         assert "leader_label" not in await degraded(replica)
         assert "the leader's label can be moved again" in caplog.messages
+
+
+async def test_readiness_that_comes_and_goes_is_a_line_each(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[tuple[str, str]]:
+        return [
+            (each.levelname, each.getMessage())
+            for each in caplog.records
+            if each.name == "scheduler.knowledge"
+        ]
+
+    caplog.set_level("INFO")
+    cluster = yaml.safe_load(world.configure()[0].read_text())["cluster"]
+    # Long enough for a machine that stalls, short enough to wait for.
+    async with world.replica(cluster={**cluster, "stale": "5s"}) as replica:
+        await eventually(lambda: len(told()) == 1)
+        world.api.faults.frozen = True
+        await eventually(lambda: len(told()) == 2)
+        world.api.faults.frozen = False
+        await eventually(lambda: len(told()) == 3)
+        assert replica.daemon.knowledge.not_ready() is None
+    ready = ("INFO", "ready")
+    assert told() == [ready, ("WARNING", "not ready any more: the API server is silent"), ready]
