@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import combinations
 from pathlib import Path as FileSystemPath
-from typing import TypeVar
 
 import msgspec
 
-from scheduler import config_yaml
+from scheduler import config_rules, config_yaml
 from scheduler.config_example import TEXT
-from scheduler.config_problems import Checker, decode, shown, unknown
-from scheduler.config_settings import (
-    ExtenderSettings,
-    Face,
-    LeaseSettings,
-    ListenerSettings,
-    PoolSettings,
-    Settings,
-    TelemetrySettings,
-)
-from scheduler.config_types import Address, PolicyUse, PositiveSeconds, Weight
+from scheduler.config_problems import Checker, decode, unknown
+from scheduler.config_settings import Settings
+from scheduler.config_types import PolicyUse, Weight
 from scheduler.config_yaml import Path
 from scheduler.core.errors import ConfigError, Problem
 
@@ -30,15 +19,6 @@ __all__ = ["ConfigError", "Settings", "example", "load", "load_file", "schema", 
 
 # Past this many nobody reads on, and the file is not a configuration.
 MOST_PROBLEMS = 200
-# From 1.30 on, kube-scheduler's `ignorable` covers bind too.
-IGNORABLE_COVERS_BIND = (1, 30)
-DEFAULT_POOL = "default"
-# It is written into the Lease, and others wait for so long even after they are configured otherwise.
-MOST_LEASE_S = 3600.0
-# LeaseTimes waits a random 1 to 1.2 times `retry`.
-RETRY_SPREAD = 1.2
-
-_T = TypeVar("_T")
 
 
 def load(text: str) -> Settings:
@@ -145,132 +125,12 @@ def _policy_use(checker: Checker, path: Path) -> type[msgspec.Struct] | None:
 
 
 def _check_rules(data: dict[str, object], checker: Checker) -> None:
-    """Check what no single value can tell; each part on its own, so that one fault does not hide another."""
-    rules: tuple[tuple[str, type[msgspec.Struct], Callable[..., None]], ...] = (
-        ("telemetry", TelemetrySettings, _check_telemetry),
-        ("extender", ExtenderSettings, _check_extender),
-        ("lease", LeaseSettings, _check_lease),
-    )
-    for name, kind, rule in rules:
-        if name in data and checker.good((name,)):
-            rule(msgspec.convert(data[name], kind, dec_hook=decode), checker)
-    _check_pools(_good_parts(data, "pools", PoolSettings, checker), checker)
-    _check_listeners(_good_parts(data, "listeners", ListenerSettings, checker), checker)
+    """Check what no single value can tell; each rule on its own, so that one fault does not hide another."""
+    config_rules.check(data, checker)
     filters = data.get("filters")
     for name in filters if isinstance(filters, dict) else ():
         if name not in _policies().filters:
             checker.refuse(("filters", name), unknown(name, _policies().filters))
-
-
-def _good_parts(data: dict[str, object], name: str, kind: type[_T], checker: Checker) -> dict[int, _T]:
-    parts = data.get(name)
-    if not isinstance(parts, list):
-        return {}
-    good = [index for index in range(len(parts)) if checker.good((name, index))]
-    return {index: msgspec.convert(parts[index], kind, dec_hook=decode) for index in good}
-
-
-def _check_pools(pools: dict[int, PoolSettings], checker: Checker) -> None:
-    first: dict[str, int] = {}
-    for index, pool in pools.items():
-        path: Path = ("pools", index, "name")
-        if pool.name == DEFAULT_POOL:
-            checker.refuse(
-                path,
-                "expected another name: default is the pool of nodes that are in no other, got 'default'",
-            )
-        elif pool.name in first:
-            checker.refuse(
-                path, f"expected each name once, got {pool.name!r} again (pools[{first[pool.name]}])"
-            )
-        first.setdefault(pool.name, index)
-    for (index_a, a), (index_b, b) in combinations(pools.items(), 2):
-        # If one asks for all labels of the other and more, each of its nodes is in both.
-        if a.selector.items() <= b.selector.items() or b.selector.items() <= a.selector.items():
-            message = (
-                f"expected pools that share no node, got a selector that overlaps pools[{index_a}] ({a.name})"
-            )
-            checker.refuse(("pools", index_b, "selector"), message)
-
-
-def _check_listeners(listeners: dict[int, ListenerSettings], checker: Checker) -> None:
-    first: dict[Address, int] = {}
-    for index, listener in listeners.items():
-        path: Path = ("listeners", index)
-        if listener.address in first and listener.address.port != 0:
-            was = first[listener.address]
-            checker.refuse((*path, "address"), f"expected each address once, got it again (listeners[{was}])")
-        elif (same := _on_all_interfaces(listener.address, first)) is not None:
-            checker.refuse(
-                (*path, "address"),
-                f"expected another port: {same} and {listener.address} cannot both be bound (listeners[{first[same]}])",
-            )
-        first.setdefault(listener.address, index)
-        twice = next((face for face in Face if listener.serves.count(face) > 1), None)
-        if twice is not None:
-            checker.refuse((*path, "serves"), f"expected each thing once, got {twice.value} twice")
-        if listener.address.loopback:
-            continue
-        if Face.EXTENDER in listener.serves and (listener.tls is None or listener.tls.client_ca_file is None):
-            message = "expected tls with client_ca_file, since whoever reaches the extender can place pods; got none"
-            checker.refuse((*path, "tls"), message)
-        if Face.API in listener.serves:
-            message = "expected a loopback address where api is served (use kubectl port-forward), got "
-            checker.refuse((*path, "address"), message + shown(str(listener.address)))
-
-
-def _on_all_interfaces(address: Address, others: Iterable[Address]) -> Address | None:
-    """Give an address with the same port where one of the two takes all interfaces; IPv6's are apart from IPv4's."""
-    for other in others:
-        for wildcard, one in ((address.host, other.host), (other.host, address.host)):
-            # A name may mean either family; it is left to the kernel.
-            same_family = (":" in wildcard) == (":" in one) and not one[:1].isalpha()
-            if wildcard in ("0.0.0.0", "::") and same_family and address.port == other.port != 0:  # noqa: S104 - compared, not bound
-                return other
-    return None
-
-
-def _check_telemetry(telemetry: TelemetrySettings, checker: Checker) -> None:
-    pairs = (("key_file", "cert_file"), ("password_file", "username_file"))
-    for one, other in pairs:
-        if getattr(telemetry, one) is not None and getattr(telemetry, other) is None:
-            checker.refuse(("telemetry", other), f"expected a file, since {one} is set; got nothing")
-    for name in ("ca_file", "cert_file", "key_file"):
-        if getattr(telemetry, name) is not None and not telemetry.broker.tls:
-            checker.refuse(
-                ("telemetry", "broker"), f"expected mqtts://, since {name} is set; got {telemetry.broker!r}"
-            )
-
-
-def _check_extender(extender: ExtenderSettings, checker: Checker) -> None:
-    if not (extender.bind and extender.ignorable and extender.kubernetes_version):
-        return
-    major, minor = extender.kubernetes_version.lstrip("v").split(".")[:2]
-    if (int(major), int(minor.split("-")[0].split("+")[0])) < IGNORABLE_COVERS_BIND:
-        message = (
-            "expected false together with ignorable: true before Kubernetes 1.30, where a failed bind is not"
-        )
-        checker.refuse(("extender", "bind"), f"{message} ignored; got true")
-
-
-def _check_lease(lease: LeaseSettings, checker: Checker) -> None:
-    # A leader must have stopped before another may start, and must have tried more than once before it stops.
-    if lease.duration_s > MOST_LEASE_S:
-        message = (
-            f"expected at most {PositiveSeconds(MOST_LEASE_S)}, for which a dead leader's place stays empty"
-        )
-        checker.refuse(("lease", "duration"), f"{message}; got {lease.duration_s}")
-    if lease.renew_deadline_s >= lease.duration_s:
-        message = f"expected less than duration ({lease.duration_s}), got {lease.renew_deadline_s}"
-        checker.refuse(("lease", "renew_deadline"), message)
-    if lease.retry_s >= lease.renew_deadline_s:
-        checker.refuse(
-            ("lease", "retry"),
-            f"expected less than renew_deadline ({lease.renew_deadline_s}), got {lease.retry_s}",
-        )
-    elif lease.retry_s * RETRY_SPREAD >= lease.renew_deadline_s:
-        message = f"expected less than renew_deadline ({lease.renew_deadline_s}) over {RETRY_SPREAD:g}"
-        checker.refuse(("lease", "retry"), f"{message}, since retries are spread; got {lease.retry_s}")
 
 
 def _sorted(problems: list[Problem]) -> list[Problem]:

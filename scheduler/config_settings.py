@@ -24,6 +24,7 @@ from scheduler.config_types import (
     ObjectName,
     PolicyUse,
     PositiveSeconds,
+    ResourceName,
     Seconds,
     Text,
 )
@@ -364,7 +365,7 @@ class Settings(Strict, frozen=True, kw_only=True):
         tuple[Text, ...], Meta(min_length=1, description="Pods of these schedulers should come past us.")
     ] = ("wattbalance",)
     managed_resources: Annotated[
-        tuple[Text, ...],
+        tuple[ResourceName, ...],
         Meta(
             min_length=1,
             description="Pods with one of these are counted if they come past us; nvidia.com/gpu alone is placed.",

@@ -41,6 +41,15 @@ LabelKey = Annotated[
 LabelValue = Annotated[
     str, Meta(pattern=_LABEL_VALUE, extra={"expected": "a label's value, at most 63 long"})
 ]
+ResourceName = Annotated[
+    str,
+    Meta(
+        pattern=_LABEL_KEY,
+        extra={
+            "expected": "a resource such as nvidia.com/gpu, by its whole name (a glob like nvidia.com/* is not taken)"
+        },
+    ),
+]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, extra={"expected": "the path of a file"})]
 Text = Annotated[str, Meta(min_length=1, max_length=253, extra={"expected": "text of 1 to 253 characters"})]
 # Weights are relative; a thousand to one already silences the other policies.

@@ -276,6 +276,27 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "training, inference, batch",
         ),
         ("scheduler_names: []", "scheduler_names", "at least one entry"),
+        (
+            'managed_resources: ["nvidia.com/mig-*"]',
+            "managed_resources[0]",
+            "a glob like nvidia.com/* is not",
+        ),
+        ('managed_resources: [nvidia.com/gpu, "föö bar"]', "managed_resources[1]", "such as nvidia.com/gpu"),
+        *(
+            (
+                f"extender: {{prefix: {prefix}}}\nlisteners: [{{address: '127.0.0.1:1', serves: [extender, {face}]}}]",
+                "extender.prefix",
+                f"apart from {taken}, which listeners[0] serves too ({face}); got '{prefix}'",
+            )
+            for prefix, face, taken in (
+                ("/api/v1", "api", "/api/v1"),
+                ("/api", "api", "/api/v1"),
+                ("/api/v1/nodes", "api", "/api/v1"),
+                ("/metrics", "metrics", "/metrics"),
+                ("/livez", "probes", "/livez"),
+                ("/readyz/x", "probes", "/readyz"),
+            )
+        ),
     ],
 )
 def test_a_setting_that_cannot_hold_is_refused(text: str, want_path: str, want_words: str) -> None:
@@ -380,6 +401,50 @@ def test_one_fault_does_not_hide_another_rule() -> None:
     )
     want_paths = {"pools[1].name", "pools[1].selector", "pools[2].name", "lease.retry"}
     assert set(problems_of(LEAST + text)) == want_paths
+
+
+@pytest.mark.parametrize(
+    ("text", "want_paths"),
+    [
+        (
+            "lease: {duration: 1s, renew_deadline: 10s, retry: x}",
+            {"lease.renew_deadline", "lease.retry"},
+        ),
+        ("lease: {duration: 2h, renew_deadline: x, retry: 1s}", {"lease.duration", "lease.renew_deadline"}),
+        ("lease: {retry: 30s, unheard: 1}", {"lease.retry", "lease.unheard"}),
+        (
+            "listeners: [{address: 'h:1', serves: [probes]}, {address: 'h:1', serves: [tea]}]",
+            {"listeners[1].serves[0]", "listeners[1].address"},
+        ),
+        (
+            "listeners: [{address: 'h:x', serves: [probes, probes]}]",
+            {"listeners[0].address", "listeners[0].serves"},
+        ),
+        (
+            "pools: [{name: a, selector: {a: b}}, {name: a, kind: x, selector: {a: b}}]",
+            {"pools[1].name", "pools[1].kind", "pools[1].selector"},
+        ),
+        # A wrong key is not taken for an absent one.
+        ("listeners: [{address: '0.0.0.0:1', serves: [extender], tls: x}]", {"listeners[0].tls"}),
+        (
+            'extender: {bind: true, ignorable: true, kubernetes_version: "1.29", reservation: x}',
+            {"extender.bind", "extender.reservation"},
+        ),
+    ],
+)
+def test_a_rule_is_judged_whatever_is_wrong_beside_its_keys(text: str, want_paths: set[str]) -> None:
+    assert set(problems_of(LEAST + text)) == want_paths
+
+
+def test_a_rule_of_telemetry_is_judged_beside_a_wrong_key() -> None:
+    text = "cluster: {name: c}\ntelemetry: {broker: mqtt://h, ca_file: p, stale: x}"
+    assert set(problems_of(text)) == {"telemetry.broker", "telemetry.stale"}
+
+
+def test_a_prefix_may_be_what_another_listener_serves() -> None:
+    listeners = "[{address: '127.0.0.1:1', serves: [extender]}, {address: '127.0.0.1:2', serves: [api]}]"
+    text = f"{LEAST}extender: {{prefix: /api/v1}}\nlisteners: {listeners}"
+    assert config.load(text).extender.prefix == "/api/v1"
 
 
 def test_a_thousand_problems_are_cut_and_counted() -> None:
