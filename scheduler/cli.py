@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scheduler import __version__
-from scheduler.cli_types import Duration, FloatRange, HostPort
+from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
 if TYPE_CHECKING:
     from scheduler.core.errors import Problem
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # as a shell says of a process that SIGINT ended: 128 + 2
 MISUSED = 2
 
-FILE = click.Path(dir_okay=False)
-DIRECTORY = click.Path(file_okay=False)
+FILE = NamedPath(dir_okay=False)
+DIRECTORY = NamedPath(file_okay=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,7 +72,14 @@ def serve(path: str) -> int:
 @click.option(
     "--node", envvar="NODE_NAME", metavar="NAME", help="Node; default: NODE_NAME, else the host name."
 )
-@click.option("--cluster", default="default", show_default=True, help="Cluster, as the daemon's file says.")
+@click.option(
+    "--cluster",
+    type=ClusterName(),
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Cluster, as the daemon's file says.",
+)
 @click.option(
     "--broker", default="mqtt://127.0.0.1:1883", show_default=True, metavar="URL", help="MQTT broker."
 )
@@ -129,7 +136,6 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     from scheduler.device.nvml import NvmlDevices
     from scheduler.telemetry import agent as room
     from scheduler.telemetry.broker import BrokerSettings
-    from scheduler.telemetry.topics import check_level
 
     clock = SystemClock()
     # A look must change nothing, not even to learn whether it could.
@@ -144,7 +150,6 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     flags["node"] = _node_name(flags["node"])
     flags["metrics_host"], flags["metrics_port"] = flags.pop("listen")
     try:
-        check_level(flags["cluster"], "cluster")
         flags["broker"] = BrokerSettings(url=flags["broker"], **files)
         options = room.AgentOptions(**flags)
     except ConfigError as error:
@@ -300,10 +305,11 @@ def _node_name(given: str | None) -> str:
     from scheduler.core.names import SUBDOMAIN, is_subdomain
 
     host = socket.gethostname()
-    name = given or host.lower()
+    # Given and empty is a variable of a shell that was not set: another node's name must not stand in for it.
+    name = host.lower() if given is None else given
     if is_subdomain(name):
         return name
-    if not given:
+    if given is None:
         message = (
             f"expected to be given, since the host name is no Kubernetes node name ({SUBDOMAIN}): {host!r}"
         )

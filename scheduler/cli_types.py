@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
+import os
+
 import click
+
+
+class NamedPath(click.Path):
+    """click's, without the empty path: an unset variable of a shell must not mean the default."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Read the text."""
+        if value == "":
+            self.fail("expected a path, got nothing", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ClusterName(click.ParamType[str]):
+    """What the daemon's file takes as `cluster.name`."""
+
+    name = "cluster"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        import msgspec
+
+        from scheduler.config_types import NAME_EXPECTED, Name
+
+        try:
+            return msgspec.convert(value, Name)
+        except msgspec.ValidationError:
+            self.fail(f"expected {NAME_EXPECTED}, got {str(value)[:300]!r}", param, ctx)
 
 
 class FloatRange(click.FloatRange):

@@ -16,10 +16,8 @@ _NAME = rf"^[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?{END}"
 _LABEL_KEY = rf"^([a-z0-9][-a-z0-9.]{{0,252}}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?{END}"
 _LABEL_VALUE = rf"^([A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?)?{END}"
 
-Name = Annotated[
-    str,
-    Meta(pattern=_NAME, extra={"expected": "a name of letters, digits, - _ . such as dc-1, at most 63 long"}),
-]
+NAME_EXPECTED = "a name of letters, digits, - _ . such as dc-1, at most 63 long"
+Name = Annotated[str, Meta(pattern=_NAME, extra={"expected": NAME_EXPECTED})]
 # What the API server takes for a Lease (RFC 1123); `Name` would pass here and be refused there, for ever.
 ObjectName = Annotated[
     str,

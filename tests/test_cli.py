@@ -275,6 +275,17 @@ def test_a_duration_that_is_none_is_refused(text: str, capsys: pytest.CaptureFix
     assert "expected a duration" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--trace-dir", ""], ["demo", "--trace", ""], ["demo", "--mosquitto", ""], ["check-config", ""]],
+)
+def test_an_empty_path_is_not_taken_for_none(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(*arguments) == 2
+    assert "expected a path, got nothing" in capsys.readouterr().err
+
+
 def test_json_without_once_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert end_of("agent", "--json") == 2
     assert "--json goes with --once" in capsys.readouterr().err
@@ -349,7 +360,11 @@ def test_an_interval_that_tells_nothing_is_refused(given: str, capfd: pytest.Cap
     [
         (["--broker", "foo"], "--broker: expected mqtt://"),
         (["--node", "a/b"], "got 'a/b'"),
-        (["--cluster", ""], "--cluster: expected a name"),
+        (["--cluster", ""], "'--cluster': expected a name of letters, digits"),
+        (["--cluster", "föö bar"], "'--cluster': expected a name of letters, digits"),
+        (["--cluster", "a/b"], "got 'a/b'"),
+        (["--node", ""], "--node: expected a Kubernetes node name"),
+        (["--ca-file", ""], "'--ca-file': expected a path, got nothing"),
         (["--sample-hz", "nan"], "'--sample-hz': expected a number"),
         (["--password-file", "x"], "--password-file: needs --username-file"),
         (["--broker", "mqtts://b", "--key-file", "x"], "--key-file: needs --cert-file"),
