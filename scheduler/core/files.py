@@ -9,16 +9,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Keys, certificates, tokens: the certificate authorities of a whole system take a quarter of a megabyte.
+MOST_BYTES = 4 * 2**20
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
 def check_regular(file: Path) -> None:
     """Refuse what is no file, before it is opened: a pipe would hold its reader for ever, a device fill it.
 
     A link is followed: a mounted Kubernetes secret is one.
 
     Raises:
-        OSError: it is not there, may not be looked at, or is something else; the text names it.
+        OSError: it is not there, may not be looked at, is something else, or is larger than `MOST_BYTES`; the text
+            names it.
     """
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise OSError(f"{file}: expected a file, got a directory, pipe or device")
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "a device")
+        raise OSError(f"{file}: expected a file, got {kind}")
+    if found.st_size > MOST_BYTES:
+        raise OSError(f"{file}: expected at most {MOST_BYTES} bytes, got {found.st_size}")
 
 
 def read_regular(file: Path) -> bytes:

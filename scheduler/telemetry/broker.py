@@ -11,6 +11,8 @@ from scheduler.core.errors import ConfigError, Disconnected, Problem
 from scheduler.core.files import check_regular
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
+# As much as MQTT can carry of either, and the end of a line.
+_MOST_SECRET_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +134,17 @@ def _read_secret(key: str, file: str | None, what: str) -> str | None:
         return None
     _check_file(key, file)
     try:
+        with Path(file).open("rb") as opened:
+            # One more than allowed, so that too much is seen without reading all of it.
+            raw = opened.read(_MOST_SECRET_BYTES + 1)
         # Editors and `echo` end a file with a newline, which is no part of the secret.
-        secret = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        secret = raw.decode().rstrip("\r\n")
     except (OSError, ValueError) as error:
         raise Disconnected(f"cannot use {key} {file}: expected {what}, got: {error}") from error
+    if len(raw) > _MOST_SECRET_BYTES:
+        raise Disconnected(
+            f"cannot use {key} {file}: expected {what}, got more than {_MOST_SECRET_BYTES} bytes"
+        )
     if not secret:
         raise Disconnected(f"cannot use {key} {file}: expected {what}, got an empty file")
     return secret

@@ -87,10 +87,7 @@ def test_a_pipe_in_place_of_a_secret_is_refused_and_a_link_is_not(tmp_path: Path
     os.mkfifo(given[field])
     with pytest.raises(Disconnected) as caught:
         read_credentials(settings)
-    assert (
-        str(caught.value)
-        == f"cannot use {field}: {given[field]}: expected a file, got a directory, pipe or device"
-    )
+    assert str(caught.value) == f"cannot use {field}: {given[field]}: expected a file, got a pipe"
 
 
 @pytest.mark.parametrize(
@@ -116,3 +113,21 @@ def test_a_locked_key_is_refused_instead_of_asking_on_the_terminal(
     with pytest.raises(Disconnected, match=r"cannot use cert_file .*: expected .* its unlocked key, got: "):
         read_credentials(BrokerSettings(url="mqtts://b", cert_file=str(chain), key_file=str(key)))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("field", ["username_file", "password_file"])
+def test_a_secret_that_is_none_by_its_size_is_refused_and_not_read_whole(tmp_path: Path, field: str) -> None:
+    files = {name: tmp_path / name for name in ("username_file", "password_file")}
+    for file in files.values():
+        file.write_text("x" * 65_535 + "\n")
+    settings = BrokerSettings(**{name: str(file) for name, file in files.items()})  # type: ignore[arg-type]
+    assert len(read_credentials(settings).password or "") == 65_535
+    files[field].write_text("x" * 65_537)
+    with pytest.raises(Disconnected, match=f"cannot use {field} .*: expected .*, got more than 65536 bytes"):
+        read_credentials(settings)
+    with files[field].open("wb") as huge:
+        huge.truncate(2**40)
+    with pytest.raises(
+        Disconnected, match=f"cannot use {field}: .*: expected at most 4194304 bytes, got 1099511627776"
+    ):
+        read_credentials(settings)
