@@ -69,7 +69,7 @@ persistence false
 set_tcp_nodelay true
 max_queued_messages 20000
 max_inflight_messages 0
-message_size_limit 262144
+max_packet_size 263168
 memory_limit 536870912
 user {user}
 """
@@ -119,7 +119,7 @@ async def running_broker(
     """
     with tempfile.TemporaryDirectory(prefix="wattbalance-broker-") as folder:
         found, command, config = _choose(kind, mosquitto, Path(folder))
-        process, port = await _start(found, command, config, Path(folder))
+        process, port = await _start(found, command, config, Path(folder), named=mosquitto)
         try:
             yield BrokerHandle(host=HOST, port=port, kind=found, pid=process.pid, poll=process.poll)
         finally:
@@ -157,7 +157,7 @@ def with_parent() -> list[str]:
 
 
 async def _start(
-    kind: BrokerKind, command: list[str], template: str, folder: Path
+    kind: BrokerKind, command: list[str], template: str, folder: Path, *, named: str | None
 ) -> tuple[subprocess.Popen[bytes], int]:
     words = folder / "stderr"
     for _ in range(_TRIES):
@@ -183,7 +183,13 @@ async def _start(
             raise
         await _stop(process)
     said = words.read_text(encoding="utf-8", errors="replace").strip()[-500:]
-    raise NoBroker(f"{kind} did not start listening: {said or 'it said nothing'}")
+    advice = (
+        f"; see whether {named} is mosquitto (its -h says a version), or leave --mosquitto out"
+        if named
+        else ""
+    )
+    how = said or f"it said nothing, and ended with exit code {process.returncode}"
+    raise NoBroker(f"{kind} did not start listening: {how}{advice}")
 
 
 async def _accepts(process: subprocess.Popen[bytes], port: int) -> bool:

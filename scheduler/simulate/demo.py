@@ -32,7 +32,7 @@ from scheduler.simulate.pace import fell_behind, most_pods_per_s, too_fast
 from scheduler.simulate.ports import HOST, free_port
 from scheduler.simulate.pulse import BrokerPulse
 from scheduler.simulate.scoreboard import Scoreboard
-from scheduler.simulate.terminal import Progress, summary_view
+from scheduler.simulate.terminal import Progress, marks_of, summary_view
 from scheduler.simulate.traces import load_trace
 from scheduler.simulate.workload import WorkloadModel
 from scheduler.simulate.world import SETTLE_RUNS, World
@@ -193,9 +193,8 @@ class Demo:
                 task.cancel()
         if board is not None:
             notes = self._notes(board, world, scheduler, fleet, pulse)
-            self.console.print(
-                summary_view(board.summary(self.clock.mono_s(), notes), width=self.console.width)
-            )
+            summary = board.summary(self.clock.mono_s(), notes)
+            self.console.print(summary_view(summary, width=self.console.width, marks=marks_of(self.console)))
         return board
 
     async def _show(
@@ -242,6 +241,7 @@ class Demo:
             wanted_per_s=world.model.rate_per_s,
             tried_per_s=scheduler.counts.attempts / elapsed_s,
             speed_per_s=self.options.speed,
+            failed_calls=scheduler.counts.extender_errors,
         )
         notes = [behind] if behind else []
         if pulse.most_silent_s:
@@ -254,7 +254,7 @@ class Demo:
                 "these policies pack training and batch and fill dc-1 first, so load is meant to be uneven; "
                 "--policies least-loaded is for comparing the spread"
             )
-        if scheduler.counts.extender_errors:
+        if scheduler.counts.extender_errors and not behind:
             notes.append(f"{scheduler.counts.extender_errors} extender calls failed")
         if scheduler.counts.bind_failures:
             notes.append(f"{scheduler.counts.bind_failures} bindings were refused by the API server")

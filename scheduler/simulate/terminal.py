@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -18,13 +19,37 @@ from scheduler.simulate.scoreboard import ClusterSummary, Live, Summary
 
 # Into a file or a pipe: one line now and then, not a screen.
 _LINE_EVERY_S = 5.0
-_BLOCKS = " ▁▂▃▄▅▆▇█"
 # The curve of a thousand nodes would fill the screen: several nodes then share a mark.
 _SPARK_LINES = 3
 _SPARK_MOST_WIDTH = 100
 _BINS = 10
 _BAR_WIDTH = 30
 _WIDE = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What bars are drawn with."""
+
+    levels: str = " ▁▂▃▄▅▆▇█"
+    """From nothing to full, for one value a mark."""
+    full: str = "█"
+    empty: str = "░"
+    times: str = "×"
+
+
+MARKS = Marks()
+# For an output that cannot say the others: each would be a question mark.
+ASCII_MARKS = Marks(levels=" .:-=+*#@", full="#", empty=".", times="x")
+
+
+def marks_of(console: Console) -> Marks:
+    """What this console can draw bars with."""
+    try:
+        f"{MARKS.levels}{MARKS.full}{MARKS.empty}{MARKS.times}".encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return ASCII_MARKS
+    return MARKS
 
 
 class Progress:
@@ -46,6 +71,7 @@ class Progress:
         screen = console.is_terminal and not console.is_dumb_terminal
         self._display = LiveDisplay(console=console, auto_refresh=False) if screen else None
         self._next_line_s = 0.0
+        self._marks = marks_of(console)
 
     def __enter__(self) -> Self:
         """Take the terminal."""
@@ -79,9 +105,9 @@ class Progress:
             ("placed", f"{live.placed}"),
             ("waiting", f"{live.waiting}{_behind(live)}"),
             ("finished", f"{live.finished}"),
-            ("allocated", _bar(live.allocated_frac)),
+            ("allocated", _bar(live.allocated_frac, self._marks)),
             ("decisions", f"{live.decisions_per_s:.1f}/s"),
-            ("utilised", _bar(live.util_frac)),
+            ("utilised", _bar(live.util_frac, self._marks)),
             _verb_cells(live),
         ]
         columns = 2 if self._console.width >= _WIDE else 1
@@ -94,24 +120,25 @@ class Progress:
         return Panel(Group(*head, table), title=self._title, expand=False)
 
 
-def summary_view(summary: Summary, *, width: int = _WIDE) -> RenderableType:
+def summary_view(summary: Summary, *, width: int = _WIDE, marks: Marks = MARKS) -> RenderableType:
     """The final page; plain text when the console is no terminal.
 
     Args:
         summary: What it says.
         width: Of the console.
+        marks: What it can draw bars with.
     """
-    parts: list[RenderableType] = [_facts(summary), _comparison(summary)]
+    parts: list[RenderableType] = [_facts(summary, marks), _comparison(summary)]
     if summary.latencies_s:
         parts.append(_latencies(summary))
     if summary.rejected:
         parts.append(_rejections(summary))
-    parts.append(_node_chart(summary, width))
+    parts.append(_node_chart(summary, width, marks))
     parts += [Text(f"note: {note}") for note in _notes(summary)]
     return Group(*parts)
 
 
-def _facts(summary: Summary) -> Table:
+def _facts(summary: Summary, marks: Marks) -> Table:
     table = Table(title="Run", show_header=False)
     table.add_row("pods placed", f"{summary.placed} of {summary.arrived} arrived")
     if summary.placed_by_class:
@@ -123,7 +150,7 @@ def _facts(summary: Summary) -> Table:
     energy_j = summary.ours.energy_j
     table.add_row("GPU energy", f"{energy_j / 1e6:.2f} MJ in {summary.elapsed_s:.0f} s of wall time")
     speed = f"{summary.speed_per_s:g}"
-    table.add_row("", f"{summary.simulated_kwh:.1f} simulated kWh (× speed {speed})")
+    table.add_row("", f"{summary.simulated_kwh:.1f} simulated kWh ({marks.times} speed {speed})")
     return table
 
 
@@ -192,19 +219,19 @@ def _rejections(summary: Summary) -> Table:
     return table
 
 
-def _node_chart(summary: Summary, width: int) -> RenderableType:
+def _node_chart(summary: Summary, width: int, marks: Marks) -> RenderableType:
     """The nodes' loads as a falling curve, and how many nodes carry how much."""
     clusters = [("Wattbalance", summary.ours)]
     if summary.random is not None:
         clusters.append(("random choice", summary.random))
-    marks = min(width - 3, _SPARK_MOST_WIDTH)
-    each = nodes_a_mark(len(summary.ours.node_util_frac), marks)
+    most = min(width - 3, _SPARK_MOST_WIDTH)
+    each = nodes_a_mark(len(summary.ours.node_util_frac), most)
     said = "a mark is one node" if each == 1 else f"a mark is the mean of {each} nodes"
     parts: list[RenderableType] = [Text(f"Load by node at the end, busiest first ({said})", style="bold")]
     for name, cluster in clusters:
         parts.append(Text(name))
-        parts += [Text("  " + line) for line in spark_lines(cluster.node_util_frac, marks, each)]
-    return Group(*parts, _histogram(clusters, width))
+        parts += [Text("  " + line) for line in spark_lines(cluster.node_util_frac, most, each, marks)]
+    return Group(*parts, _histogram(clusters, width, marks))
 
 
 def nodes_a_mark(nodes: int, width: int) -> int:
@@ -212,13 +239,13 @@ def nodes_a_mark(nodes: int, width: int) -> int:
     return max(1, -(-nodes // (width * _SPARK_LINES)))
 
 
-def spark_lines(values_frac: Sequence[float], width: int, each: int = 1) -> list[str]:
-    """One block character per `each` values, largest first, wrapped."""
-    top = len(_BLOCKS) - 1
+def spark_lines(values_frac: Sequence[float], width: int, each: int = 1, marks: Marks = MARKS) -> list[str]:
+    """One character per `each` values, largest first, wrapped."""
+    top = len(marks.levels) - 1
     ordered = sorted((min(max(value, 0.0), 1.0) for value in values_frac), reverse=True)
     groups = [ordered[at : at + each] for at in range(0, len(ordered), each)]
-    marks = [_BLOCKS[round(sum(group) / len(group) * top)] for group in groups]
-    return ["".join(marks[i : i + width]) for i in range(0, len(marks), width)]
+    line = [marks.levels[round(sum(group) / len(group) * top)] for group in groups]
+    return ["".join(line[i : i + width]) for i in range(0, len(line), width)]
 
 
 def histogram(values_frac: Sequence[float], bins: int = _BINS) -> list[int]:
@@ -229,7 +256,7 @@ def histogram(values_frac: Sequence[float], bins: int = _BINS) -> list[int]:
     return counts
 
 
-def _histogram(clusters: Sequence[tuple[str, ClusterSummary]], width: int) -> Table:
+def _histogram(clusters: Sequence[tuple[str, ClusterSummary]], width: int, marks: Marks) -> Table:
     # Beside the bars: the loads, the counts and the frame.
     longest = min(_BAR_WIDTH, max(5, (width - 30) // len(clusters)))
     table = Table(title="Nodes by load")
@@ -240,7 +267,7 @@ def _histogram(clusters: Sequence[tuple[str, ClusterSummary]], width: int) -> Ta
         counts.append(histogram(cluster.node_util_frac))
     most = max((max(column) for column in counts), default=1) or 1
     for place in reversed(range(_BINS)):
-        cells = [f"{'█' * round(longest * column[place] / most)} {column[place]}" for column in counts]
+        cells = [f"{marks.full * round(longest * column[place] / most)} {column[place]}" for column in counts]
         table.add_row(f"{place * 100 // _BINS}-{(place + 1) * 100 // _BINS} %", *cells)
     return table
 
@@ -296,9 +323,9 @@ def _verb_cells(live: Live) -> tuple[str, str]:
     )
 
 
-def _bar(frac: float, width: int = 20) -> str:
+def _bar(frac: float, marks: Marks, width: int = 20) -> str:
     full = round(min(max(frac, 0.0), 1.0) * width)
-    return f"{'█' * full}{'░' * (width - full)} {_percent(frac)}"
+    return f"{marks.full * full}{marks.empty * (width - full)} {_percent(frac)}"
 
 
 def _percent(frac: float | None) -> str:

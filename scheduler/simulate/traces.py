@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from scheduler.core.errors import TraceError
 from scheduler.core.names import LABEL_VALUE, is_label_value
+from scheduler.telemetry.sample import MOST_GPUS
 
 NODE_FILE = "openb_node_list_gpu_node.csv"
 TASK_FILE = "openb_pod_list_default.csv"
@@ -26,9 +27,9 @@ BUILT_IN_TASKS = "openb_tasks.csv"
 
 # Milliseconds since 1970 have 13; sums of such numbers are exact as floats.
 _MOST_DIGITS = 13
-# What one machine can have, with room: the most GPUs in one are 16 (DGX-2), the most processors some 2,000, the most
-# memory 64 TiB. What is beyond is a slip of the pen, and arrays of a row per node and a column per GPU would be made.
-MOST_GPUS = 64
+# What one machine can have, with room: in 2026 some 2,000 processors and 64 TiB of memory at most; as many GPUs as an
+# agent may tell of (16 are the most in one machine). What is beyond is a slip of the pen, and arrays of a row per node
+# and a column per GPU would be made of it.
 MOST_CPU_MILLI = 10_000_000
 MOST_MEMORY_MIB = 2**30
 # What Kubernetes takes as a pod's name, with room for the number that is put behind it.

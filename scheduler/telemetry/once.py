@@ -56,7 +56,7 @@ def render_once(found: dict[str, Any]) -> str:
         for line in table
     ]
     remarks = [f"GPU {row['index']}: {remark}" for row in rows for remark in _remarks(row)]
-    driver = f"driver {found['driver'] or 'unknown'}"
+    driver = f"driver {_in_line(found['driver']) or 'unknown'}"
     return "\n".join([*lines, *([""] if remarks else []), *remarks, "", driver]) + "\n"
 
 
@@ -85,7 +85,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     throttle = row["throttle"]
     return (
         str(row["index"]),
-        row["model"] or "-",
+        _in_line(row["model"]) or "-",
         row["state"],
         _number(row["power_w"], 1, "{:.0f} W"),
         _number(row["limit_w"], 1, "{:.0f} W"),
@@ -95,6 +95,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row["energy_j"], 3_600_000, "{:.2f} kWh"),
         "-" if throttle is None else ", ".join(throttle) or "nothing",
     )
+
+
+def _in_line(told: str) -> str:
+    """What a driver told, as part of a line: a line's end or an escape in it would break the table."""
+    return "".join(mark if mark.isprintable() else "?" for mark in told)
 
 
 def _number(value: float | None, unit: float, pattern: str) -> str:

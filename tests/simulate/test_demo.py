@@ -192,6 +192,12 @@ def test_a_broker_that_cannot_be_run_is_said(start: Start) -> None:
     assert "/nowhere/mosquitto is not a program that can be run" in demo.said
 
 
+def test_what_is_no_broker_is_said_with_a_next_step(start: Start) -> None:
+    demo = start("--port", "0", "--mosquitto", "/bin/true")
+    assert demo.end() == 1
+    assert "it said nothing, and ended with exit code 0; see whether /bin/true is mosquitto" in demo.said
+
+
 def test_a_file_in_the_working_directory_is_not_taken_for_a_module(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

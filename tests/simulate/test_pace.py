@@ -29,7 +29,7 @@ def test_a_rate_beyond_reach_is_told_with_numbers_and_a_speed_that_will_do() -> 
     assert "1000 pods a second" in said
 
 
-def behind(*, most_s: float, now_s: float) -> str | None:
+def behind(*, most_s: float, now_s: float, failed_calls: int = 0) -> str | None:
     return fell_behind(
         most_behind_s=most_s,
         behind_s=now_s,
@@ -37,6 +37,7 @@ def behind(*, most_s: float, now_s: float) -> str | None:
         wanted_per_s=1000.0,
         tried_per_s=300.0,
         speed_per_s=60.0,
+        failed_calls=failed_calls,
     )
 
 
@@ -56,3 +57,11 @@ def test_a_run_that_stayed_behind_says_what_to_do() -> None:
     assert said is not None
     assert "700 pods had not been tried" in said
     assert "--speed 10," in said
+
+
+def test_a_run_whose_calls_failed_is_not_blamed_on_the_machine() -> None:
+    said = behind(most_s=30.0, now_s=30.0, failed_calls=3)
+    assert said is not None
+    assert "3 calls of the daemon failed" in said
+    assert "up to 30 s; at the end 700 had not been tried" in said
+    assert "--speed" not in said

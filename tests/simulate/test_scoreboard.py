@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from scheduler.simulate.scoreboard import Latencies, OverTime, RandomShadow, Scoreboard
-from scheduler.simulate.terminal import Progress, histogram, spark_lines, summary_view
+from scheduler.simulate.terminal import Progress, histogram, marks_of, spark_lines, summary_view
 from scheduler.simulate.traces import Trace, TraceNode, TraceTask, load_trace
 from scheduler.simulate.utilisation import LoadModel
 from scheduler.simulate.workload import Arrival, WorkloadModel
@@ -254,6 +254,19 @@ def test_progress_on_a_terminal_is_a_panel() -> None:
         progress.show(board.live(1.0))
     assert "open me" in out.getvalue()
     assert "allocated" in out.getvalue()
+
+
+def test_an_output_that_knows_ascii_only_gets_bars_of_ascii() -> None:
+    raw = io.BytesIO()
+    # The command line sets errors to "replace", which makes question marks; this way each would be an error.
+    out = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
+    console = Console(file=out, width=100, force_terminal=True)
+    board = run_board(with_shadow=True)
+    with Progress(console, title="demo") as progress:
+        progress.show(board.live(1.0))
+    console.print(summary_view(board.summary(1.0), width=100, marks=marks_of(console)))
+    out.flush()
+    assert "###" in raw.getvalue().decode()
 
 
 def test_charts_take_values_at_and_beyond_the_ends() -> None:

@@ -311,6 +311,16 @@ async def test_once_names_what_is_wrong_in_one_line_each() -> None:
     ]
 
 
+async def test_once_keeps_its_lines_whatever_a_driver_tells() -> None:
+    devices = ScriptedDevices(ManualClock(), gpus=2)
+    devices.infos = (make_info(0, model="NVIDIA\nA100\x1b[2J"), make_info(1))
+    found = await read_once(devices)
+    lines = render_once(found | {"driver": "580\n95"}).splitlines()
+    assert lines[1].split()[:3] == ["0", "NVIDIA?A100?[2J", "ok"]
+    assert lines[2].split()[0] == "1"
+    assert lines[-1] == "driver 580?95"
+
+
 async def test_once_lets_go_of_a_driver_that_is_not_there() -> None:
     devices = ScriptedDevices(ManualClock())
     devices.open_error = DriverUnavailable("missing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from scheduler.core.aio import RetryDelays
 from scheduler.core.clock import SystemClock
 from scheduler.telemetry.bus import BrokerSettings, NodePublisher, TelemetrySubscriber
+from scheduler.telemetry.sample import MOST_PAYLOAD_BYTES
 from tests.brokers import Authority, Broker, Identity, run_mosquitto
 from tests.telemetry.bus_tools import Collector, eventually, make_inventory, make_sample, running
 
@@ -124,8 +126,20 @@ async def test_another_clients_id_does_not_kick_it_off(site: Site) -> None:
     assert message.payload == b"still there"
 
 
+async def test_what_the_daemon_would_refuse_by_its_size_does_not_pass_the_broker(site: Site) -> None:
+    async with site.client("wattbalance-0") as daemon:
+        await daemon.subscribe(f"{ROOT}/n1/inventory")
+        with contextlib.suppress(aiomqtt.MqttError):
+            async with site.client("n1") as node:
+                await node.publish(f"{ROOT}/n1/inventory", b"y" * 2 * MOST_PAYLOAD_BYTES, qos=1, timeout=30)
+        async with site.client("n1") as node:
+            await node.publish(f"{ROOT}/n1/inventory", b"x" * MOST_PAYLOAD_BYTES, qos=1)
+        message = await asyncio.wait_for(anext(aiter(daemon.messages)), 30)
+    assert message.payload == b"x" * MOST_PAYLOAD_BYTES
+
+
 def test_the_shipped_limits_stand() -> None:
     text = (DEPLOY / "mosquitto.conf").read_text(encoding="utf-8")
-    for line in ("max_queued_messages 20000", "max_inflight_messages 0", "message_size_limit 262144"):
+    for line in ("max_queued_messages 20000", "max_inflight_messages 0", "max_packet_size 263168"):
         assert f"\n{line}\n" in text
     assert "require_certificate true" in text
