@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from scheduler import __version__
+from scheduler import __version__, config
 from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
@@ -298,6 +298,8 @@ def serve(settings: Settings, config_path: str) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit code."""
     writer = setup(settings.log.level.value, settings.log.format.value)
     log.info("configuration", extra=kv(file=config_path))
+    for problem in config.warnings(settings):
+        log.warning("configuration: %s", problem, extra=kv(file=config_path))
     end = HardEnd(float(settings.shutdown.grace_s), writer.stop)
     try:
         return asyncio.run(_serve(settings, end))

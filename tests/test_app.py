@@ -430,6 +430,17 @@ async def test_readyz_says_which_lease_nobody_can_lead_by(world: World, verb: st
         await eventually(lambda: not forbidden())
 
 
+async def test_what_check_config_warns_of_is_in_the_log_of_serve(world: World) -> None:
+    config_file, _ = world.configure(extender={"bind": True, "ignorable": True})
+    # Ends by itself soon after.
+    (world.folder / "kubeconfig").unlink()
+    _, said = await serve_to_the_end(config_file)
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    warned = [line["message"] for line in lines if line["level"] == "warning"]
+    want = "configuration: extender.kubernetes_version: expected"
+    assert any(text.startswith(want) for text in warned), said
+
+
 async def test_a_kubeconfig_that_cannot_be_used_is_a_mistake_of_the_configuration(world: World) -> None:
     config_file, _ = world.configure()
     (world.folder / "kubeconfig").unlink()
