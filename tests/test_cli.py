@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -424,6 +425,29 @@ def test_an_agent_whose_port_is_taken_says_so_in_one_line() -> None:
     assert "Traceback" not in done.stderr
     want = f"cli.py: --listen ({address}): cannot be bound: Address already in use; end what listens there"
     assert done.stderr.splitlines()[-1].startswith(want)
+
+
+def test_ctrl_c_while_the_program_is_imported_is_quiet(tmp_path: Path) -> None:
+    stub = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "click.py").write_text(stub, encoding="utf-8")
+    # A shell's background job ignores SIGINT, and so would its children.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from scheduler.start import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_installed_program_starts_there() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts.values()) == {"scheduler.start:main"}
 
 
 def test_a_terminal_that_knows_ascii_only_gets_a_question_mark() -> None:
