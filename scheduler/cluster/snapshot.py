@@ -7,7 +7,7 @@ synchronous turn. `copy()` and `take()` give independent ones for what-ifs and r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,12 @@ class Snapshot:
     """Nodes per pool, in the configuration's order, `default` last."""
     stale_s: float
 
-    @property
-    def rows(self) -> int:
-        """Length of every column."""
-        return len(self.present)
+    rows: int = field(init=False)
+    """Length of every column; kept, since a decision asks for it two dozen times."""
+
+    def __post_init__(self) -> None:
+        """Count the rows."""
+        object.__setattr__(self, "rows", len(self.present))
 
     def take(self, rows: NDArray[np.intp]) -> Snapshot:
         """An independent snapshot of some rows, in the order given."""
@@ -75,12 +77,14 @@ class Snapshot:
 
     def replace(self, **columns: object) -> Snapshot:
         """The same snapshot with some columns exchanged."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} | columns
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.init} | columns
         return Snapshot(**values)
 
     def _map(self, change: Callable[[AnyColumn], AnyColumn]) -> Snapshot:
         values: dict[str, Any] = {}
         for f in fields(self):
+            if not f.init:
+                continue
             value = getattr(self, f.name)
             values[f.name] = change(value) if isinstance(value, np.ndarray) else value
         return Snapshot(**values)

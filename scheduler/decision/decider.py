@@ -264,8 +264,10 @@ class Decider:
         profile = self.profiles[request.workload]
         self._cycle += 1
         self.results[verb, profile.name, result] += 1
-        counts = np.bincount(judgement.codes[judgement.failed])
-        reasons = {self.reason_texts[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
+        reasons: dict[str, int] = {}
+        if np.count_nonzero(judgement.codes):
+            counts = np.bincount(judgement.codes[judgement.failed])
+            reasons = {self.reason_texts[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
         if unknown:
             reasons[Reason.UNKNOWN_NODE.text] = unknown
         fitting = judgement.fitting

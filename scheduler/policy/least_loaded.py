@@ -37,8 +37,7 @@ class LeastLoaded:
         load = snapshot.load_sum + snapshot.pending_load
         load += np.float32(request.gpus * request.expected_load)
         load /= np.maximum(snapshot.gpu_count, np.float32(1))
-        np.maximum(load, np.float32(0), out=load)
-        np.minimum(load, np.float32(1), out=load)
+        load.clip(0, 1, out=load)
         np.subtract(np.float32(1), load, out=load)
         load *= snapshot.capability
         load *= np.float32(1 / snapshot.capability_max)
