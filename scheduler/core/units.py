@@ -1,4 +1,4 @@
-"""Quantities as people write them: durations, watts, bytes, shares. One anchored ASCII pattern per kind.
+"""Quantities as people write them: durations, watts, bytes, shares, instants. One anchored ASCII pattern per kind.
 
 No sign, no exponent, no space: so neither NaN nor infinity nor a negative quantity can be written. Units
 are case-sensitive (`m` is minutes, `M` is mega); where people err, the error says what they probably meant.
@@ -21,6 +21,10 @@ _DURATION = re.compile(
 _WATTS = re.compile(rf"({_NUMBER})(W|kW|MW)")
 _BYTES = re.compile(rf"({_NUMBER})(|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)")
 _PERCENT = re.compile(rf"({_NUMBER})%")
+_INSTANT = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
 
 _DURATION_UNITS_S = (Decimal(86_400), Decimal(3600), Decimal(60), Decimal(1), Decimal("0.001"))
 _WATT_UNITS = {"W": Decimal(1), "kW": Decimal(1000), "MW": Decimal(1_000_000)}
@@ -59,7 +63,7 @@ def parse_duration(text: str) -> float:
     seconds = float(sum((Decimal(number) * unit for number, unit in parts if number), Decimal(0)))
     if seconds > MOST_DURATION_S:
         raise QuantityError(
-            f"expected a duration of at most {format_duration(MOST_DURATION_S)}, got {_cut(text)}"
+            f"expected a duration of at most {format_duration(MOST_DURATION_S)}, got {quoted(text)}"
         )
     return seconds
 
@@ -98,9 +102,9 @@ def parse_bytes(text: str) -> int:
         raise _refuse("an amount of memory such as 40Gi or 512Mi", text, "", _BYTE_WORDS, _BYTES)
     exact = Decimal(match[1]) * _BYTE_UNITS[match[2]]
     if exact > MOST_BYTES:
-        raise QuantityError(f"expected at most {format_bytes(MOST_BYTES)} of memory, got {_cut(text)}")
+        raise QuantityError(f"expected at most {format_bytes(MOST_BYTES)} of memory, got {quoted(text)}")
     if exact != int(exact):
-        raise QuantityError(f"expected a whole number of bytes, got {_cut(text)}")
+        raise QuantityError(f"expected a whole number of bytes, got {quoted(text)}")
     return int(exact)
 
 
@@ -119,7 +123,7 @@ def parse_percent(text: str) -> float:
         raise _refuse("a share such as 5%", text, "%", ((r"percent|pct", "%"),), _PERCENT)
     frac = float(Decimal(match[1]) / 100)
     if frac > 1:
-        raise QuantityError(f"expected a share of at most 100%, got {_cut(text)}")
+        raise QuantityError(f"expected a share of at most 100%, got {quoted(text)}")
     return frac
 
 
@@ -128,13 +132,74 @@ def format_percent(frac: float) -> str:
     return _plain(Decimal(repr(round(frac, 11))) * 100) + "%"
 
 
+def parse_instant(text: str) -> float:
+    """Read `2027-03-01T06:00:00Z` or `2027-03-01T07:00:00+01:00` (RFC 3339), in Unix seconds. Raises QuantityError.
+
+    The zone is required: nobody can tell whose midnight was meant without it. A leap second is the next second.
+    """
+    match = _INSTANT.fullmatch(text)
+    if match is None:
+        raise QuantityError(
+            f"expected an instant with its zone such as 2027-03-01T06:00:00Z, got {quoted(text)}"
+        )
+    year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
+    zone_h, zone_min = int(match[9] or 0), int(match[10] or 0)
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    last_day = (
+        29 if month == 2 and leap else (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)[(month - 1) % 12]
+    )
+    if not (
+        year >= 1970
+        and 1 <= month <= 12
+        and 1 <= day <= last_day
+        and hour <= 23
+        and minute <= 59
+        and second <= 60
+        and zone_h <= 23
+        and zone_min <= 59
+    ):
+        raise QuantityError(f"expected an instant that there is, from 1970 on, got {quoted(text)}")
+    zone_s = (zone_h * 60 + zone_min) * 60 * (-1 if match[8] == "-" else 1)
+    seconds = ((_days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second - zone_s
+    return float(seconds + Decimal(f"0.{match[7] or 0}"))
+
+
+def _days(year: int, month: int, day: int) -> int:
+    """Days from 1970-01-01 in the Gregorian calendar.
+
+    Source: Hinnant, chrono-Compatible Low-Level Date Algorithms, days_from_civil; years here are positive.
+    """
+    # Years that begin in March have their leap day at the end.
+    year -= month <= 2
+    era, year_of_era = divmod(year, 400)
+    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    return era * 146_097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719_468
+
+
+def format_instant(unix_s: float) -> str:
+    """Write an instant in UTC so that `parse_instant` gives it back, to the microsecond."""
+    whole_days, rest = divmod(Decimal(repr(round(unix_s, 6))), 86_400)
+    days = int(whole_days) + 719_468
+    era, day_of_era = divmod(days, 146_097)
+    year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    moved = (5 * day_of_year + 2) // 153
+    day, month = day_of_year - (153 * moved + 2) // 5 + 1, (moved + 2) % 12 + 1
+    year = year_of_era + era * 400 + (month <= 2)
+    minutes, second = divmod(rest, 60)
+    hour, minute = divmod(int(minutes), 60)
+    whole_s, point, rest_s = _plain(second).partition(".")
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{whole_s.zfill(2)}{point}{rest_s}Z"
+
+
 def _plain(value: Decimal) -> str:
     """Write without exponent and without trailing zeros."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _cut(text: str) -> str:
+def quoted(text: str) -> str:
+    """Quote a text for a message: what cannot be printed is escaped, what is long is cut."""
     # 40 characters show any slip; a megabyte in a log line helps nobody.
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
@@ -147,7 +212,7 @@ def _refuse(
     quantity: re.Pattern[str],
 ) -> QuantityError:
     """Build the error; offer what the text would be with our units, if that can be read."""
-    message = f"expected {expected}, got {_cut(text)}"
+    message = f"expected {expected}, got {quoted(text)}"
     if len(text) > 40:
         return QuantityError(message)
     guess = re.sub(r"[\s_]", "", text).replace(",", ".").lower()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scheduler.core import units
@@ -157,3 +158,50 @@ def test_a_megabyte_of_text_is_refused_with_a_short_message() -> None:
     with pytest.raises(QuantityError) as caught:
         units.parse_duration("9" * 1_000_000)
     assert len(str(caught.value)) < 200
+
+
+FROM, TO = datetime(1970, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001 - hypothesis adds the zones
+
+
+@given(st.datetimes(FROM, TO, timezones=st.timezones()))
+def test_instants_are_those_of_the_calendar(instant: datetime) -> None:
+    # A zone's offset may have had seconds once; RFC 3339 has none.
+    zone = instant.strftime("%z")
+    assume(len(zone) == 5)
+    text = instant.strftime("%Y-%m-%dT%H:%M:%S.%f").rjust(26, "0") + zone[:3] + ":" + zone[3:]
+    want_unix_s = datetime.fromisoformat(text).timestamp()
+    assume(want_unix_s >= 0)
+    assert units.parse_instant(text) == pytest.approx(want_unix_s, abs=1e-6)
+
+
+@given(st.integers(0, 253_000_000_000_000_000))
+def test_a_written_instant_reads_back_and_is_the_calendars(unix_us: int) -> None:
+    unix_s = unix_us / 1e6
+    text = units.format_instant(unix_s)
+    assert units.parse_instant(text) == round(unix_s, 6)
+    assert datetime.fromisoformat(text).timestamp() == pytest.approx(unix_s, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tomorrow",
+        "2027-03-01",
+        "2027-03-01T06:00:00",
+        "2027-02-29T06:00:00Z",
+        "2027-13-01T06:00:00Z",
+        "2027-00-01T06:00:00Z",
+        "1969-12-31T23:59:59Z",
+        "2027-03-01T24:00:00Z",
+        "2027-03-01T06:00:00+24:00",
+        "٢٠٢٧-03-01T06:00:00Z",
+    ],
+)
+def test_what_is_no_instant_is_refused(text: str) -> None:
+    with pytest.raises(QuantityError, match="expected an instant"):
+        units.parse_instant(text)
+
+
+def test_a_leap_second_and_small_letters_are_read() -> None:
+    assert units.parse_instant("2016-12-31t23:59:60z") == units.parse_instant("2017-01-01 00:00:00Z")
