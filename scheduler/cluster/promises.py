@@ -134,7 +134,7 @@ class Promises:
             self._give_back(held, now_mono_s)
             self._counters["reservations_expired"] += 1
 
-    def snapshot_for(self, request: PodRequest) -> Snapshot:
+    def snapshot_for(self, request: PodRequest, *, held_on: str = "") -> Snapshot:
         """See Store.snapshot_for."""
         columns, rows = self._columns, self._rows
         own = self.reservations.get(request.uid)
@@ -146,9 +146,13 @@ class Promises:
             and facts.nominated_node in rows
             and not self._promised(facts.uid, facts.nominated_node)
         ]
-        if own is None and not others:
+        if own is None and not others and held_on not in rows:
             return columns.snapshot
-        claim = columns.bound + columns.reserved
+        bound = columns.bound
+        if held_on in rows:
+            bound = bound.copy()
+            bound[rows[held_on]] = max(float(bound[rows[held_on]]) - request.gpus, 0)
+        claim = bound + columns.reserved
         if own is not None and own.node in rows:
             claim[rows[own.node]] -= own.gpus
         for facts in others:
@@ -158,7 +162,7 @@ class Promises:
         if own is not None and own.node in rows:
             pending = pending.copy()
             pending[rows[own.node]] -= own.load * self._faded(own, self._faded_mono_s)
-        return columns.snapshot.replace(free_gpus=free, pending_load=pending)
+        return columns.snapshot.replace(free_gpus=free, bound_gpus=bound, pending_load=pending)
 
     def _promised(self, uid: str, node: str) -> bool:
         """Whether the pod's GPUs on this node are counted by a reservation already."""

@@ -277,12 +277,13 @@ class Store:
             waits_for_volume=waits_for_volume(pod),
         )
 
-    def snapshot_for(self, request: PodRequest) -> Snapshot:
+    def snapshot_for(self, request: PodRequest, *, held_on: str = "") -> Snapshot:
         """The snapshot with what only concerns this pod: its own reservation counted free, nominations honoured.
 
-        A pod with a nominated node holds its GPUs there against pods of equal or lower priority.
+        A pod with a nominated node holds its GPUs there against pods of equal or lower priority. `held_on` is for
+        what-ifs: the node on which the pod is bound, its GPUs counted free there too.
         """
-        return self._promises.snapshot_for(request)
+        return self._promises.snapshot_for(request, held_on=held_on)
 
     def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
         """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.

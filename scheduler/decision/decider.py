@@ -84,12 +84,20 @@ class Decider:
         return self._profile_facts
 
     def judge(
-        self, request: PodRequest, rows: Rows, now_mono_s: float, strangers: Sequence[Node] = ()
+        self,
+        request: PodRequest,
+        rows: Rows,
+        now_mono_s: float,
+        strangers: Sequence[Node] = (),
+        *,
+        held_on: str = "",
+        failures: PolicyFailures | None = None,
     ) -> Judgement:
         """Judge candidates at this instant, changing nothing but the passing of time.
 
         `strangers` are nodes that the store does not know, judged from the object sent; their rows count on from
-        the snapshot's.
+        the snapshot's. For what-ifs: `held_on` is where the pod is bound, its GPUs counted free there; `failures`
+        counts policies that fail, instead of our own count.
         """
         store = self.store
         store.tick(now_mono_s)
@@ -101,14 +109,14 @@ class Decider:
         promised = store.rows.get(request.nominated_node if own is None else own.node, -1)
         if own is not None and own.renewals >= RENEWALS:
             promised = -1
-        snapshot = store.snapshot_for(request)
+        snapshot = store.snapshot_for(request, held_on=held_on)
         return judge(
             request,
             rows,
             store.with_strangers(snapshot, strangers) if strangers else snapshot,
             self.profiles[request.workload],
             self.filters,
-            self.failures,
+            self.failures if failures is None else failures,
             last_choices=np.array(last, np.intp) if last else None,
             promised_row=promised,
         )

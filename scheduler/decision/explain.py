@@ -1,0 +1,375 @@
+"""What would be decided about a pod now, and what stands in its way. Pure; changes nothing but the passing of time.
+
+Judged are all nodes that exist: which of them kube-scheduler's own filters would leave (taints, affinity, CPU, memory,
+volumes) is not known to us. The one thing of theirs that we see is the cordon. What would unblock a pod is found by
+judging again as if one hindrance were gone; so each says how many nodes the pod would fit by that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+
+import msgspec
+import numpy as np
+
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.core.nouns import PodRequest, Reason
+from scheduler.decision.cycle import (
+    BAND_FITS,
+    BAND_FULL,
+    BAND_FULL_LAST,
+    BAND_LAST,
+    Judgement,
+    Mask,
+    PolicyFailures,
+    best_rows,
+    judge,
+)
+from scheduler.decision.decider import BEST_KEPT, Decider
+from scheduler.decision.record import DecisionRecord
+from scheduler.policy.base import POOL_CODES
+
+# What a person reads at a glance; the count beside tells of the rest.
+EXAMPLES = 5
+CORDONED = "node cordoned"
+BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
+
+
+class Term(msgspec.Struct, frozen=True, gc=False):
+    """What one policy added to a node's score."""
+
+    policy: str
+    weight: float
+    """Share of the profile's whole weight, 0 to 1."""
+    score: float
+    """Raw, 0 to 1; higher is better."""
+    term: float
+    """Weight times raw score. Added up in this order, in double precision, the terms are the node's score exactly."""
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One node and how it came to its score."""
+
+    node: str
+    pool: str
+    score: float
+    """Sum of the terms, 0 to 1; higher is better."""
+    free_gpus: float
+    """Without this pod."""
+    terms: tuple[Term, ...]
+    band: str = ""
+    """fits | chosen_before (three times for this pod, never bound) | full (by our count) | ruled_out; empty in a
+    decision"""
+    reason: str = ""
+    """Why it is ruled out."""
+    points: int | None = None
+    """Advisory placement: what kube-scheduler is told, 0 to 10."""
+
+
+class RuledOut(msgspec.Struct, frozen=True, gc=False):
+    """One reason against nodes."""
+
+    reason: str
+    nodes: int
+    """How many it rules out."""
+    examples: tuple[str, ...]
+    """Some of them, by name."""
+
+
+class Hindrance(msgspec.Struct, frozen=True, gc=False):
+    """One thing that keeps a pod waiting, and what would end it."""
+
+    kind: str
+    """none (it fits now) | quarantine | cordon | broken_gpus | pool | free_gpus | node_size | no_nodes"""
+    text: str
+    """For a person: what it is and what helps."""
+    helps: int = 0
+    """How many nodes the pod would fit if only this were gone."""
+    nodes: tuple[str, ...] = ()
+    """Some of those; where there are none, some of the nodes that it concerns."""
+    until_unix_s: float | None = None
+    """When it ends by itself; null where it does not."""
+    lacking_gpus: float | None = None
+    """How many GPUs the nearest node lacks."""
+
+
+class Evaluation(msgspec.Struct, frozen=True, gc=False):
+    """What would be decided at one instant, over all nodes that exist."""
+
+    unix_s: float
+    """When."""
+    nodes: int
+    """How many there are."""
+    fitting: int
+    """How many of them no reason of ours is against, with room by our count."""
+    full: int
+    """Likewise, without room by our count."""
+    profile: str
+    placement: str
+    """decisive: we name one node | advisory: kube-scheduler chooses by our scores and its own"""
+    chosen: str
+    """The node that would come first; empty if there is none."""
+    held_on: str
+    """Where the pod is bound, its own GPUs counted free there; empty while it waits."""
+    ruled_out: tuple[RuledOut, ...]
+    """Most nodes first."""
+    best: tuple[Candidate, ...]
+    """The ten best nodes, the choice first."""
+    own: Candidate | None
+    """The node that the pod is bound to, be it among the best or not."""
+    unblock: tuple[Hindrance, ...]
+    """Of a pod that waits: what would let it run, what helps most first."""
+    failed_policies: tuple[str, ...]
+    """Policies that failed, and are left out of filters or scores."""
+
+
+def decided(record: DecisionRecord) -> tuple[Candidate, ...]:
+    """The ten best nodes of a record, terms spelled out."""
+    return tuple(
+        Candidate(
+            node=ranked.node,
+            pool=ranked.pool,
+            score=ranked.score,
+            free_gpus=ranked.free_gpus,
+            terms=tuple(
+                Term(each.policy, each.weight, score, term)
+                for each, score, term in zip(
+                    record.policies, ranked.scores, record.terms(ranked), strict=True
+                )
+            ),
+        )
+        for ranked in record.best
+    )
+
+
+def evaluate(
+    decider: Decider, request: PodRequest, now_mono_s: float, unix_s: float, *, held_on: str = ""
+) -> Evaluation:
+    """Judge a pod at the present state.
+
+    Args:
+        decider: Whose store, filters and profiles.
+        request: The pod; for one that is bound, as if it came now.
+        now_mono_s: The instant.
+        unix_s: The same, for people.
+        held_on: Where it is bound; empty while it waits.
+    """
+    store = decider.store
+    failures = PolicyFailures()
+    exists = store.snapshot.present
+    offered = exists & ~store.snapshot.cordoned
+    if held_on in store.rows:
+        # It runs there, whatever has been closed since.
+        offered[store.rows[held_on]] = True
+    judgement = decider.judge(
+        request, np.flatnonzero(offered), now_mono_s, held_on=held_on, failures=failures
+    )
+    look = _Look(decider, request, judgement, exists & ~offered, unix_s)
+    own = store.rows.get(held_on, -1)
+    return Evaluation(
+        unix_s=unix_s,
+        nodes=int(np.count_nonzero(exists)),
+        fitting=judgement.fitting,
+        full=int(np.count_nonzero(judgement.full)),
+        profile=decider.profiles[request.workload].name,
+        placement=decider.profiles[request.workload].placement.value,
+        chosen=look.name(judgement.choice) if judgement.choice >= 0 else "",
+        held_on=held_on,
+        ruled_out=look.ruled_out(),
+        best=tuple(look.candidate(row) for row in best_rows(judgement, BEST_KEPT).tolist()),
+        own=look.candidate(own) if own >= 0 else None,
+        unblock=() if held_on else look.unblock(),
+        failed_policies=tuple(sorted(failures.counts)),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """One evaluation while it is told."""
+
+    decider: Decider
+    request: PodRequest
+    judgement: Judgement
+    closed: Mask
+    """Cordoned, and so not offered."""
+    unix_s: float
+
+    def name(self, row: int) -> str:
+        return self.decider.store.names[row] or ""
+
+    def examples(self, members: Mask) -> tuple[str, ...]:
+        """Some nodes by name, those with most free GPUs first."""
+        rows = np.flatnonzero(members)
+        free = self.judgement.snapshot.free_gpus[rows]
+        return tuple(self.name(row) for row in rows[np.argsort(-free, kind="stable")][:EXAMPLES].tolist())
+
+    def candidate(self, row: int) -> Candidate:
+        judgement = self.judgement
+        code = int(judgement.codes[row])
+        terms = tuple(
+            # As the cycle multiplies: in double precision.
+            Term(policy, weight, float(score[row]), float(score[row]) * weight)
+            for policy, weight, score in zip(
+                judgement.policies, judgement.weights, judgement.scores, strict=True
+            )
+        )
+        return Candidate(
+            node=self.name(row),
+            pool=self.decider.store.pool_names[judgement.snapshot.pool[row]],
+            score=float(judgement.total[row]),
+            free_gpus=float(judgement.snapshot.free_gpus[row]),
+            terms=terms,
+            band="ruled_out" if code else BANDS.get(int(judgement.bands[row]), ""),
+            reason=self.decider.reason_texts[code] if code else "",
+        )
+
+    def ruled_out(self) -> tuple[RuledOut, ...]:
+        judgement = self.judgement
+        against = {
+            self.decider.reason_texts[code]: judgement.offered & (judgement.codes == code)
+            for code in np.unique(judgement.codes[judgement.failed]).tolist()
+        }
+        if self.closed.any():
+            # The one filter of kube-scheduler's that shows in what we keep.
+            against[CORDONED] = self.closed
+        if judgement.last is not None and judgement.last.any():
+            against[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = judgement.last
+        told = [
+            RuledOut(reason, int(np.count_nonzero(members)), self.examples(members))
+            for reason, members in against.items()
+        ]
+        return tuple(sorted(told, key=lambda each: (-each.nodes, each.reason)))
+
+    # --- what would unblock it -----------------------------------------------------------------------------------
+
+    def unblock(self) -> tuple[Hindrance, ...]:
+        judgement, gpus = self.judgement, self.request.gpus
+        if judgement.fitting:
+            return (self._fits(),)
+        exists = judgement.offered | self.closed
+        if not exists.any():
+            return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),)
+        sizes = np.where(exists, judgement.snapshot.gpu_count, -1)
+        largest = int(sizes.argmax())
+        if sizes[largest] < gpus:
+            text = (
+                f"No node has {gpus} GPUs; the largest has {sizes[largest]:g}. "
+                "Ask for fewer, or add a larger node."
+            )
+            return (Hindrance("node_size", text, nodes=(self.name(largest),)),)
+        found = (
+            self._quarantine(),
+            self._cordon(),
+            self._broken(),
+            *self._pools(),
+            self._free(),
+        )
+        return tuple(sorted((each for each in found if each is not None), key=lambda each: -each.helps))
+
+    def _fits(self) -> Hindrance:
+        text = (
+            "It fits now, by what we know. kube-scheduler asks again at the next event of the cluster, at the latest "
+            "after five minutes. If the pod goes on waiting, kube-scheduler's own filters hold it (taints, affinity, "
+            "CPU, memory, volumes): kubectl describe pod tells."
+        )
+        return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))
+
+    def _again(
+        self,
+        *,
+        change: Callable[[Snapshot], Snapshot] = lambda same: same,
+        request: PodRequest | None = None,
+        offered: Mask | None = None,
+    ) -> Mask:
+        """Which nodes fit, if something were otherwise; none fits as it is."""
+        decider, judgement = self.decider, self.judgement
+        return judge(
+            request or self.request,
+            np.flatnonzero(judgement.offered if offered is None else offered),
+            change(judgement.snapshot),
+            decider.profiles[self.request.workload],
+            decider.filters,
+            PolicyFailures(),
+        ).fits
+
+    def _hindrance(self, kind: str, concerned: Mask, helped: Mask, what: str, remedy: str) -> Hindrance:
+        helps, count = int(np.count_nonzero(helped)), int(np.count_nonzero(concerned))
+        nodes = "1 node" if count == 1 else f"{count:,} nodes"
+        alone = f"{helps:,} would take the pod" if helps else "that alone would not let the pod in"
+        return Hindrance(
+            kind, f"{nodes} {what}: {alone}. {remedy}", helps, self.examples(helped if helps else concerned)
+        )
+
+    def _quarantine(self) -> Hindrance | None:
+        snapshot = self.judgement.snapshot
+        concerned = self.judgement.offered & snapshot.quarantined
+        if not concerned.any():
+            return None
+        helped = self._again(change=lambda now: now.replace(quarantined=np.zeros_like(now.quarantined)))
+        remedy = "To end it: kubectl label node NODE wattbalance.io/quarantine-"
+        return self._hindrance("quarantine", concerned, helped, "in quarantine", remedy)
+
+    def _cordon(self) -> Hindrance | None:
+        if not self.closed.any():
+            return None
+        helped = self._again(offered=self.closed)
+        return self._hindrance("cordon", self.closed, helped, "cordoned", "To end it: kubectl uncordon NODE")
+
+    def _broken(self) -> Hindrance | None:
+        snapshot = self.judgement.snapshot
+        concerned = self.judgement.offered & (snapshot.healthy_gpus < snapshot.gpu_count)
+        if not concerned.any():
+            return None
+
+        def repaired(now: Snapshot) -> Snapshot:
+            free = np.maximum(now.gpu_count - now.bound_gpus - now.reserved_gpus, 0)
+            return now.replace(
+                healthy_gpus=np.full_like(now.healthy_gpus, np.inf), free_gpus=np.maximum(free, now.free_gpus)
+            )
+
+        helped = self._again(change=repaired)
+        remedy = "The agent's log and `wattbalance agent --once` on the node say what is wrong with them."
+        return self._hindrance("broken_gpus", concerned, helped, "with broken GPUs", remedy)
+
+    def _pools(self) -> list[Hindrance]:
+        store, codes = self.decider.store, self.judgement.codes
+        helped = None
+        found = []
+        for index, pool in enumerate(store.settings.pools):
+            concerned = self.judgement.offered & (codes == POOL_CODES + index)
+            if not concerned.any():
+                continue
+            if helped is None:
+                helped = self._again(request=replace(self.request, waited_s=inf))
+            left_s = max(pool.spill_after_s - self.request.waited_s, 0.0)
+            remedy = (
+                f"`spill.after` of pool {pool.name} says how long a pod waits for it before later pools open."
+            )
+            told = self._hindrance(
+                "pool",
+                concerned,
+                helped & concerned,
+                f"closed while the pod waits for pool {pool.name}",
+                remedy,
+            )
+            found.append(msgspec.structs.replace(told, until_unix_s=self.unix_s + left_s))
+        return found
+
+    def _free(self) -> Hindrance | None:
+        judgement, gpus = self.judgement, self.request.gpus
+        big = judgement.full & (judgement.snapshot.gpu_count >= gpus)
+        if not big.any():
+            return None
+        free = np.where(big, judgement.snapshot.free_gpus, -1)
+        # As the cycle breaks ties, so that the answer stands still.
+        nearest = int(free.argmax())
+        lacking = gpus - float(free[nearest])
+        count = int(np.count_nonzero(big))
+        nodes = "1 node has" if count == 1 else f"{count:,} nodes have"
+        text = (
+            f"{nodes} no {gpus} GPUs free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
+            f"{lacking:g} more must end there."
+        )
+        return Hindrance("free_gpus", text, nodes=self.examples(big), lacking_gpus=lacking)
