@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.cluster.intent import Intents
+from scheduler.cluster.intents import Intents
 from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.snapshot import Snapshot

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scheduler.cluster.intent import Intents
+from scheduler.cluster.intent import IntentSettings
+from scheduler.cluster.intents import Intents
+from scheduler.cluster.nodes import DEFAULT_POOL
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.config_settings import Face, ListenerSettings, Profile, Settings
 from scheduler.core.errors import ConfigError, Problem
@@ -18,7 +20,7 @@ from scheduler.telemetry.broker import BrokerSettings
 
 def make_store(settings: Settings) -> Store:
     """A store for these settings."""
-    intents = Intents(settings.workload.default, dict(settings.workload.priority_classes))
+    intents = Intents(intent_settings(settings))
     return Store(
         StoreSettings(
             pools=tuple(pool.spec() for pool in settings.pools),
@@ -30,6 +32,15 @@ def make_store(settings: Settings) -> Store:
             expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
         ),
         intents,
+    )
+
+
+def intent_settings(settings: Settings) -> IntentSettings:
+    """What intents need of the settings."""
+    return IntentSettings(
+        default_workload=settings.workload.default,
+        priority_classes=dict(settings.workload.priority_classes),
+        pools={pool.name for pool in settings.pools} | {DEFAULT_POOL},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.cluster.intent import Intents
+from scheduler.cluster.intents import Intents
 from scheduler.cluster.objects import (
     Container,
     Meta,

@@ -1,161 +1,103 @@
-"""What people want of a pod: annotations under our prefix, inherited pod -> owners -> namespace -> default.
-
-Pure. Knows owners and namespaces by the events that the store passes on. An owner that is gone or may not be read
-ends the chain; a cycle ends it too.
-"""
+"""What is wanted of one pod: words that count, faults that do not, and which words contradict each other. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from scheduler.cluster.objects import Meta, OwnerRef, Partial
-from scheduler.cluster.port import Kind
+from scheduler.cluster.annotations import TABLE, Value
 from scheduler.core.nouns import PREFIX, Workload
+from scheduler.core.units import quoted
 
-# Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
-LONGEST_CHAIN = 6
-# Pods whose bad values are remembered: more than a cluster has. Only such as nobody tells the end of (asked about, and
-# never seen by the watch) could fill it.
-MOST_PODS = 65_536
-# Bad values of one pod that are told apart; who tries more is not counted further.
-MOST_VALUES = 16
-
-# Who owns a pod says what it does: services answer (inference), jobs learn (training), scheduled ones crunch (batch).
-WORKLOAD_BY_OWNER: dict[str, Workload] = {
-    "Job": Workload.TRAINING,
-    "JobSet": Workload.TRAINING,
-    "PyTorchJob": Workload.TRAINING,
-    "MPIJob": Workload.TRAINING,
-    "CronJob": Workload.BATCH,
-    "Deployment": Workload.INFERENCE,
-    "ReplicaSet": Workload.INFERENCE,
-    "StatefulSet": Workload.INFERENCE,
-    "DaemonSet": Workload.INFERENCE,
-}
+# Where a word was found that is not an object's.
+CONFIGURATION = "configuration"
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """What we keep of an owner: its own annotations of ours, and its own controller."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One annotation as it was found: what it says, in its one spelling, and who says it."""
 
-    kind: Kind
-    annotations: dict[str, str]
-    parent_uid: str
-    parent_kind: str
-
-
-def our_annotations(meta: Meta) -> dict[str, str]:
-    """Annotations under our prefix, without the prefix."""
-    start = len(PREFIX)
-    return {k[start:]: v for k, v in (meta.annotations or {}).items() if k.startswith(PREFIX)}
+    value: Value
+    text: str
+    where: str
 
 
-def controller_of(meta: Meta) -> OwnerRef | None:
-    """The owner that controls this object, else the first one."""
-    owners = meta.owner_references or ()
-    for owner in owners:
-        if owner.controller:
-            return owner
-    return owners[0] if owners else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One annotation that does not count, and why."""
+
+    key: str
+    text: str
+    """What stands there; cut."""
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        """For an event: key, what was expected, what stands there, and where."""
+        return f"{PREFIX}{self.key} ({self.where}): {self.message}"
 
 
-class Intents:
-    """Answers what a pod's annotations mean, with inheritance and inference."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What is wanted of one pod, after inheritance and inference."""
 
-    def __init__(
-        self, default_workload: Workload = Workload.BATCH, priority_classes: dict[str, Workload] | None = None
-    ) -> None:
-        self.default_workload = default_workload
-        self.priority_classes = priority_classes or {}
-        self.owners: dict[str, Owner] = {}
-        self.namespaces: dict[str, dict[str, str]] = {}
-        self.errors: Counter[str] = Counter()
-        """Bad annotation values by key; once for a pod, however often it is asked about."""
-        self._counted: dict[str, tuple[int, ...]] = {}
-        """Pod uid -> hashes of its bad values, which may be long themselves."""
+    workload: Workload
+    workload_by: str
+    """What told the workload: an object, a priority class, the owner's kind, or the configuration."""
+    words: Mapping[str, Word] = field(default_factory=dict)
+    """By key; only those that are good."""
+    faults: tuple[Fault, ...] = ()
 
-    def see_owner(self, kind: Kind, owner: Partial) -> None:
-        """An owner was added or changed."""
-        controller = controller_of(owner.metadata)
-        annotations = our_annotations(owner.metadata)
-        if not annotations and controller is None:
-            # Nothing to inherit through it: 10,000 plain owners then cost nothing.
-            self.owners.pop(owner.metadata.uid, None)
-            return
-        parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
-        self.owners[owner.metadata.uid] = Owner(kind, annotations, parent_uid, parent_kind)
+    def value(self, key: str) -> Value:
+        """What was said of a key; None if nothing, or nothing good."""
+        word = self.words.get(key)
+        return word.value if word is not None else None
 
-    def forget_owner(self, uid: str) -> None:
-        """An owner is gone."""
-        self.owners.pop(uid, None)
+    @property
+    def not_acted_on(self) -> dict[str, str]:
+        """Keys that were said and that nothing acts on yet, with the feature that will."""
+        return {key: TABLE[key].later for key in self.words if TABLE[key].later}
 
-    def keep_owners(self, kind: Kind, uids: AbstractSet[str]) -> None:
-        """A full list of this kind: owners of it that the list does not name are gone."""
-        gone = [uid for uid, owner in self.owners.items() if owner.kind is kind and uid not in uids]
-        for uid in gone:
-            del self.owners[uid]
 
-    def see_namespace(self, namespace: Partial) -> None:
-        """A namespace was added or changed."""
-        self.namespaces[namespace.metadata.name] = our_annotations(namespace.metadata)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceRule:
+    """What pods in some namespaces may ask for. The first rule that matches a namespace counts."""
 
-    def forget_namespace(self, name: str) -> None:
-        """A namespace is gone."""
-        self.namespaces.pop(name, None)
+    match: Callable[[str], bool]
+    allow: Mapping[str, Sequence[Value]]
+    """Key -> values; of a list, each entry must be among the entries of one of them. A key not named is free."""
 
-    def lookup(self, key: str, meta: Meta) -> str | None:
-        """The nearest value of one annotation: pod, owners upwards, namespace."""
-        value = (meta.annotations or {}).get(PREFIX + key)
-        if value is not None:
-            return value
-        controller = controller_of(meta)
-        for owner in self._chain(controller.uid if controller else ""):
-            if key in owner.annotations:
-                return owner.annotations[key]
-        return self.namespaces.get(meta.namespace, {}).get(key)
 
-    def workload(self, meta: Meta, priority_class: str) -> Workload:
-        """The pod's class of work: annotated, else by priority class, else by owner's kind, else the default."""
-        value = self.lookup("workload", meta)
-        if value is not None:
-            try:
-                return Workload(value.strip().lower())
-            except ValueError:
-                self._count_bad(meta.uid, "workload", value)
-        if priority_class in self.priority_classes:
-            return self.priority_classes[priority_class]
-        controller = controller_of(meta)
-        kind = controller.kind if controller else ""
-        # The topmost kind that we know decides: a ReplicaSet is a Deployment's, a CronJob's Job is a CronJob's.
-        found = WORKLOAD_BY_OWNER.get(kind)
-        for owner in self._chain(controller.uid if controller else ""):
-            found = WORKLOAD_BY_OWNER.get(owner.parent_kind, found)
-        return found or self.default_workload
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntentSettings:
+    """What intents need of the configuration."""
 
-    def forget_pod(self, uid: str) -> None:
-        """A pod is gone."""
-        self._counted.pop(uid, None)
+    default_workload: Workload = Workload.BATCH
+    priority_classes: Mapping[str, Workload] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Annotations, without the prefix, of whatever says nothing itself."""
+    rules: Sequence[NamespaceRule] = ()
+    pools: AbstractSet[str] | None = None
+    """Names of pools that there are; None: any will do."""
 
-    def _count_bad(self, uid: str, key: str, value: str) -> None:
-        counted, this = self._counted.get(uid, ()), hash((key, value))
-        if this in counted or len(counted) >= MOST_VALUES:
-            return
-        self.errors[key] += 1
-        self._counted[uid] = (*counted, this)
-        if len(self._counted) > MOST_PODS:
-            # The one that was bad first.
-            del self._counted[next(iter(self._counted))]
 
-    def _chain(self, uid: str) -> list[Owner]:
-        chain: list[Owner] = []
-        seen: set[str] = set()
-        while uid and uid not in seen and len(chain) < LONGEST_CHAIN:
-            seen.add(uid)
-            owner = self.owners.get(uid)
-            if owner is None:
-                break
-            chain.append(owner)
-            uid = owner.parent_uid
-        return chain
+def contradictions(words: Mapping[str, Word], pools: AbstractSet[str] | None) -> list[tuple[str, str]]:
+    """Keys that cannot count beside the others, or beside the cluster's pools, each with the reason."""
+    found: list[tuple[str, str]] = []
+    say = {key: word.value for key, word in words.items()}
+    texts = {key: word.text for key, word in words.items()}
+    if pools is not None and (strange := [pool for pool in say.get("pools", ()) if pool not in pools]):
+        known = ", ".join(sorted(pools))
+        found.append(("pools", f"expected names of pools ({known}), got {quoted(','.join(strange))}"))
+    if say.get("min-power", 0) > say.get("max-power", float("inf")):
+        text = f"expected min-power below max-power, got {texts['min-power']} and {texts['max-power']}"
+        found += [("min-power", text), ("max-power", text)]
+    for one, other in (("gang", "gang-size"), ("gang-size", "gang"), ("max-latency", "client-region")):
+        if one in say and other not in say:
+            found.append((one, f"expected it together with {other}, got it alone"))
+    if say.get("flex") and say.get("power") == "firm":
+        found.append(("flex", "expected 0 beside power: firm, which gives nothing away"))
+    if "checkpoint-interval" in say and say.get("preemptible") is False:
+        found.append(("checkpoint-interval", "expected preemptible: true beside it, got false"))
+    return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.cluster.columns import Columns
-from scheduler.cluster.intent import Intents
+from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
 from scheduler.cluster.objects import Node, Partial, Pod

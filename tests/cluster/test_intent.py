@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.cluster import intent
-from scheduler.cluster.intent import Intents
-from scheduler.cluster.objects import Pod
+from scheduler.cluster import intents as intent_module
+from scheduler.cluster.intent import IntentSettings, NamespaceRule
+from scheduler.cluster.intents import Intents
+from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Kind, Listed
 from scheduler.core.nouns import PREFIX, Workload
 from tests.builders import lose_pod, make_pod, make_store, see_node, see_pod
@@ -63,7 +64,7 @@ def test_what_was_counted_is_forgotten_with_the_pod(how: str) -> None:
 
 
 def test_pods_that_nobody_tells_the_end_of_are_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intent, "MOST_PODS", 3)
+    monkeypatch.setattr(intent_module, "MOST_PODS", 3)
     intents = Intents()
     for name in ("a", "b", "c", "d", "d", "b", "a"):
         intents.workload(wrong(name).metadata, "")
@@ -74,4 +75,129 @@ def test_a_pod_that_tries_ever_other_values_is_remembered_in_bounds() -> None:
     intents = Intents()
     for number in range(1000):
         intents.workload(wrong(value=f"v{number}").metadata, "")
-    assert intents.errors == {"workload": intent.MOST_VALUES}
+    assert intents.errors == {"workload": intent_module.MOST_VALUES}
+
+
+# --- inheritance -----------------------------------------------------------------------------------------------------
+
+
+def meta(name: str = "p1", owner: str = "", **said: str) -> Meta:
+    """A pod of team-a; `gpu_memory="40Gi"` is its annotation of that key."""
+    owners = [OwnerRef(kind="ReplicaSet", uid=owner, controller=True)] if owner else None
+    annotations = {PREFIX + key.replace("_", "-"): text for key, text in said.items()}
+    return Meta(
+        name=name, namespace="team-a", uid=f"uid-{name}", annotations=annotations, owner_references=owners
+    )
+
+
+def inheriting(settings: IntentSettings | None = None) -> Intents:
+    """A ReplicaSet `rs` of a Deployment `web`, in a namespace that speaks too."""
+    intents = Intents(settings)
+    deployment = Meta(
+        name="web", uid="web", annotations={PREFIX + "gpu-memory": "20Gi", PREFIX + "gang": "g"}
+    )
+    replicas = Meta(
+        name="rs", uid="rs", owner_references=[OwnerRef(kind="Deployment", uid="web", controller=True)]
+    )
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=deployment))
+    intents.see_owner(Kind.REPLICASET, Partial(metadata=replicas))
+    shared = {PREFIX + "gpu-memory": "10Gi", PREFIX + "gang-size": "4", PREFIX + "pools": "dc-1"}
+    intents.see_namespace(Partial(metadata=Meta(name="team-a", annotations=shared)))
+    return intents
+
+
+def test_the_nearest_word_counts_and_says_who_said_it() -> None:
+    found = inheriting(IntentSettings(defaults={"queue": "q", "pools": "aws-a"})).resolve(
+        meta(owner="rs", gpu_memory="40Gi"), ""
+    )
+    assert {key: (word.text, word.where) for key, word in found.words.items()} == {
+        "gpu-memory": ("40Gi", "pod"),
+        "gang": ("g", "deployment web"),
+        "gang-size": ("4", "namespace team-a"),
+        "pools": ("dc-1", "namespace team-a"),
+        "queue": ("q", "configuration"),
+    }
+    assert not found.faults
+    assert (found.workload, found.workload_by) == (Workload.INFERENCE, "owner's kind Deployment")
+    assert found.not_acted_on.keys() == {"gang", "gang-size", "queue"}
+
+
+def test_a_bad_word_means_the_default_and_not_a_farther_word() -> None:
+    found = inheriting().resolve(meta(owner="rs", gpu_memory="lots"), "")
+    assert found.value("gpu-memory") is None
+    (fault,) = found.faults
+    assert (fault.key, fault.where) == ("gpu-memory", "pod")
+    assert str(fault).startswith("wattbalance.io/gpu-memory (pod): expected an amount of memory")
+
+
+def test_a_chain_in_a_circle_ends() -> None:
+    intents = Intents()
+    for own, parent in (("a", "b"), ("b", "a")):
+        owners = [OwnerRef(kind="ReplicaSet", uid=parent, controller=True)]
+        said = {PREFIX + "queue": own}
+        intents.see_owner(
+            Kind.REPLICASET,
+            Partial(metadata=Meta(name=own, uid=own, annotations=said, owner_references=owners)),
+        )
+    assert intents.resolve(meta(owner="a"), "").words["queue"].where == "replicaset a"
+
+
+@pytest.mark.parametrize(
+    ("said", "want"),
+    [
+        ({"pools": "dc-1,mars"}, {"pools": "expected names of pools (aws-a, dc-1), got 'mars'"}),
+        (
+            {"min_power": "400W", "max_power": "300W"},
+            dict.fromkeys(
+                ("min-power", "max-power"), "expected min-power below max-power, got 400W and 300W"
+            ),
+        ),
+        ({"gang": "g"}, {"gang": "expected it together with gang-size, got it alone"}),
+        ({"gang_size": "3"}, {"gang-size": "expected it together with gang, got it alone"}),
+        ({"max_latency": "5ms"}, {"max-latency": "expected it together with client-region, got it alone"}),
+        (
+            {"flex": "25%", "power": "firm"},
+            {"flex": "expected 0 beside power: firm, which gives nothing away"},
+        ),
+        (
+            {"checkpoint_interval": "5m", "preemptible": "false"},
+            {"checkpoint-interval": "expected preemptible: true beside it, got false"},
+        ),
+        ({"flex": "0", "power": "firm"}, {}),
+        ({"min_power": "300W", "max_power": "300W"}, {}),
+    ],
+)
+def test_words_that_contradict_each_other_do_not_count(said: dict[str, str], want: dict[str, str]) -> None:
+    intents = Intents(IntentSettings(pools={"dc-1", "aws-a"}))
+    found = intents.resolve(meta(**said), "")
+    assert {fault.key: fault.message for fault in found.faults} == want
+    assert found.words.keys() == {key.replace("_", "-") for key in said} - want.keys()
+
+
+def test_a_namespace_may_ask_for_what_the_configuration_allows() -> None:
+    rule = NamespaceRule(
+        match=lambda name: name.startswith("team-"),
+        allow={"pools": [("dc-1", "edge")], "workload": [Workload.BATCH], "queue": []},
+    )
+    intents = Intents(IntentSettings(rules=[rule], defaults={"workload": "training"}))
+    found = intents.resolve(meta(pools="edge", workload="inference", queue="q", gpu_memory="1Gi"), "")
+    assert found.words.keys() == {"pools", "gpu-memory"}
+    assert {fault.key: fault.message for fault in found.faults} == {
+        "workload": "expected what namespace team-a may ask for (batch), got 'inference'",
+        "queue": "expected what namespace team-a may ask for (nothing), got 'q'",
+    }
+    assert intents.resolve(meta("p2", pools="edge,aws-a"), "").value("pools") is None
+    assert intents.resolve(meta("p3"), "").workload is Workload.TRAINING, "the configuration may"
+
+
+def test_faults_are_told_once_a_pod_and_all_at_once() -> None:
+    intents = Intents()
+    told: list[tuple[str, set[str]]] = []
+    intents.on_faults = lambda about, faults: told.append((about.name, {fault.key for fault in faults}))
+    bad = {"gpu_memory": "lots", "gpu_memry": "1Gi", "workload": "?"}
+    for name in ("p1", "p1", "p2"):
+        intents.resolve(meta(name, **bad), "")
+    assert told == [(name, {"gpu-memory", "gpu-memry", "workload"}) for name in ("p1", "p2")]
+    intents.resolve(meta("p1", **bad, max_power="x"), "")
+    assert told[-1] == ("p1", {"max-power"})
+    assert intents.errors == {"gpu-memory": 2, "unknown": 2, "workload": 2, "max-power": 1}

@@ -1,0 +1,131 @@
+"""How the values of annotations are read and written; what cannot be read says what was expected. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from scheduler.core.nouns import Workload
+from scheduler.core.units import parse_percent, quoted
+
+MOST_ENTRIES = 64
+# A gang of one pod a GPU on the largest clusters there are.
+MOST_GANG = 65_536
+
+
+class BadValue(ValueError):
+    """The text is no such value; the message says what was expected and what stands there."""
+
+
+NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+GLOB = re.compile(r"[-A-Za-z0-9 _.+()/*?\[\]!]{1,100}")
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+PRICE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/gpu-hour")
+CARBON = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)g/kWh")
+_MEANT = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
+
+
+def _refused(expected: str, text: str, meant: str = "") -> BadValue:
+    return BadValue(
+        f"expected {expected}, got {quoted(text)}" + (f"; did you mean {meant}?" if meant else "")
+    )
+
+
+def one_of(*values: str) -> Callable[[str], str]:
+    """One of a few words, in any case of letters."""
+    expected = ", ".join(values[:-1]) + f" or {values[-1]}"
+
+    def read_one(text: str) -> str:
+        if text.lower() in values:
+            return text.lower()
+        near = get_close_matches(text.lower()[:40], values, n=1)
+        raise _refused(expected, text, near[0] if near else "")
+
+    return read_one
+
+
+def workload(text: str) -> Workload:
+    """A class of work."""
+    return Workload(one_of(*Workload)(text))
+
+
+def truth(text: str) -> bool:
+    """`true` or `false`."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    raise _refused("true or false", text, _MEANT.get(text.lower(), ""))
+
+
+def flex(text: str) -> float:
+    """One of the shares that grid operators trade in."""
+    choices = {parse_percent(each): each for each in ("0", "10%", "25%", "50%")}
+    if (frac := parse_percent(text)) in choices:
+        return frac
+    raise _refused("0, 10%, 25% or 50%", text)
+
+
+def matching(pattern: re.Pattern[str], expected: str) -> Callable[[str], str]:
+    """Text of a form."""
+
+    def read_text(text: str) -> str:
+        if pattern.fullmatch(text):
+            return text
+        raise _refused(expected, text)
+
+    return read_text
+
+
+def list_of(pattern: re.Pattern[str], expected: str) -> Callable[[str], tuple[str, ...]]:
+    """Entries of a form, each once, separated by commas; in their order."""
+
+    def read_list(text: str) -> tuple[str, ...]:
+        entries = tuple(entry.strip() for entry in text.split(","))
+        if len(entries) > MOST_ENTRIES:
+            raise BadValue(f"expected at most {MOST_ENTRIES} entries, got {len(entries)}")
+        if not all(pattern.fullmatch(entry) for entry in entries):
+            raise _refused(expected, text)
+        if len(set(entries)) < len(entries):
+            raise _refused("each entry once", text)
+        return entries
+
+    return read_list
+
+
+def count(text: str) -> int:
+    """A number of pods."""
+    if _COUNT.fullmatch(text) and int(text) <= MOST_GANG:
+        return int(text)
+    raise _refused(f"a whole number from 1 to {MOST_GANG}", text)
+
+
+def above_zero(parse: Callable[[str], float]) -> Callable[[str], float]:
+    """What `parse` reads, if it is more than nothing."""
+
+    def read_amount(text: str) -> float:
+        if (amount := parse(text)) > 0:
+            return amount
+        raise _refused("more than nothing", text)
+
+    return read_amount
+
+
+def number_of(pattern: re.Pattern[str], expected: str) -> Callable[[str], float]:
+    """The number in a text of a form."""
+
+    def parse(text: str) -> float:
+        if match := pattern.fullmatch(text):
+            return float(match[1])
+        raise _refused(expected, text)
+
+    return parse
+
+
+def lower(value: bool) -> str:  # noqa: FBT001 - one value of the table
+    """Write `true` or `false`."""
+    return str(value).lower()
+
+
+def plain(value: float) -> str:
+    """Write a number without exponent and trailing zeros, to a billionth."""
+    return f"{value:.9f}".rstrip("0").rstrip(".")

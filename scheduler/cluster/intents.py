@@ -1,0 +1,248 @@
+"""From annotations to intents, inherited pod -> owners -> namespace -> configuration.
+
+Pure. Knows owners and namespaces by the events that the store passes on. An owner that is gone or may not be read
+ends the chain; a cycle ends it too. The nearest word counts, also where it is a bad one: then the key's default holds,
+and never a farther word that was not meant for this pod.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from scheduler.cluster.annotation_values import BadValue
+from scheduler.cluster.annotations import TABLE, Value, read, unknown_key
+from scheduler.cluster.intent import CONFIGURATION, Fault, Intent, IntentSettings, Word, contradictions
+from scheduler.cluster.objects import Meta, OwnerRef, Partial
+from scheduler.cluster.port import Kind
+from scheduler.core.nouns import PREFIX, Workload
+from scheduler.core.units import quoted
+
+# Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
+LONGEST_CHAIN = 6
+# Pods whose bad values are remembered: more than a cluster has. Only such as nobody tells the end of (asked about, and
+# never seen by the watch) could fill it.
+MOST_PODS = 65_536
+# Bad values of one pod that are told apart; who tries more is not counted further.
+MOST_VALUES = 16
+
+# Who owns a pod says what it does: services answer (inference), jobs learn (training), scheduled ones crunch (batch).
+WORKLOAD_BY_OWNER: dict[str, Workload] = {
+    "Job": Workload.TRAINING,
+    "JobSet": Workload.TRAINING,
+    "PyTorchJob": Workload.TRAINING,
+    "MPIJob": Workload.TRAINING,
+    "CronJob": Workload.BATCH,
+    "Deployment": Workload.INFERENCE,
+    "ReplicaSet": Workload.INFERENCE,
+    "StatefulSet": Workload.INFERENCE,
+    "DaemonSet": Workload.INFERENCE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What we keep of an owner: its own annotations of ours, and its own controller."""
+
+    kind: Kind
+    name: str
+    annotations: dict[str, str]
+    parent_uid: str
+    parent_kind: str
+
+    @property
+    def where(self) -> str:
+        """As people call it: `job train-7`."""
+        return f"{self.kind.value.removesuffix('s')} {self.name}"
+
+
+def our_annotations(meta: Meta) -> dict[str, str]:
+    """Annotations under our prefix, without the prefix."""
+    start = len(PREFIX)
+    return {k[start:]: v for k, v in (meta.annotations or {}).items() if k.startswith(PREFIX)}
+
+
+def controller_of(meta: Meta) -> OwnerRef | None:
+    """The owner that controls this object, else the first one."""
+    owners = meta.owner_references or ()
+    for owner in owners:
+        if owner.controller:
+            return owner
+    return owners[0] if owners else None
+
+
+class Intents:
+    """Answers what a pod's annotations mean, with inheritance and inference."""
+
+    def __init__(self, settings: IntentSettings | None = None) -> None:
+        self.settings = settings or IntentSettings()
+        self.owners: dict[str, Owner] = {}
+        self.namespaces: dict[str, dict[str, str]] = {}
+        self.errors: Counter[str] = Counter()
+        """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod, however often it is asked."""
+        self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
+        """Told of a pod's faults that were not counted before."""
+        self._counted: dict[str, tuple[int, ...]] = {}
+        """Pod uid -> hashes of its bad values, which may be long themselves."""
+
+    def see_owner(self, kind: Kind, owner: Partial) -> None:
+        """An owner was added or changed."""
+        meta = owner.metadata
+        controller = controller_of(meta)
+        annotations = our_annotations(meta)
+        if not annotations and controller is None:
+            # Nothing to inherit through it: 10,000 plain owners then cost nothing.
+            self.owners.pop(meta.uid, None)
+            return
+        parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
+        self.owners[meta.uid] = Owner(kind, meta.name, annotations, parent_uid, parent_kind)
+
+    def forget_owner(self, uid: str) -> None:
+        """An owner is gone."""
+        self.owners.pop(uid, None)
+
+    def keep_owners(self, kind: Kind, uids: AbstractSet[str]) -> None:
+        """A full list of this kind: owners of it that the list does not name are gone."""
+        gone = [uid for uid, owner in self.owners.items() if owner.kind is kind and uid not in uids]
+        for uid in gone:
+            del self.owners[uid]
+
+    def see_namespace(self, namespace: Partial) -> None:
+        """A namespace was added or changed."""
+        annotations = our_annotations(namespace.metadata)
+        if annotations:
+            self.namespaces[namespace.metadata.name] = annotations
+        else:
+            self.namespaces.pop(namespace.metadata.name, None)
+
+    def forget_namespace(self, name: str) -> None:
+        """A namespace is gone."""
+        self.namespaces.pop(name, None)
+
+    def resolve(self, meta: Meta, priority_class: str) -> Intent:
+        """What is wanted of a pod. Faults are counted and told, each once for a pod."""
+        chain = self._chain(meta)
+        words, faults = self._read(meta, chain)
+        workload = words.get("workload")
+        if workload is not None:
+            found, by = Workload(workload.value), workload.where
+        else:
+            found, by = self._inferred(meta, priority_class, chain)
+        if not words and not faults:
+            return Intent(workload=found, workload_by=by)
+        if faults:
+            self._tell(meta, faults)
+        return Intent(workload=found, workload_by=by, words=words, faults=tuple(faults))
+
+    def workload(self, meta: Meta, priority_class: str) -> Workload:
+        """The pod's class of work."""
+        return self.resolve(meta, priority_class).workload
+
+    def forget_pod(self, uid: str) -> None:
+        """A pod is gone."""
+        self._counted.pop(uid, None)
+
+    def _read(self, meta: Meta, chain: list[Owner]) -> tuple[dict[str, Word], list[Fault]]:
+        words: dict[str, Word] = {}
+        faults: list[Fault] = []
+        heard: set[str] = set()
+        for where, said in self._speakers(meta, chain):
+            for key, text in said.items():
+                if key in heard:
+                    continue
+                heard.add(key)
+                if key not in TABLE:
+                    if message := unknown_key(key):
+                        faults.append(
+                            Fault(key=quoted(key)[1:-1], text=quoted(text), where=where, message=message)
+                        )
+                    continue
+                try:
+                    value = read(key, text)
+                    if where != CONFIGURATION:
+                        self._allow(meta.namespace, key, value)
+                except BadValue as error:
+                    faults.append(Fault(key=key, text=quoted(text), where=where, message=str(error)))
+                    continue
+                words[key] = Word(value=value, text=TABLE[key].write(value), where=where)
+        for key, message in contradictions(words, self.settings.pools):
+            word = words.pop(key)
+            faults.append(Fault(key=key, text=quoted(word.text), where=word.where, message=message))
+        return words, faults
+
+    def _speakers(self, meta: Meta, chain: list[Owner]) -> list[tuple[str, Mapping[str, str]]]:
+        """Who may say something of a pod, the nearest first; only those who do."""
+        speakers: list[tuple[str, Mapping[str, str]]] = []
+        if own := our_annotations(meta):
+            speakers.append(("pod", own))
+        speakers += [(owner.where, owner.annotations) for owner in chain if owner.annotations]
+        if shared := self.namespaces.get(meta.namespace):
+            speakers.append((f"namespace {meta.namespace}", shared))
+        if self.settings.defaults:
+            speakers.append((CONFIGURATION, self.settings.defaults))
+        return speakers
+
+    def _allow(self, namespace: str, key: str, value: Value) -> None:
+        """Raises BadValue where the configuration does not let this namespace's pods ask for that."""
+        rule = next((rule for rule in self.settings.rules if rule.match(namespace)), None)
+        allowed = rule.allow.get(key) if rule is not None else None
+        if allowed is None:
+            return
+        among = value in allowed
+        if isinstance(value, tuple):
+            entries = {entry for each in allowed for entry in each}
+            among = set(value) <= entries
+        if not among:
+            write = TABLE[key].write
+            listed = " or ".join(write(each) for each in allowed) or "nothing"
+            raise BadValue(
+                f"expected what namespace {namespace} may ask for ({listed}), got {quoted(write(value))}"
+            )
+
+    def _inferred(self, meta: Meta, priority_class: str, chain: list[Owner]) -> tuple[Workload, str]:
+        """By priority class, else by owner's kind, else the default."""
+        by_class = self.settings.priority_classes.get(priority_class)
+        if by_class is not None:
+            return by_class, f"priority class {priority_class}"
+        controller = controller_of(meta)
+        kind = controller.kind if controller else ""
+        # The topmost kind that we know decides: a ReplicaSet is a Deployment's, a CronJob's Job is a CronJob's.
+        for owner in chain:
+            kind = owner.parent_kind if owner.parent_kind in WORKLOAD_BY_OWNER else kind
+        found = WORKLOAD_BY_OWNER.get(kind)
+        if found is not None:
+            return found, f"owner's kind {kind}"
+        return self.settings.default_workload, CONFIGURATION
+
+    def _tell(self, meta: Meta, faults: list[Fault]) -> None:
+        fresh = tuple(fault for fault in faults if self._count(meta.uid, fault))
+        if fresh and self.on_faults is not None:
+            self.on_faults(meta, fresh)
+
+    def _count(self, uid: str, fault: Fault) -> bool:
+        """Count a fault once for its pod. Returns whether it was new."""
+        counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text, fault.message))
+        if this in counted or len(counted) >= MOST_VALUES:
+            return False
+        self.errors[fault.key if fault.key in TABLE else "unknown"] += 1
+        self._counted[uid] = (*counted, this)
+        if len(self._counted) > MOST_PODS:
+            # The one that was bad first.
+            del self._counted[next(iter(self._counted))]
+        return True
+
+    def _chain(self, meta: Meta) -> list[Owner]:
+        controller = controller_of(meta)
+        uid = controller.uid if controller else ""
+        chain: list[Owner] = []
+        seen: set[str] = set()
+        while uid and uid not in seen and len(chain) < LONGEST_CHAIN:
+            seen.add(uid)
+            owner = self.owners.get(uid)
+            if owner is None:
+                break
+            chain.append(owner)
+            uid = owner.parent_uid
+        return chain

@@ -1,0 +1,131 @@
+"""Annotations: what is read, what is written back, what is said to those who err."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.cluster.annotation_values import MOST_ENTRIES, BadValue
+from scheduler.cluster.annotations import ELSEWHERE, MOST_CHARACTERS, TABLE, WRITTEN, read, unknown_key
+from scheduler.core.nouns import PREFIX, Workload
+
+KEYS = sorted(TABLE)
+# Pieces that make texts which are nearly right, so that the readers' inner parts are reached.
+PIECES = st.sampled_from(
+    [
+        *"0123456789.,-+%*/:TZ \n\x00ä",
+        "Gi",
+        "W",
+        "kW",
+        "h",
+        "ms",
+        "g/kWh",
+        "/gpu-hour",
+        "true",
+        "dc-1",
+        "firm",
+    ]
+)
+TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
+
+
+@pytest.mark.parametrize(("key", "example"), [(key, each) for key in KEYS for each in TABLE[key].examples])
+def test_every_example_of_the_page_is_read_and_written_back_as_it_stands(key: str, example: str) -> None:
+    assert TABLE[key].write(read(key, example)) == example
+    assert read(key, f"  {example}\n") == read(key, example)
+
+
+@given(st.sampled_from(KEYS), TEXTS)
+def test_any_text_is_read_and_reads_back_or_says_what_was_expected(key: str, text: str) -> None:
+    try:
+        value = read(key, text)
+    except BadValue as error:
+        message = str(error)
+        assert message.startswith("expected ")
+        assert ", got " in message
+        assert message.isprintable()
+        assert len(message) < 300
+    else:
+        assert read(key, TABLE[key].write(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "want"),
+    [
+        ("workload", "Training", Workload.TRAINING),
+        ("pools", "dc-1, aws-a", ("dc-1", "aws-a")),
+        ("gpu-model", "NVIDIA H100*", ("NVIDIA H100*",)),
+        ("gpu-memory", "40Gi", 40 * 2**30),
+        ("min-power", "1.5kW", 1500.0),
+        ("max-slowdown", "0", 0.0),
+        ("flex", "25%", 0.25),
+        ("expected-duration", "4h30m", 16_200.0),
+        ("deadline", "2027-03-01T07:00:00+01:00", 1_803_880_800.0),
+        ("gang-size", "16", 16),
+        ("preemptible", "TRUE", True),
+        ("max-price", "2.50/gpu-hour", 2.5),
+        ("max-carbon", "300g/kWh", 300.0),
+        ("max-latency", "40ms", 0.04),
+    ],
+)
+def test_values_are_read_in_plain_units(key: str, text: str, want: object) -> None:
+    assert read(key, text) == want
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "want"),
+    [
+        (
+            "workload",
+            "trainng",
+            "expected training, inference or batch, got 'trainng'; did you mean training?",
+        ),
+        ("pools", "dc-1,,x", "expected names of pools such as dc-1,aws-a, got 'dc-1,,x'"),
+        ("pools", "a,b,a", "expected each entry once, got 'a,b,a'"),
+        (
+            "gpu-memory",
+            "40 GB",
+            "expected an amount of memory such as 40Gi or 512Mi, got '40 GB'; did you mean 40G?",
+        ),
+        ("gpu-memory", "0", "expected more than nothing, got '0'"),
+        ("max-power", "nan", "expected a power such as 250W or 1.5kW, got 'nan'"),
+        ("max-power", "-1W", "expected a power such as 250W or 1.5kW, got '-1W'"),
+        ("flex", "30%", "expected 0, 10%, 25% or 50%, got '30%'"),
+        ("gang-size", "0", "expected a whole number from 1 to 65536, got '0'"),
+        ("preemptible", "yes", "expected true or false, got 'yes'; did you mean true?"),
+        ("max-price", "2,50", "expected a price such as 2.50/gpu-hour, got '2,50'"),
+        ("queue", "a\x1b[31m", r"expected the name of a queue such as research, got 'a\x1b[31m'"),
+    ],
+)
+def test_a_bad_value_says_what_was_expected_and_what_stands_there(key: str, text: str, want: str) -> None:
+    with pytest.raises(BadValue) as error:
+        read(key, text)
+    assert str(error.value) == want
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_text_of_a_quarter_megabyte_is_refused_unread(key: str) -> None:
+    with pytest.raises(BadValue, match=f"at most {MOST_CHARACTERS} characters, got 262144"):
+        read(key, "1" * 262_144)
+
+
+def test_a_list_has_an_end() -> None:
+    with pytest.raises(BadValue, match=f"at most {MOST_ENTRIES} entries, got {MOST_ENTRIES + 1}"):
+        read("pools", ",".join(f"p{index}" for index in range(MOST_ENTRIES + 1)))
+
+
+@given(st.text())
+def test_an_unknown_key_is_answered_with_what_is_known(key: str) -> None:
+    message = unknown_key(key)
+    assert message.isprintable()
+    assert bool(message) is (key not in WRITTEN)
+
+
+@pytest.mark.parametrize(
+    ("key", "want"),
+    [("gpu-memry", f"did you mean {PREFIX}gpu-memory?"), ("zzz", "known: workload, pools"), ("decision", "")]
+    + [(key, f"expected it as a {what}, got an annotation") for key, what in ELSEWHERE.items()],
+)
+def test_what_is_said_of_an_unknown_key(key: str, want: str) -> None:
+    assert want in unknown_key(key)
