@@ -120,6 +120,7 @@ class Daemon:
         self.notices = Notices(self.cluster.note, self.leadership.leads, clock)
         self.cluster.events.may_write = self.leadership.leads
         self.decider.on_no_fit = self.notices.no_fit
+        self.store.on_faults = self.notices.bad_annotations
         self.bindings.on_past = self._tell_past
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from scheduler.bindings import Binding, Past
+from scheduler.cluster.intent import POD, Fault
+from scheduler.cluster.objects import Meta
 from scheduler.cluster.port import EventNote
 from scheduler.core.clock import Clock
 from scheduler.core.nouns import Reason
@@ -17,6 +19,7 @@ from scheduler.decision.record import DecisionRecord
 
 NO_NODE_FITS = "NoNodeFits"
 PLACED_PAST_US = "PlacedPastWattbalance"
+BAD_ANNOTATION = "BadAnnotation"
 # The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
 SAME_AGAIN_S = 300.0
 # Something else about the same pod: reasons that flap must not become a stream of writes.
@@ -103,6 +106,38 @@ class Notices:
                 about=why.value,
                 warning=True,
                 action="Binding",
+            )
+        )
+
+    def bad_annotations(self, pod: Meta, faults: tuple[Fault, ...]) -> None:
+        """A pod that is asked about has annotations that do not count, its own or inherited.
+
+        All of one pod in one event. What an owner or a namespace says is told on one of its pods, not on each.
+        """
+        if not self._may_write():
+            return
+        own = [fault for fault in faults if fault.where == POD]
+        inherited = [
+            fault
+            for fault in faults
+            if fault.where != POD
+            and self._is_news(f"{pod.namespace}/{fault.where}", fault.key, fault.message)
+        ]
+        about = "; ".join(str(fault) for fault in own)
+        own_is_news = bool(own) and self._is_news(pod.uid, BAD_ANNOTATION, about)
+        if not own_is_news and not inherited:
+            return
+        told = "; ".join(str(fault) for fault in (*own, *inherited))
+        self._write(
+            EventNote(
+                kind="Pod",
+                namespace=pod.namespace,
+                name=pod.name,
+                uid=pod.uid,
+                reason=BAD_ANNOTATION,
+                note=f"Not used, the default holds: {told}. See docs/annotations.md.",
+                about=told,
+                warning=True,
             )
         )
 

@@ -7,12 +7,22 @@ import pytest
 
 from scheduler.bindings import Binding, Past
 from scheduler.cluster.events import MOST_NOTE_CHARS
+from scheduler.cluster.intent import Fault
+from scheduler.cluster.objects import Meta
 from scheduler.cluster.port import EventNote
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Reason
 from scheduler.decision.decider import reason_texts
 from scheduler.decision.record import DecisionRecord
-from scheduler.notices import ADVICE, MOST_REMEMBERED, NO_NODE_FITS, OTHER_AGAIN_S, SAME_AGAIN_S, Notices
+from scheduler.notices import (
+    ADVICE,
+    BAD_ANNOTATION,
+    MOST_REMEMBERED,
+    NO_NODE_FITS,
+    OTHER_AGAIN_S,
+    SAME_AGAIN_S,
+    Notices,
+)
 from tests.test_bindings import record
 
 
@@ -138,3 +148,49 @@ def test_every_reason_that_can_rule_a_node_out_has_advice_and_all_at_once_fit_in
     assert len(world.written[0].note) <= MOST_NOTE_CHARS
     # Texts of pools begin with the reason's own.
     assert any(text == "waiting for pool dc-1" for text in reason_texts(["dc-1"]))
+
+
+# --- annotations -----------------------------------------------------------------------------------------------------
+
+
+def fault(key: str, where: str = "pod", message: str = "expected 40Gi, got 'lots'") -> Fault:
+    return Fault(key=key, text="'lots'", where=where, message=message)
+
+
+def pod_of(name: str) -> Meta:
+    return Meta(name=name, namespace="team-a", uid=f"uid-{name}")
+
+
+def test_all_bad_annotations_of_a_pod_are_one_warning() -> None:
+    world = World()
+    faults = (fault("gpu-memory"), fault("power", "deployment web"))
+    for _ in range(3):
+        world.notices.bad_annotations(pod_of("p"), faults)
+    [note] = world.written
+    assert (note.kind, note.namespace, note.name, note.uid) == ("Pod", "team-a", "p", "uid-p")
+    assert (note.reason, note.warning) == (BAD_ANNOTATION, True)
+    for part in (
+        "wattbalance.io/gpu-memory (pod): expected 40Gi, got 'lots'",
+        "wattbalance.io/power (deployment web)",
+    ):
+        assert part in note.note
+    world.clock.advance(SAME_AGAIN_S)
+    world.notices.bad_annotations(pod_of("p"), faults)
+    assert len(world.written) == 2
+
+
+def test_what_a_deployment_says_wrongly_is_told_on_one_of_its_pods() -> None:
+    world = World()
+    for name in ("a", "b", "c"):
+        world.notices.bad_annotations(pod_of(name), (fault("power", "deployment web"),))
+    assert [note.name for note in world.written] == ["a"]
+    world.notices.bad_annotations(pod_of("b"), (fault("queue"), fault("power", "deployment web")))
+    assert "power" not in world.written[-1].note
+    world.notices.bad_annotations(pod_of("d"), (fault("power", "namespace team-a"),))
+    assert [note.name for note in world.written] == ["a", "b", "d"]
+
+
+def test_who_does_not_lead_tells_of_no_annotation() -> None:
+    world = World(leads=False)
+    world.notices.bad_annotations(pod_of("p"), (fault("power"),))
+    assert not world.written

@@ -106,6 +106,7 @@ _POWER = "power caps"
 _JOBS = "queues and gangs"
 _PLACES = "price, carbon and latency of places"
 _ENERGY = "energy forecasts"
+_CHOICE = "choice of pools and models"
 
 TABLE: dict[str, Annotation] = {
     each.key: each
@@ -127,6 +128,7 @@ TABLE: dict[str, Annotation] = {
             examples=("dc-1", "dc-1,aws-a"),
             meaning="Only these pools, in this order of preference.",
             default="all pools, in the configuration's order",
+            later=_CHOICE,
         ),
         Annotation(
             key="gpu-model",
@@ -136,6 +138,7 @@ TABLE: dict[str, Annotation] = {
             examples=("*H100*", "*A100*80GB*,*H100*"),
             meaning="Only nodes whose GPUs are of one of these models.",
             default="any model",
+            later=_CHOICE,
         ),
         Annotation(
             key="gpu-memory",
@@ -145,6 +148,7 @@ TABLE: dict[str, Annotation] = {
             examples=("40Gi",),
             meaning="At least this much memory on each GPU; where GPUs are shared, this much measured free.",
             default="any amount",
+            later=_CHOICE,
         ),
         Annotation(
             key="power",

@@ -10,8 +10,8 @@ from scheduler.cluster.annotations import TABLE, Value
 from scheduler.core.nouns import PREFIX, Workload
 from scheduler.core.units import quoted
 
-# Where a word was found that is not an object's.
-CONFIGURATION = "configuration"
+# Where a word was found; owners and namespaces go by kind and name.
+POD, CONFIGURATION = "pod", "configuration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,13 @@ and never a farther word that was not meant for this pod.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from scheduler.cluster.annotation_values import BadValue
 from scheduler.cluster.annotations import TABLE, Value, read, unknown_key
-from scheduler.cluster.intent import CONFIGURATION, Fault, Intent, IntentSettings, Word, contradictions
+from scheduler.cluster.intent import CONFIGURATION, POD, Fault, Intent, IntentSettings, Word, contradictions
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Kind
 from scheduler.core.nouns import PREFIX, Workload
@@ -82,8 +82,6 @@ class Intents:
         self.namespaces: dict[str, dict[str, str]] = {}
         self.errors: Counter[str] = Counter()
         """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod, however often it is asked."""
-        self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
-        """Told of a pod's faults that were not counted before."""
         self._counted: dict[str, tuple[int, ...]] = {}
         """Pod uid -> hashes of its bad values, which may be long themselves."""
 
@@ -122,7 +120,7 @@ class Intents:
         self.namespaces.pop(name, None)
 
     def resolve(self, meta: Meta, priority_class: str) -> Intent:
-        """What is wanted of a pod. Faults are counted and told, each once for a pod."""
+        """What is wanted of a pod. Faults are counted, each once for a pod."""
         chain = self._chain(meta)
         words, faults = self._read(meta, chain)
         workload = words.get("workload")
@@ -132,8 +130,8 @@ class Intents:
             found, by = self._inferred(meta, priority_class, chain)
         if not words and not faults:
             return Intent(workload=found, workload_by=by)
-        if faults:
-            self._tell(meta, faults)
+        for fault in faults:
+            self._count(meta.uid, fault)
         return Intent(workload=found, workload_by=by, words=words, faults=tuple(faults))
 
     def workload(self, meta: Meta, priority_class: str) -> Workload:
@@ -176,7 +174,7 @@ class Intents:
         """Who may say something of a pod, the nearest first; only those who do."""
         speakers: list[tuple[str, Mapping[str, str]]] = []
         if own := our_annotations(meta):
-            speakers.append(("pod", own))
+            speakers.append((POD, own))
         speakers += [(owner.where, owner.annotations) for owner in chain if owner.annotations]
         if shared := self.namespaces.get(meta.namespace):
             speakers.append((f"namespace {meta.namespace}", shared))
@@ -216,22 +214,16 @@ class Intents:
             return found, f"owner's kind {kind}"
         return self.settings.default_workload, CONFIGURATION
 
-    def _tell(self, meta: Meta, faults: list[Fault]) -> None:
-        fresh = tuple(fault for fault in faults if self._count(meta.uid, fault))
-        if fresh and self.on_faults is not None:
-            self.on_faults(meta, fresh)
-
-    def _count(self, uid: str, fault: Fault) -> bool:
-        """Count a fault once for its pod. Returns whether it was new."""
+    def _count(self, uid: str, fault: Fault) -> None:
+        """Count a fault once for its pod."""
         counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text, fault.message))
         if this in counted or len(counted) >= MOST_VALUES:
-            return False
+            return
         self.errors[fault.key if fault.key in TABLE else "unknown"] += 1
         self._counted[uid] = (*counted, this)
         if len(self._counted) > MOST_PODS:
             # The one that was bad first.
             del self._counted[next(iter(self._counted))]
-        return True
 
     def _chain(self, meta: Meta) -> list[Owner]:
         controller = controller_of(meta)

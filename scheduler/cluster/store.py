@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.intent import Fault
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
-from scheduler.cluster.objects import Node, Partial, Pod
+from scheduler.cluster.objects import Meta, Node, Partial, Pod
 from scheduler.cluster.pods import FINISHED, PodFacts, has_soft_preference, pod_facts, waits_for_volume
 from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
@@ -66,6 +67,8 @@ class Store:
         """GPU pods without a node."""
         self.on_bound: Callable[[PodFacts], None] | None = None
         """Told of each binding that is seen after the first listing."""
+        self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
+        """Told of the bad annotations of each pod that is asked about."""
         self._orphans: dict[str, dict[str, PodFacts]] = {}
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
@@ -260,7 +263,10 @@ class Store:
         """Turn a pod into the request that policies see. `profiles`: workload -> (name, expected load)."""
         facts = pod_facts(pod)
         meta = pod.metadata
-        workload = self.intents.workload(meta, pod.spec.priority_class_name)
+        intent = self.intents.resolve(meta, pod.spec.priority_class_name)
+        if intent.faults and self.on_faults is not None:
+            self.on_faults(meta, intent.faults)
+        workload = intent.workload
         profile, expected_load = profiles[workload]
         return PodRequest(
             uid=meta.uid,

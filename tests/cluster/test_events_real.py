@@ -64,6 +64,27 @@ def test_a_pod_that_waits_and_one_that_was_placed_past_us_say_so(system: System)
         system.clear()
 
 
+def test_a_bad_annotation_is_told_on_its_pod_and_the_pod_is_placed(system: System) -> None:
+    replica = system.serve()
+    scheduler = system.scheduler(replica.port)
+    try:
+        wait_for("it leads", lambda: leading(replica))
+        system.add_node("n1")
+        wait_for("it knows the node", lambda: replica.get("/api/v1/nodes")["items"])
+        said = {"wattbalance.io/workload": "trianing", "wattbalance.io/gpu-memry": "40Gi"}
+        system.add_pod("misspelt", annotations=said)
+        wait_for("it is bound", lambda: system.pod("misspelt")["spec"].get("nodeName") == "n1")
+        wait_for("it is told", lambda: events(system, "BadAnnotation"))
+        [told] = events(system, "BadAnnotation")
+        assert told["involvedObject"]["uid"] == system.pod("misspelt")["metadata"]["uid"]
+        assert told["type"] == "Warning"
+        for part in ("'trianing'; did you mean training?", "did you mean wattbalance.io/gpu-memory?"):
+            assert part in told["message"]
+    finally:
+        scheduler.stop()
+        system.clear()
+
+
 def test_observing_leaves_no_trace(system: System) -> None:
     before = {event["metadata"]["uid"] for event in events(system, "NoNodeFits")}
     replica = system.serve("own", mode="observe")

@@ -1,0 +1,75 @@
+"""Makes docs/annotations.md from the table: `python -m scheduler.report.annotations_page > docs/annotations.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from scheduler.cluster.annotations import ELSEWHERE, TABLE, Annotation
+from scheduler.cluster.intents import WORKLOAD_BY_OWNER
+from scheduler.core.nouns import PREFIX
+
+HEAD = f"""# Annotations
+
+Made by `python -m scheduler.report.annotations_page` from scheduler/cluster/annotations.py; a test compares the two.
+
+What a pod wants is written on it, on its owner (Job, Deployment, StatefulSet, …, and on what owns those), on its
+namespace, or in the configuration, under `{PREFIX}`. For each key the nearest word counts:
+
+    kubectl annotate job train-7 {PREFIX}workload=training
+    kubectl annotate namespace team-a {PREFIX}expected-duration=2h
+
+**A bad value never keeps a pod from being placed.** The default holds for that key, and for that key alone: a farther
+word does not take its place. The pod gets one Warning event, `BadAnnotation`, that names each key, what was expected
+and what stands there, and `wattbalance_annotation_errors_total` counts it by key. The same goes for a key that nobody
+knows (`unknown`), for words that contradict each other (`min-power` above `max-power`, `gang` without `gang-size`,
+`max-latency` without `client-region`, `flex` beside `power: firm`, `checkpoint-interval` beside `preemptible: false`),
+and for pools that are not in the configuration.
+
+Amounts carry their unit (`250W`, `40Gi`, `4h30m`, `5%`); units are case-sensitive.
+
+## Acted on
+"""
+LATER = """
+## Read and checked, not acted on yet
+
+These are validated like the others; what will act on them comes later.
+"""
+TAIL = f"""
+A pod that says no `workload` is, by its priority class if `workload.priority_classes` of the configuration names that;
+else by the kind of its topmost owner:
+
+| owner | workload |
+|---|---|
+{{kinds}}
+## Written by Wattbalance
+
+`{PREFIX}decision` is on a pod that Wattbalance bound itself (`extender.bind`): node, profile, score and the cycle's id.
+`{PREFIX}retry`, `{PREFIX}energy`, `{PREFIX}cost` and `{PREFIX}co2e` are kept for it.
+
+## Not annotations
+
+{{elsewhere}}"""
+
+
+def document() -> str:
+    """Return the whole page."""
+    now = [each for each in TABLE.values() if not each.later]
+    later = [each for each in TABLE.values() if each.later]
+    kinds = "".join(f"| {kind} | `{workload}` |\n" for kind, workload in WORKLOAD_BY_OWNER.items())
+    elsewhere = "".join(f"* `{PREFIX}{key}` is a {what}.\n" for key, what in ELSEWHERE.items())
+    tail = TAIL.format(kinds=kinds, elsewhere=elsewhere)
+    return "".join([HEAD, *_table(now), LATER, *_table(later, later=True), tail])
+
+
+def _table(annotations: Iterable[Annotation], *, later: bool = False) -> Iterable[str]:
+    yield f"\n| key | values | such as | meaning | default |{' waits for |' * later}\n"
+    yield f"|---|---|---|---|---|{'---|' * later}\n"
+    for each in annotations:
+        examples = ", ".join(f"`{example}`" for example in each.examples)
+        row = f"| `{each.key}` | {each.values} | {examples} | {each.meaning} | {each.default} |"
+        yield f"{row} {each.later} |\n" if later else f"{row}\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
