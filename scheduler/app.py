@@ -44,6 +44,7 @@ from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
 
+from scheduler.report.explain import Explainer
 log = logging.getLogger(__name__)
 
 # Ages and stale readings are also brought up to date by each decision; this is for quiet times.
@@ -129,11 +130,12 @@ class Daemon:
             [listener_spec(each) for each in settings.listeners],
             {
                 "extender": self.server.routes(settings.extender.prefix),
-                "api": Api(facts, facts, facts, __version__).routes(),
+                "api": [*Api(facts, facts, facts, __version__).routes(), *explainer.routes()],
                 "metrics": metrics_routes(MetricsPage(sources(self), facts)),
                 "probes": probe_routes(facts),
             },
             grace_s=float(settings.shutdown.grace_s) / 2,
+        explainer = Explainer(self.decider, clock, lambda: self.leadership.role)
         )
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,

@@ -109,6 +109,7 @@ class Facts:
         )
 
     def pod_uids(self) -> Sequence[str]:
+            agent_version=(record.inventory.agent_version or None) if record.inventory else None,
         """All GPU pods now."""
         return list(self._replica.store.pods)
 

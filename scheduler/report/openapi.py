@@ -12,6 +12,7 @@ from typing import cast
 import msgspec
 
 from scheduler.decision.record import RESULTS, DecisionRecord
+from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.views import NodeView, PodView
 
 Schema = dict[str, object]
@@ -74,14 +75,16 @@ LISTS = {
         ),
     ),
 }
+EXPLAIN_PATH = "/api/v1/explain/{namespace}/{pod}"
+EXPLAIN_TEXT = "One pod: why it is where it is, or why it waits, and what would unblock it."
 
 
 def openapi(version: str) -> Schema:
     """Return the OpenAPI 3.1 document."""
-    items, components = msgspec.json.schema_components(
-        [about.item for about in LISTS.values()], ref_template="#/components/schemas/{name}"
-    )
-    for struct in _structs(*(about.item for about in LISTS.values())):
+    structs = [*(about.item for about in LISTS.values()), Explanation, NotFound]
+    schemas, components = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    *items, explanation, not_found = schemas
+    for struct in _structs(*structs):
         _describe(cast("Schema", components[struct.__name__]), struct)
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
     return {
@@ -94,7 +97,8 @@ def openapi(version: str) -> Schema:
         "paths": {
             f"/api/v1/{name}": {"get": _operation(name, about, item)}
             for (name, about), item in zip(LISTS.items(), items, strict=True)
-        },
+        }
+        | {EXPLAIN_PATH: {"get": _explain_operation(explanation, not_found)}},
         "components": {"schemas": {**components, "Error": error}},
     }
 
@@ -131,6 +135,32 @@ def _operation(name: str, about: ListAbout, item: Schema) -> Schema:
     }
 
 
+def _explain_operation(explanation: Schema, not_found: Schema) -> Schema:
+    texts = {"namespace": "the pod's namespace", "pod": "its name"}
+    error: Schema = {"$ref": "#/components/schemas/Error"}
+    return {
+        "operationId": "explain_pod",
+        "summary": EXPLAIN_TEXT,
+        "description": (
+            "`decision` is the last one as it was recorded; `now` is a fresh evaluation, over all nodes that exist. "
+            "The terms of a node, added up in their order in double precision, are its score. `unblock` says what would "
+            "let a pod run that waits."
+        ),
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
+            for name, text in texts.items()
+        ],
+        "responses": {
+            "200": {
+                "description": "What is known of it; its state may be `gone`.",
+                "content": _json(explanation),
+            },
+            "400": {"description": "A bad query.", "content": _json(error)},
+            "404": {"description": "Nothing is known of such a pod.", "content": _json(not_found)},
+        },
+    }
+
+
 def _schema(parameter: Parameter) -> Schema:
     if parameter.name == "limit":
         return {"type": "integer", "minimum": 1}
@@ -148,6 +178,9 @@ def _structs(*items: type) -> list[type[msgspec.Struct]]:
                 visit(each.type)
         elif isinstance(kind, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)):
             visit(kind.item_type)
+        elif isinstance(kind, msgspec.inspect.UnionType):
+            for each in kind.types:
+                visit(each)
 
     for item in items:
         visit(msgspec.inspect.type_info(item))

@@ -57,6 +57,8 @@ class NodeView(View, frozen=True):
     cordoned: bool = False
     quarantine: str | None = None
     """The quarantine label's value, which may be empty; null if the node does not carry it."""
+    agent_version: str | None = None
+    """Of the agent that sent the node's inventory; null if none has."""
     devices: list[GpuView] = []
 
 

@@ -327,8 +327,10 @@ async def test_the_description_is_sound_openapi(client: Client) -> None:
         asked = [(each["name"], each["in"]) for each in operation["parameters"]]
         assert len(set(asked)) == len(asked)
         for parameter in operation["parameters"]:
-            assert set(parameter) == {"name", "in", "description", "schema"}
-            assert parameter["in"] == "query"
+            in_path = f"{{{parameter['name']}}}" in path
+            assert set(parameter) - {"required"} == {"name", "in", "description", "schema"}
+            assert parameter["in"] == ("path" if in_path else "query")
+            assert parameter.get("required", False) == in_path
         for status, response in operation["responses"].items():
             assert re.fullmatch(r"[1-5]\d\d", status)
             assert response["description"]

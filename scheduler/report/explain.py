@@ -1,0 +1,265 @@
+"""`/api/v1/explain/{namespace}/{pod}`: why a pod is where it is, or why it waits.
+
+First what was decided, as it was recorded; below it, as `now`, a fresh evaluation at the present state. Nothing is
+promised or recorded by asking. Where nothing is known, the answer is 404 with a JSON body that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+from scheduler.cluster.intent import Intent
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import Kind
+from scheduler.core.clock import Clock
+from scheduler.core.nouns import PREFIX, Placement, PodRequest
+from scheduler.core.units import format_instant, parse_instant
+from scheduler.decision.decider import Decider
+from scheduler.decision.explain import Evaluation, evaluate
+from scheduler.decision.record import RECORDS_KEPT, DecisionRecord
+from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
+from scheduler.report.openapi import EXPLAIN_PATH
+
+# A Kubernetes name has 253 characters at most; what is longer is not worth printing whole.
+MOST_SHOWN = 253
+# Names compared in a turn of the loop: a quarter of a millisecond.
+NAMES_A_TURN = 2000
+# Of a name that is in other namespaces, or was: some of them are enough of a hint.
+MOST_ELSEWHERE = 5
+DECISION_ANNOTATION = PREFIX + "decision"
+
+_encode = msgspec.json.Encoder().encode
+
+ADVISORY = (
+    "Advisory placement: kube-scheduler chooses. It multiplies our 0 to 10 (`points`) by ten times the extender's "
+    "`weight` in its configuration, and adds the sum of its own scores, each 0 to 100 by its plugin's weight, which "
+    "we do not see."
+)
+DECISIVE = (
+    "Decisive placement: kube-scheduler's own filters (taints, affinity, CPU, memory, volumes) say which nodes we are "
+    "offered; of these we name one, and its scores change nothing."
+)
+SOFT = "The pod's own soft preferences chose among the nodes within 2 % of the best."
+NOW = (
+    "Judged are all nodes that exist. kube-scheduler's own filters, but for the cordon, are not known to us: it may "
+    "have offered fewer."
+)
+NOW_BOUND = (
+    " The pod's own GPUs are counted free on its node; what it does there now is in that node's measured load all the "
+    "same, so that its own node looks somewhat worse than it is to this pod."
+)
+GONE = (
+    "The pod is not among those that want or hold whole GPUs now: it ended, was deleted, or asks for shares or slices "
+    "only. What is left is the last decision about it."
+)
+
+
+class Explainer:
+    """Answers about one pod; changes nothing.
+
+    Args:
+        decider: Whose store, profiles and log.
+        clock: For the present.
+        role: Says which role this replica has: a standby's log lacks what the leader decided.
+    """
+
+    def __init__(self, decider: Decider, clock: Clock, role: Callable[[], str]) -> None:
+        self._decider = decider
+        self._clock = clock
+        self._role = role
+        self._began_unix_s = clock.unix_s()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Routes of a listener that serves `api`."""
+        return [web.get(EXPLAIN_PATH, self._get)]
+
+    async def _get(self, request: web.Request) -> web.Response:
+        if request.query:
+            error = f"unknown parameter {next(iter(request.query))[:60]!r}; known: none, the path says it all"
+            return _json({"error": error}, HTTPStatus.BAD_REQUEST)
+        found = await self.explain(request.match_info["namespace"], request.match_info["pod"])
+        if isinstance(found, NotFound):
+            return _json(found, HTTPStatus.NOT_FOUND)
+        return _json(found, HTTPStatus.OK)
+
+    async def explain(self, namespace: str, name: str) -> Explanation | NotFound:
+        """Explain one pod. In turns of the loop until it is found, in one turn from then on."""
+        facts, living = await self._living(namespace, name)
+        record, recorded = await self._recorded(namespace, name)
+        if facts is not None:
+            # The store went on while we looked.
+            facts = self._decider.store.pods.get(facts.uid, facts)
+            return self._known(facts, self._decider.log.of_pod(facts.uid) or record)
+        if record is not None:
+            return self._gone(record)
+        return self._unknown(namespace, name, sorted(living | recorded))
+
+    async def _living(self, namespace: str, name: str) -> tuple[PodFacts | None, set[str]]:
+        """The pod among those that hold or want GPUs now, and the namespaces that have one of this name."""
+        namespaces: set[str] = set()
+        pods = list(self._decider.store.pods.values())
+        for start in range(0, len(pods), NAMES_A_TURN):
+            for facts in pods[start : start + NAMES_A_TURN]:
+                if facts.name == name:
+                    if facts.namespace == namespace:
+                        return facts, namespaces
+                    namespaces.add(facts.namespace)
+            await asyncio.sleep(0)
+        return None, namespaces
+
+    async def _recorded(self, namespace: str, name: str) -> tuple[DecisionRecord | None, set[str]]:
+        """The newest decision about the place of a pod of this name, and the namespaces that had one."""
+        namespaces: set[str] = set()
+        records = list(self._decider.log)
+        for start in range(0, len(records), NAMES_A_TURN):
+            for record in records[start : start + NAMES_A_TURN]:
+                if record.pod == name and record.verb != "preempt":
+                    if record.namespace == namespace:
+                        return record, namespaces
+                    namespaces.add(record.namespace)
+            await asyncio.sleep(0)
+        return None, namespaces
+
+    def _known(self, facts: PodFacts, record: DecisionRecord | None) -> Explanation:
+        decider, unix_s = self._decider, self._clock.unix_s()
+        store = decider.store
+        created_unix_s = created(facts.meta.creation_timestamp)
+        age_s = 0.0 if created_unix_s is None else max(unix_s - created_unix_s, 0.0)
+        intent = store.intents.resolve(facts.meta, facts.priority_class)
+        workload = intent.workload
+        held = store.reservations.get(facts.uid)
+        request = PodRequest(
+            uid=facts.uid,
+            namespace=facts.namespace,
+            name=facts.name,
+            gpus=int(facts.gpus),
+            workload=workload,
+            profile=decider.profiles[workload].name,
+            expected_load=decider.profiles[workload].expected_load,
+            waited_s=age_s,
+            priority=facts.priority,
+            nominated_node=facts.nominated_node,
+        )
+        now = evaluate(decider, request, self._clock.mono_s(), unix_s, held_on=facts.node)
+        advisory = now.placement == Placement.ADVISORY
+        return Explanation(
+            namespace=facts.namespace,
+            name=facts.name,
+            uid=facts.uid,
+            state="bound" if facts.node else "waiting",
+            node=facts.node,
+            gpus=facts.gpus,
+            scheduler=facts.scheduler_name,
+            workload=workload.value,
+            workload_from=intent.workload_by,
+            annotations=_annotations(intent),
+            created_unix_s=created_unix_s,
+            waited_s=None if facts.node or created_unix_s is None else age_s,
+            reserved_node=held.node if held else "",
+            notes=[*self._notes(facts, record, now), NOW + (NOW_BOUND if facts.node else "")],
+            decision=decision_of(record) if record is not None else None,
+            now=with_points(now) if advisory else now,
+        )
+
+    def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation) -> list[str]:
+        """What is to be said of the record, or of its absence."""
+        if record is None:
+            notes = [self._no_record(facts)]
+        elif record.uid != facts.uid:
+            notes = [
+                "The decision is about an earlier pod of this name; none about this one is kept: "
+                + self._no_record(facts)
+            ]
+        elif facts.node and record.chosen and record.chosen != facts.node:
+            notes = [f"It was bound to {facts.node}, past our decision for {record.chosen}."]
+        else:
+            notes = []
+        soft = record is not None and record.result == "passed_soft"
+        notes.append(SOFT if soft else ADVISORY if now.placement == Placement.ADVISORY else DECISIVE)
+        if now.failed_policies:
+            notes.append(f"Policies that failed and were left out: {', '.join(now.failed_policies)}.")
+        return notes
+
+    def _no_record(self, facts: PodFacts) -> str:
+        if DECISION_ANNOTATION in (facts.meta.annotations or {}):
+            return (
+                f"No record of the decision is kept here; the pod's annotation {DECISION_ANNOTATION} and the log's "
+                "line with its cycle still have it."
+            )
+        since = f"{self._since()} Its decision, if there was one, is older, {self._elsewhere()}"
+        if facts.node:
+            return f"{since} or it was bound without us: by another scheduler, or by hand."
+        return f"{since} or kube-scheduler has not asked us about it yet (kubectl describe pod tells what holds it)."
+
+    def _since(self) -> str:
+        log = self._decider.log
+        if len(log) >= RECORDS_KEPT:
+            return f"The last {RECORDS_KEPT:,} decisions are kept."
+        return f"Decisions are kept since this replica began, at {format_instant(round(self._began_unix_s))}."
+
+    def _elsewhere(self) -> str:
+        role = self._role()
+        return (
+            "or was made by the leader (this replica stands by),"
+            if role == "standby"
+            else "or was made elsewhere,"
+        )
+
+    def _gone(self, record: DecisionRecord) -> Explanation:
+        return Explanation(
+            namespace=record.namespace,
+            name=record.pod,
+            uid=record.uid,
+            state="gone",
+            gpus=record.gpus,
+            workload=record.profile,
+            workload_from="the decision",
+            notes=[GONE],
+            decision=decision_of(record),
+        )
+
+    def _unknown(self, namespace: str, name: str, elsewhere: list[str]) -> NotFound:
+        which = f"{namespace[:MOST_SHOWN]}/{name[:MOST_SHOWN]}"
+        if Kind.POD not in self._decider.store.synced:
+            text = f"pod {which} is not known yet: this replica has not listed the pods; ask again in some seconds"
+        elif elsewhere:
+            more = ", ".join(elsewhere[:MOST_ELSEWHERE])
+            text = (
+                f"no pod {which} wants or holds whole GPUs; one of this name is, or was, in namespace {more}"
+            )
+        else:
+            text = (
+                f"nothing is known of pod {which}: no pod of this name wants or holds whole GPUs now, and no decision "
+                f"that is kept was about one. {self._since()} An older one is in the log, if it was made"
+            )
+        return NotFound(error=text, namespaces=elsewhere)
+
+
+def created(stamp: str | None) -> float | None:
+    """Kubernetes' instant in seconds since 1970; None where there is none, or none that can be read."""
+    try:
+        return parse_instant(stamp) if stamp else None
+    except ValueError:
+        return None
+
+
+def _annotations(intent: Intent) -> list[Annotation]:
+    later = intent.not_acted_on
+    good = [
+        Annotation(key=key, value=word.text, where=word.where, not_yet=later.get(key, ""))
+        for key, word in intent.words.items()
+    ]
+    bad = [
+        Annotation(key=each.key, value=each.text, where=each.where, problem=each.message)
+        for each in intent.faults
+    ]
+    return good + bad
+
+
+def _json(answer: object, status: HTTPStatus) -> web.Response:
+    return web.Response(body=_encode(answer), status=status, content_type="application/json")

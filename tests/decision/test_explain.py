@@ -1,0 +1,308 @@
+"""What would be decided now, why not elsewhere, and what would let a waiting pod run."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import Placement, PodRequest, PoolSpec
+from scheduler.decision.decider import Decider
+from scheduler.decision.explain import Candidate, Evaluation, Hindrance, decided, evaluate
+from scheduler.decision.record import DecisionRecord
+from scheduler.policy.base import Score, ScoreArray
+from scheduler.policy.profiles import Profile, Weighted
+from tests.builders import (
+    all_rows,
+    make_decider,
+    make_node,
+    make_pod,
+    make_request,
+    make_sample,
+    make_store,
+    see_node,
+    see_pod,
+)
+
+NOW = 100.0
+UNIX = 5000.0
+QUARANTINE = {"wattbalance.io/quarantine": "xid"}
+
+
+def look(decider: Decider, request: PodRequest, held_on: str = "") -> Evaluation:
+    return evaluate(decider, request, NOW, UNIX, held_on=held_on)
+
+
+def fill(store: Store, node: str, gpus: int) -> None:
+    see_pod(store, make_pod(f"fills-{node}", gpus, node=node))
+
+
+def cordon(store: Store, name: str) -> None:
+    store.apply(Changed(Kind.NODE, make_node(name, cordoned=True)), NOW)
+
+
+def hindrance(told: Evaluation, kind: str) -> Hindrance:
+    [found] = [each for each in told.unblock if each.kind == kind]
+    return found
+
+
+def exactly(candidate: Candidate) -> float:
+    total = 0.0
+    for each in candidate.terms:
+        total += each.term
+    return total
+
+
+def test_a_pod_that_fits_is_told_so_and_nothing_changes() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    see_node(store, "n2")
+    fill(store, "n2", 4)
+    decider = make_decider(store)
+    told = look(decider, make_request(gpus=2))
+    assert [told.nodes, told.fitting, told.full, told.held_on] == [2, 2, 0, ""]
+    assert [each.kind for each in told.unblock] == ["none"]
+    assert [each.band for each in told.best] == ["fits", "fits"]
+    assert told.chosen == told.best[0].node
+    assert not len(decider.log)
+    assert not len(store.reservations)
+    assert not decider.results
+
+
+@pytest.mark.parametrize("bound", [1, 8])
+def test_a_bound_pods_own_gpus_are_counted_free_on_its_node(bound: int) -> None:
+    store = make_store()
+    see_node(store, "n1")
+    fill(store, "n1", 8 - bound)
+    pod = make_pod("p1", bound, node="n1")
+    see_pod(store, pod)
+    told = look(make_decider(store), make_request(gpus=bound), held_on="n1")
+    assert told.fitting == 1
+    assert told.own is not None
+    assert [told.own.node, told.own.free_gpus, told.own.band] == ["n1", bound, "fits"]
+    assert told.unblock == ()
+    assert float(store.snapshot.free_gpus[store.rows["n1"]]) == 0, "the books are as before"
+    assert float(store.snapshot.bound_gpus[store.rows["n1"]]) == 8
+
+
+def test_the_node_that_a_pod_runs_on_is_told_though_it_is_closed_or_far_behind() -> None:
+    store = make_store()
+    for index in range(15):
+        see_node(store, f"n{index}")
+    see_node(store, "old")
+    store.see_samples([("old", make_sample("old", [1.0] * 8), NOW)])
+    see_pod(store, make_pod("p1", 1, node="old"))
+    decider = make_decider(store)
+    told = look(decider, make_request(), held_on="old")
+    assert told.own is not None
+    assert "old" not in [each.node for each in told.best]
+    see_node(store, "old", labels=QUARANTINE)
+    told = look(decider, make_request(), held_on="old")
+    assert told.own is not None
+    assert [told.own.band, told.own.reason] == ["ruled_out", "node in quarantine"]
+    cordon(store, "old")
+    told = look(decider, make_request(), held_on="old")
+    assert told.own is not None
+    assert told.own.band == "fits"
+
+
+def test_a_pod_on_a_node_that_has_gone_is_judged_all_the_same() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    told = look(make_decider(store), make_request(), held_on="gone")
+    assert [told.own, told.chosen] == [None, "n1"]
+
+
+def test_quarantined_nodes_are_counted_and_named_and_said_to_help() -> None:
+    store = make_store()
+    for name in "abcdefgh":
+        see_node(store, name, labels=QUARANTINE)
+    fill(store, "a", 8)
+    see_node(store, "z")
+    fill(store, "z", 8)
+    told = look(make_decider(store), make_request(gpus=8))
+    [ruled_out] = told.ruled_out
+    assert [ruled_out.reason, ruled_out.nodes] == ["node in quarantine", 8]
+    assert ruled_out.examples == ("b", "c", "d", "e", "f")
+    first = told.unblock[0]
+    assert [first.kind, first.helps] == ["quarantine", 7]
+    assert "a" not in first.nodes
+    assert "wattbalance.io/quarantine-" in first.text
+
+
+def test_what_helps_only_together_is_not_said_to_help() -> None:
+    store = make_store()
+    see_node(store, "n1", labels=QUARANTINE)
+    cordon_and_quarantine = make_node("n1", labels=QUARANTINE, cordoned=True)
+    store.apply(Changed(Kind.NODE, cordon_and_quarantine), NOW)
+    told = look(make_decider(store), make_request())
+    assert hindrance(told, "cordon").helps == 0
+    assert "alone would not" in hindrance(told, "cordon").text
+
+
+def test_cordoned_nodes_are_no_candidates_and_uncordoning_helps() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    cordon(store, "n1")
+    told = look(make_decider(store), make_request())
+    assert [told.nodes, told.fitting, told.chosen, told.best] == [1, 0, "", ()]
+    assert [(each.reason, each.nodes) for each in told.ruled_out] == [("node cordoned", 1)]
+    assert [hindrance(told, "cordon").helps, hindrance(told, "cordon").nodes] == [1, ("n1",)]
+
+
+def test_broken_gpus_are_what_is_lacking() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    states = ["lost"] * 2 + ["ok"] * 6
+    store.see_samples([("n1", make_sample("n1", [0.0] * 8, states), NOW)])
+    told = look(make_decider(store), make_request(gpus=8))
+    assert [(each.reason, each.nodes) for each in told.ruled_out] == [("not enough healthy GPUs", 1)]
+    assert hindrance(told, "broken_gpus").helps == 1
+    assert hindrance(told, "broken_gpus").nodes == ("n1",)
+
+
+def test_a_pool_is_waited_for_until_an_instant() -> None:
+    pools = (
+        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
+        PoolSpec(name="aws", selector={"site": "aws"}),
+    )
+    store = make_store(pools)
+    see_node(store, "dc-1", labels={"site": "dc"})
+    fill(store, "dc-1", 7)
+    see_node(store, "aws-1", labels={"site": "aws"})
+    told = look(make_decider(store), make_request(gpus=4, waited_s=100.0))
+    assert told.ruled_out[0].reason == "waiting for pool dc"
+    pool, free = hindrance(told, "pool"), hindrance(told, "free_gpus")
+    assert [pool.helps, pool.nodes, pool.until_unix_s] == [1, ("aws-1",), UNIX + 200.0]
+    assert told.unblock[0] is pool
+    assert [free.nodes, free.lacking_gpus] == [("dc-1",), 3.0]
+    told = look(make_decider(store), make_request(gpus=4, waited_s=301.0))
+    assert told.chosen == "aws-1"
+
+
+def test_the_nearest_node_and_what_it_lacks() -> None:
+    store = make_store()
+    for name, held in (("a", 7), ("b", 5), ("c", 8)):
+        see_node(store, name)
+        fill(store, name, held)
+    see_node(store, "small", gpus=2)
+    told = look(make_decider(store), make_request(gpus=4))
+    free = hindrance(told, "free_gpus")
+    assert [free.lacking_gpus, free.nodes[0]] == [1.0, "b"]
+    assert free.text.startswith("3 nodes have no 4 GPUs free")
+    assert {each.band for each in told.best} == {"full"}
+
+
+def test_a_pod_larger_than_any_node() -> None:
+    store = make_store()
+    see_node(store, "n1", gpus=4)
+    see_node(store, "n2", gpus=8)
+    told = look(make_decider(store), make_request(gpus=16))
+    [size] = told.unblock
+    assert [size.kind, size.nodes] == ["node_size", ("n2",)]
+    assert "the largest has 8" in size.text
+
+
+def test_an_empty_cluster() -> None:
+    told = look(make_decider(make_store()), make_request())
+    assert [each.kind for each in told.unblock] == ["no_nodes"]
+    assert [told.nodes, told.chosen, told.best, told.ruled_out] == [0, "", (), ()]
+
+
+def test_nodes_chosen_three_times_without_a_binding_say_so() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    decider = make_decider(store)
+    for _ in range(3):
+        decider.place(make_request(), all_rows(store), NOW, UNIX)
+        store.release("uid-p1", NOW)
+    told = look(decider, make_request())
+    assert [each.reason for each in told.ruled_out] == ["chosen before, not bound"]
+    assert [each.band for each in told.best] == ["chosen_before"]
+
+
+def test_a_policy_that_fails_is_named_and_not_counted_as_a_decisions() -> None:
+    class Broken:
+        def score(self, request: PodRequest, snapshot: object) -> ScoreArray:
+            return np.full(1, np.nan, np.float32)
+
+    store = make_store()
+    see_node(store, "n1")
+    decider = make_decider(store)
+    for workload, profile in decider.profiles.items():
+        scores = (*profile.scores, Weighted("broken", 1.0, cast("Score", Broken())))
+        decider.profiles[workload] = Profile(
+            name=profile.name,
+            workload=workload,
+            placement=Placement.DECISIVE,
+            expected_load=0.9,
+            scores=scores,
+        )
+    told = look(decider, make_request())
+    assert told.failed_policies == ("broken",)
+    assert decider.failures.counts == {}
+
+
+clusters = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.integers(0, 8),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(["dc", "aws", "none"]),
+    ),
+    max_size=25,
+)
+
+
+@given(
+    clusters,
+    st.tuples(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0.01, 10)),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 400.0]),
+)
+def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
+    nodes: list[tuple[float, int, bool, bool, str]],
+    weights: tuple[float, float, float],
+    gpus: int,
+    waited_s: float,
+) -> None:
+    pools = (
+        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
+        PoolSpec(name="aws", selector={"site": "aws"}),
+    )
+    store = make_store(pools)
+    open_rows = []
+    for index, (busy_frac, bound, quarantined, cordoned, site) in enumerate(nodes):
+        name = f"n{index}"
+        labels = {"site": site} | (QUARANTINE if quarantined else {})
+        see_node(store, name, labels=labels)
+        store.apply(Changed(Kind.NODE, make_node(name, labels=labels, cordoned=cordoned)), NOW)
+        store.see_samples([(name, make_sample(name, [busy_frac] * 8), NOW)])
+        if bound:
+            see_pod(store, make_pod(f"b{index}", gpus=bound, node=name), NOW)
+        if not cordoned:
+            open_rows.append(store.rows[name])
+    policies = dict(zip(("least-loaded", "pack", "freshness"), weights, strict=True))
+    decider = make_decider(store, weights=policies)
+    request = make_request(gpus=gpus, waited_s=waited_s)
+    told = look(decider, request)
+    record: DecisionRecord = decider.place(request, np.array(open_rows, np.intp), NOW, UNIX).record
+    assert told.chosen == record.chosen
+    assert told.fitting == record.fitting
+    against = {each.reason: each.nodes for each in told.ruled_out if each.reason != "node cordoned"}
+    assert against == record.reasons
+    assert [(each.node, each.score) for each in told.best] == [
+        (each.node, each.score) for each in record.best
+    ]
+    for now, before in zip(told.best, decided(record), strict=True):
+        assert now.terms == before.terms
+        assert exactly(now) == now.score == before.score
+    # Whatever is said to help by itself would; a pod that fits is told nothing else.
+    assert bool(told.fitting) == ([each.kind for each in told.unblock] == ["none"])
+    assert all(each.nodes for each in told.unblock if each.kind != "no_nodes")

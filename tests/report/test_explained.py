@@ -1,0 +1,266 @@
+"""`/api/v1/explain` over a real socket: each state that a pod may be in, and what is said of what is not known."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from scheduler.cluster.objects import Pod
+from scheduler.cluster.port import Kind
+from scheduler.cluster.store import Store
+from scheduler.core.clock import ManualClock
+from scheduler.core.nouns import Placement
+from scheduler.decision.decider import Decider
+from scheduler.report.explain import Explainer
+from scheduler.report.explanation import Explanation, NotFound
+from scheduler.report.openapi import openapi
+from tests.builders import all_rows, lose_pod, make_decider, make_pod, make_store, see_node, see_pod
+
+Client = TestClient[web.Request, web.Application]
+
+
+class World:
+    """A store with two nodes, and who explains it."""
+
+    def __init__(self, placement: Placement = Placement.DECISIVE) -> None:
+        self.clock = ManualClock()
+        self.store: Store = make_store()
+        self.store.synced.add(Kind.POD)
+        see_node(self.store, "n1")
+        see_node(self.store, "n2")
+        self.decider: Decider = make_decider(self.store, placement, {"least-loaded": 1.0, "pack": 3.0})
+        self.role = "leader"
+        self.explainer = Explainer(self.decider, self.clock, lambda: self.role)
+
+    def see(self, pod: Pod) -> Pod:
+        see_pod(self.store, pod, self.clock.mono_s())
+        return pod
+
+    def decide(self, pod: Pod) -> str:
+        """As kube-scheduler asks; returns the chosen node."""
+        request = self.store.request(pod, 0.0, self.decider.profile_facts)
+        outcome = self.decider.place(request, all_rows(self.store), self.clock.mono_s(), self.clock.unix_s())
+        return outcome.record.chosen
+
+    async def explained(self, name: str, namespace: str = "team-a") -> Explanation:
+        found = await self.explainer.explain(namespace, name)
+        assert isinstance(found, Explanation)
+        return found
+
+    async def unknown(self, name: str, namespace: str = "team-a") -> NotFound:
+        found = await self.explainer.explain(namespace, name)
+        assert isinstance(found, NotFound)
+        return found
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[Client]:
+    app = web.Application()
+    app.add_routes(world.explainer.routes())
+    async with TestClient(TestServer(app)) as opened:
+        yield opened
+
+
+async def get(client: Client, path: str, want_status: int = 200) -> dict[str, Any]:
+    async with client.get(f"/api/v1/explain/{path}") as response:
+        assert response.status == want_status, await response.text()
+        assert response.content_type == "application/json"
+        return dict(await response.json())
+
+
+async def test_a_bound_pod_has_its_decision_and_a_fresh_evaluation(client: Client, world: World) -> None:
+    pod = world.see(make_pod("p1", 4))
+    node = world.decide(pod)
+    world.see(make_pod("p1", 4, node=node))
+    told = await get(client, "team-a/p1")
+    assert [told["state"], told["node"], told["uid"], told["gpus"]] == ["bound", node, "uid-p1", 4]
+    assert told["decision"]["chosen"] == node
+    for best in (told["decision"]["best"], told["now"]["best"]):
+        assert len(best) == 2
+        for candidate in best:
+            total = 0.0
+            for term in candidate["terms"]:
+                assert term["term"] == term["weight"] * term["score"]
+                total += term["term"]
+            assert total == candidate["score"]
+            assert candidate["points"] is None
+    assert told["now"]["own"]["free_gpus"] == 8
+    assert told["now"]["unblock"] == []
+    assert any("counted free" in note for note in told["notes"])
+
+
+async def test_a_waiting_pod_is_told_what_would_unblock_it(client: Client, world: World) -> None:
+    for name in ("n1", "n2"):
+        world.see(make_pod(f"fills-{name}", 7, node=name))
+    pod = world.see(make_pod("p1", 4, annotations={"wattbalance.io/workload": "training"}))
+    world.decide(pod)
+    told = await get(client, "team-a/p1")
+    assert [told["state"], told["node"], told["workload"]] == ["waiting", "", "training"]
+    assert told["annotations"][0]["key"] == "workload"
+    [free] = told["now"]["unblock"]
+    assert [free["kind"], free["lacking_gpus"]] == ["free_gpus", 3]
+    assert told["decision"]["result"] == "full_by_our_count"
+
+
+async def test_a_promise_is_told(world: World) -> None:
+    pod = world.see(make_pod("p1", 4))
+    node = world.decide(pod)
+    told = await world.explained("p1")
+    assert told.reserved_node == node
+    assert told.now is not None
+    assert told.now.chosen == node
+    assert len(world.store.reservations) == 1
+
+
+async def test_a_pod_that_has_gone_leaves_its_last_decision(world: World) -> None:
+    pod = world.see(make_pod("p1"))
+    world.decide(pod)
+    lose_pod(world.store, pod)
+    told = await world.explained("p1")
+    assert [told.state, told.now] == ["gone", None]
+    assert told.decision is not None
+    assert told.decision.best
+    assert "ended, was deleted" in told.notes[0]
+
+
+async def test_of_two_pods_of_one_name_the_decision_of_the_earlier_is_said_to_be_that(world: World) -> None:
+    first = world.see(make_pod("p1", uid="first"))
+    world.decide(first)
+    lose_pod(world.store, first)
+    world.see(make_pod("p1", uid="second"))
+    told = await world.explained("p1")
+    assert told.uid == "second"
+    assert told.decision is not None
+    assert told.decision.uid == "first"
+    assert "earlier pod of this name" in told.notes[0]
+
+
+async def test_a_pod_that_was_decided_before_a_restart_says_so(world: World) -> None:
+    world.see(make_pod("p1", node="n1"))
+    told = await world.explained("p1")
+    assert told.decision is None
+    assert told.now is not None
+    assert "since this replica began, at 2023-11-14T22:13:20Z" in told.notes[0]
+    world.see(make_pod("p2", node="n1", annotations={"wattbalance.io/decision": "{}"}))
+    told = await world.explained("p2")
+    assert "annotation wattbalance.io/decision" in told.notes[0]
+    world.role = "standby"
+    world.see(make_pod("p3"))
+    told = await world.explained("p3")
+    assert "made by the leader" in told.notes[0]
+
+
+async def test_a_pod_bound_past_our_decision_says_so(world: World) -> None:
+    chosen = world.decide(world.see(make_pod("p1")))
+    other = "n2" if chosen == "n1" else "n1"
+    world.see(make_pod("p1", node=other))
+    told = await world.explained("p1")
+    assert told.notes[0] == f"It was bound to {other}, past our decision for {chosen}."
+
+
+async def test_advisory_placement_says_what_kube_scheduler_adds() -> None:
+    world = World(Placement.ADVISORY)
+    world.decide(world.see(make_pod("p1")))
+    told = await world.explained("p1")
+    assert told.decision is not None
+    assert told.now is not None
+    for candidate in (*told.decision.best, *told.now.best):
+        assert candidate.points == round(candidate.score * 10)
+    assert any("ten times the extender's `weight`" in note for note in told.notes)
+
+
+async def test_an_unknown_pod_is_told_with_what_is_known_of_its_name(client: Client, world: World) -> None:
+    told = await get(client, "team-a/nobody", want_status=404)
+    assert told["error"].startswith("nothing is known of pod team-a/nobody")
+    world.see(make_pod("p1"))
+    told = await get(client, "default/p1", want_status=404)
+    assert told["namespaces"] == ["team-a"]
+    assert "namespace team-a" in told["error"]
+    world.store.synced.clear()
+    assert "has not listed the pods" in (await world.unknown("nobody")).error
+
+
+async def test_a_very_long_name_is_not_told_back_whole(world: World) -> None:
+    told = await world.unknown("x" * 10_000)
+    assert len(told.error) < 1000
+
+
+async def test_a_parameter_is_refused(client: Client) -> None:
+    assert "unknown parameter 'uid'" in (await get(client, "a/b?uid=1", want_status=400))["error"]
+
+
+async def test_the_answer_is_as_it_is_described(client: Client, world: World) -> None:
+    pod = world.see(make_pod("p1", annotations={"wattbalance.io/workload": "nonsense"}))
+    world.decide(pod)
+    world.see(make_pod("p1", node="n1", annotations={"wattbalance.io/workload": "nonsense"}))
+    see_node(world.store, "n3", labels={"wattbalance.io/quarantine": ""})
+    described: Any = openapi("1")
+    schemas = described["components"]["schemas"]
+
+    def check(value: object, schema: dict[str, Any]) -> None:
+        if "anyOf" in schema:
+            schema = next(each for each in schema["anyOf"] if (each.get("type") == "null") == (value is None))
+        if "$ref" in schema:
+            schema = schemas[schema["$ref"].rpartition("/")[2]]
+        if isinstance(value, dict) and "properties" in schema:
+            assert set(value) == set(schema["properties"])
+            for key, inner in value.items():
+                check(inner, schema["properties"][key])
+        elif isinstance(value, list):
+            for inner in value:
+                check(inner, schema.get("items") or schema["prefixItems"][0])
+
+    operation = described["paths"]["/api/v1/explain/{namespace}/{pod}"]["get"]
+    answers = operation["responses"]
+    for status, path in ((200, "team-a/p1"), (404, "team-a/p2"), (400, "team-a/p1?x=1")):
+        schema = answers[str(status)]["content"]["application/json"]["schema"]
+        check(await get(client, path, want_status=status), schema)
+    for name in ("Explanation", "Decision", "Evaluation", "Candidate", "Term", "Hindrance"):
+        assert any("description" in field for field in schemas[name]["properties"].values()), name
+
+
+async def test_others_get_their_turn_while_a_pod_is_looked_for(world: World) -> None:
+    for number in range(10_000):
+        world.see(make_pod(f"other-{number}", 1, node="n1"))
+    asking = asyncio.ensure_future(world.explainer.explain("team-a", "nobody"))
+    turns = 0
+    while not asking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 5
+
+
+@pytest.mark.slow
+async def test_at_5000_nodes_an_answer_is_made_and_its_time_is_printed(world: World) -> None:
+    for number in range(5000):
+        see_node(
+            world.store,
+            f"node-{number:05}",
+            labels={"wattbalance.io/quarantine": ""} if number % 7 == 0 else None,
+        )
+        world.see(make_pod(f"held-{number}", 8, node=f"node-{number:05}"))
+    for name in ("n1", "n2"):
+        world.see(make_pod(f"held-{name}", 8, node=name))
+    pod = world.see(make_pod("p1", 8))
+    for number in range(10_000):
+        world.decide(pod) if number == 0 else world.decider.log.add(next(iter(world.decider.log)))
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        told = await world.explained("p1")
+        took.append(time.perf_counter() - began)
+    assert told.now is not None
+    assert [told.now.nodes, told.now.fitting] == [5002, 0]
+    assert {each.kind for each in told.now.unblock} == {"quarantine", "free_gpus"}
+    print(f"explain at 5,000 nodes: median {sorted(took)[10] * 1000:.1f} ms, most {max(took) * 1000:.1f} ms")
