@@ -126,6 +126,7 @@ class Daemon:
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
+        explainer = Explainer(self.decider, clock, lambda: self.leadership.role)
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
             {
@@ -135,7 +136,6 @@ class Daemon:
                 "probes": probe_routes(facts),
             },
             grace_s=float(settings.shutdown.grace_s) / 2,
-        explainer = Explainer(self.decider, clock, lambda: self.leadership.role)
         )
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,

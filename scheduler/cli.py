@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scheduler import __version__
+from scheduler.cli_client import explain, nodes
 from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def cli() -> None:
       wattbalance check-config wattbalance.yaml      every problem in it
       wattbalance serve --config wattbalance.yaml    the daemon
       wattbalance agent --once                       what the GPUs of this machine do
+      wattbalance nodes                              what the nodes do, as the daemon knows
+      wattbalance explain POD                        why a pod is where it is, or why it waits
     """
 
 
@@ -295,6 +298,8 @@ def config_schema() -> None:
     from scheduler import config
 
     click.echo(json.dumps(config.schema(), indent=2))
+cli.add_command(explain)
+cli.add_command(nodes)
 
 
 def _node_name(given: str | None) -> str:

@@ -102,6 +102,7 @@ class Facts:
             fresh=fresh,
             cordoned=bool(snapshot.cordoned[row]),
             quarantine=record.labels.get(QUARANTINE_LABEL),
+            agent_version=(record.inventory.agent_version or None) if record.inventory else None,
             devices=[
                 GpuView(uuid=gpu.uuid, model=gpu.model, state=state, util_frac=util_frac, power_w=power_w)
                 for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
@@ -109,7 +110,6 @@ class Facts:
         )
 
     def pod_uids(self) -> Sequence[str]:
-            agent_version=(record.inventory.agent_version or None) if record.inventory else None,
         """All GPU pods now."""
         return list(self._replica.store.pods)
 

@@ -32,6 +32,11 @@ ADVICE: dict[str, str] = {
     Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
     Reason.BROKEN_GPUS.text: "GPUs there are lost or hung: reset or drain those nodes, or ask for fewer GPUs a pod",
     Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
+    Reason.OTHER_POOL.text: "name more pools in wattbalance.io/pools",
+    Reason.OTHER_MODEL.text: "name more models in wattbalance.io/gpu-model",
+    Reason.UNKNOWN_MODEL.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.product",
+    Reason.TOO_LITTLE_MEMORY.text: "ask for less in wattbalance.io/gpu-memory",
+    Reason.UNKNOWN_MEMORY.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.memory",
     Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission on that node",
 }
 PAST: dict[Past, str] = {

@@ -27,7 +27,7 @@ from scheduler.policy.base import Score
 from scheduler.policy.profiles import NamedFilter, Profile, Weighted
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 
-FILTERS = ("quarantine", "devices", "pools")
+FILTERS = ("quarantine", "devices", "pools", "model", "memory")
 
 
 def make_node(

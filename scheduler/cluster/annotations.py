@@ -106,7 +106,6 @@ _POWER = "power caps"
 _JOBS = "queues and gangs"
 _PLACES = "price, carbon and latency of places"
 _ENERGY = "energy forecasts"
-_CHOICE = "choice of pools and models"
 
 TABLE: dict[str, Annotation] = {
     each.key: each
@@ -128,7 +127,6 @@ TABLE: dict[str, Annotation] = {
             examples=("dc-1", "dc-1,aws-a"),
             meaning="Only these pools, in this order of preference.",
             default="all pools, in the configuration's order",
-            later=_CHOICE,
         ),
         Annotation(
             key="gpu-model",
@@ -136,9 +134,8 @@ TABLE: dict[str, Annotation] = {
             write=",".join,
             values="globs on the model as the driver names it, comma separated; small and large letters are the same",
             examples=("*H100*", "*A100*80GB*,*H100*"),
-            meaning="Only nodes whose GPUs are of one of these models.",
+            meaning="Only nodes all of whose GPUs are of these models; one whose model nobody tells is none of them.",
             default="any model",
-            later=_CHOICE,
         ),
         Annotation(
             key="gpu-memory",
@@ -146,9 +143,8 @@ TABLE: dict[str, Annotation] = {
             write=format_bytes,
             values="an amount of memory, as Kubernetes writes it",
             examples=("40Gi",),
-            meaning="At least this much memory on each GPU; where GPUs are shared, this much measured free.",
+            meaning="At least this much memory on each GPU.",
             default="any amount",
-            later=_CHOICE,
         ),
         Annotation(
             key="power",

@@ -13,6 +13,8 @@ from scheduler.cluster.snapshot import Snapshot
 
 Rows = NDArray[np.intp]
 GROWTH = 64
+# Sets of models told apart: a cluster has a dozen. Beyond that somebody invents them, and they are unknown.
+MOST_MODEL_SETS = 4096
 STATE_OK, STATE_UNKNOWN, STATE_LOST, STATE_HUNG = 0, 1, 2, 3
 # Both of these are broken to all arithmetic; the words differ for people.
 FIRST_BROKEN_STATE = STATE_LOST
@@ -28,6 +30,8 @@ class Columns:
         self.width = 8
         self._free_rows: list[int] = []
         self.pool_sizes = [0] * pools
+        self.model_sets: dict[frozenset[str], int] = {frozenset(): 0}
+        """Sets of models that nodes have, with their index."""
         self._allocate(0)
 
     def _allocate(self, rows: int) -> None:
@@ -49,6 +53,8 @@ class Columns:
         self.quarantined = np.zeros(rows, bool)
         self.cordoned = np.zeros(rows, bool)
         self.capability = np.ones(rows, f4)
+        self.models = np.zeros(rows, np.int16)
+        self.gpu_memory_bytes = np.zeros(rows, f8)
         self.name_hash = np.zeros(rows, np.uint32)
         # Per node, folded.
         self.healthy = np.full(rows, np.inf, f4)
@@ -89,13 +95,22 @@ class Columns:
             quarantined=view(self.quarantined),  # type: ignore[arg-type]
             cordoned=view(self.cordoned),  # type: ignore[arg-type]
             capability=view(self.capability),  # type: ignore[arg-type]
+            models=view(self.models),  # type: ignore[arg-type]
+            gpu_memory_bytes=view(self.gpu_memory_bytes),  # type: ignore[arg-type]
             name_hash=view(self.name_hash),  # type: ignore[arg-type]
             # Rows without a node hold 1 and 0.
             capability_max=float(self.capability.max(initial=1)),
             gpu_count_max=float(self.gpu_count.max(initial=1)),
             pool_sizes=tuple(self.pool_sizes),
             stale_s=self.stale_s,
+            model_sets=tuple(self.model_sets),
         )
+
+    def model_index(self, models: frozenset[str]) -> int:
+        """The index of a set of models; a new one is kept."""
+        if len(self.model_sets) >= MOST_MODEL_SETS:
+            return self.model_sets.get(models, 0)
+        return self.model_sets.setdefault(models, len(self.model_sets))
 
     def take_row(self) -> int:
         """A row nobody uses, reset."""
@@ -113,6 +128,7 @@ class Columns:
         self.bound[row] = self.reserved[row] = self.gpu_count[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = False
         self.capability[row] = 1
+        self.models[row] = self.gpu_memory_bytes[row] = 0
         self.util[row] = np.nan
         self.state[row] = STATE_OK
         self.fold_readings(np.array([row]))

@@ -19,7 +19,9 @@ from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PoolSpec
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
+# GPU feature discovery's, where no agent tells.
 MODEL_LABEL = "nvidia.com/gpu.product"
+MEMORY_LABEL = "nvidia.com/gpu.memory"
 DEFAULT_POOL = "default"
 
 
@@ -103,6 +105,8 @@ class Nodes:
         """Fold a node's readings anew after its hardware changed."""
         columns, row = self._columns, record.row
         columns.capability[row] = self._capability(record.model)
+        models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels)
+        columns.models[row] = columns.model_index(models)
         columns.fold_readings(np.array([row]))
         columns.renew_snapshot()
 
@@ -129,6 +133,7 @@ class Nodes:
         count = len(nodes)
         gpus = np.array([_gpus_of(n) for n in nodes], np.float32)
         labels = [n.metadata.labels or {} for n in nodes]
+        hardware = [_hardware(None, each) for each in labels]
         zeros = np.zeros(count, np.float32)
         added: dict[str, NDArray[np.generic]] = {
             "present": np.ones(count, bool),
@@ -145,6 +150,8 @@ class Nodes:
             "pool": np.array([self._pool_index(each) for each in labels], np.uint8),
             "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
             "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
+            "models": np.array([self._columns.model_index(models) for models, _ in hardware], np.int16),
+            "gpu_memory_bytes": np.array([memory for _, memory in hardware], np.float64),
             "capability": np.array(
                 [self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32
             ),
@@ -156,7 +163,13 @@ class Nodes:
         most = max(
             [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
         )
-        return snapshot.replace(**columns, capability_max=most)
+        return snapshot.replace(
+            **columns, capability_max=most, model_sets=tuple(self._columns.model_sets)
+        )
+
+    def pool_indexes(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Of pools by their names; of such as there are."""
+        return tuple(self.pool_names.index(name) for name in names if name in self.pool_names)
 
     def _pool_index(self, labels: dict[str, str]) -> int:
         for index, pool in enumerate(self._pools):
@@ -173,6 +186,21 @@ class Nodes:
             if fnmatchcase(model, pattern):
                 return capability
         return 1.0
+
+
+def _hardware(inventory: Inventory | None, labels: Mapping[str, str]) -> tuple[frozenset[str], float]:
+    """Models in small letters, and bytes of the smallest GPU; empty and 0 where nobody tells.
+
+    An agent's word goes before a label, which is written once; a node with one GPU that does not tell is unknown.
+    """
+    if inventory is not None and inventory.gpus:
+        memory = [gpu.memory_total_bytes for gpu in inventory.gpus]
+        models = {gpu.model.lower() for gpu in inventory.gpus}
+        return (frozenset(models) if all(models) else frozenset()), float(min(each or 0 for each in memory))
+    model = labels.get(MODEL_LABEL, "").lower()
+    # In MiB, whatever the label is called. A share's is the share's own.
+    memory_bytes = quantity(labels.get(MEMORY_LABEL)) * 2.0**20
+    return (frozenset({model}) if model else frozenset()), max(memory_bytes, 0.0)
 
 
 def _gpus_of(node: Node) -> float:

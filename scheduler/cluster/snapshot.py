@@ -52,6 +52,10 @@ class Snapshot:
     cordoned: BoolColumn
     capability: FloatColumn
     """Relative capability of the node's GPU model (configuration, default 1)."""
+    models: NDArray[np.int16]
+    """Which GPU models are in the node: an index into `model_sets`; 0 where nobody has told."""
+    gpu_memory_bytes: NDArray[np.float64]
+    """Memory of its smallest GPU; 0 where nobody has told."""
     name_hash: NDArray[np.uint32]
     """Stable hash of the node's name: the last tie-break, so that near-ties pack like first-fit."""
     capability_max: float
@@ -59,6 +63,8 @@ class Snapshot:
     pool_sizes: tuple[int, ...]
     """Nodes per pool, in the configuration's order, `default` last."""
     stale_s: float
+    model_sets: tuple[frozenset[str], ...] = (frozenset(),)
+    """Sets of models, in small letters, that nodes have; most have one model. The first, of none, is: unknown."""
 
     rows: int = field(init=False)
     """Length of every column; kept, since a decision asks for it two dozen times."""

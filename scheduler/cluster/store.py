@@ -279,6 +279,9 @@ class Store:
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
+            pools=self._nodes.pool_indexes(intent.value("pools") or ()),
+            gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
+            gpu_memory_bytes=intent.value("gpu-memory") or 0,
             soft_preferences=has_soft_preference(pod),
             waits_for_volume=waits_for_volume(pod),
         )

@@ -37,6 +37,11 @@ class Reason(IntEnum):
     BROKEN_GPUS = 3
     WAITING_FOR_POOL = 4
     CHOSEN_BEFORE_NOT_BOUND = 5
+    OTHER_POOL = 6
+    OTHER_MODEL = 7
+    UNKNOWN_MODEL = 8
+    TOO_LITTLE_MEMORY = 9
+    UNKNOWN_MEMORY = 10
 
     @property
     def text(self) -> str:
@@ -52,6 +57,11 @@ REASON_TEXTS: dict[Reason, str] = {
     # The pool's name is appended by the decider, from a table built once per configuration: still constant.
     Reason.WAITING_FOR_POOL: "waiting for pool",
     Reason.CHOSEN_BEFORE_NOT_BOUND: "chosen before, not bound",
+    Reason.OTHER_POOL: "pool not among those asked for",
+    Reason.OTHER_MODEL: "GPU model not among those asked for",
+    Reason.UNKNOWN_MODEL: "GPU model unknown",
+    Reason.TOO_LITTLE_MEMORY: "not enough GPU memory",
+    Reason.UNKNOWN_MEMORY: "GPU memory unknown",
 }
 
 
@@ -81,6 +91,12 @@ class PodRequest:
     """How long ago the pod was created, at the instant of the question."""
     priority: int = 0
     nominated_node: str = ""
+    pools: tuple[int, ...] = ()
+    """Indexes of the only pools it may go to, the preferred one first; empty: all, in the configuration's order."""
+    gpu_models: tuple[str, ...] = ()
+    """Globs in small letters, one of which each GPU of its node must match; empty: any model."""
+    gpu_memory_bytes: int = 0
+    """What each GPU of its node must have at least; 0: any."""
     soft_preferences: bool = False
     """True if the spec states a soft preference (preferred affinity, ScheduleAnyway)."""
     waits_for_volume: bool = False

@@ -133,7 +133,7 @@ def judge(
     for band, members in _bands(fits, full, last):
         if np.count_nonzero(members):
             best_band = band
-            peers = _best_rank(members, snapshot)
+            peers = _best_rank(members, snapshot, request.pools)
             # Below any score, so that one maximum serves.
             among = np.where(peers, total, -1.0)
             top = (among == among.max()).nonzero()[0]
@@ -213,10 +213,10 @@ def _scores(
     return tuple(names), shares, tuple(scores), total
 
 
-def _best_rank(members: Mask, snapshot: Snapshot) -> Mask:
+def _best_rank(members: Mask, snapshot: Snapshot, pools: Sequence[int]) -> Mask:
     # A step per pool, of which there are a handful; ranks beyond the first that has members are never looked at.
-    for rank in range(len(snapshot.pool_sizes)):
-        in_rank: Mask = members & (snapshot.pool == rank)
+    for pool in pools or range(len(snapshot.pool_sizes)):
+        in_rank: Mask = members & (snapshot.pool == pool)
         if np.count_nonzero(in_rank):
             return in_rank
     return members

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.reservations import LAST_CHOICE_S, RENEWALS, RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import Placement, PodRequest, PoolSpec, Reason
+from scheduler.core.nouns import PREFIX, Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.record import DecisionLog, DecisionRecord
 from tests.builders import (
@@ -251,6 +251,43 @@ def test_a_later_pool_opens_when_the_wait_for_the_earlier_is_over() -> None:
     late = place(decider, make_request(waited_s=301.0))
     assert names_of(decider, late) == ["cloud"]
     assert late.reserved
+
+
+def test_a_pod_goes_to_the_pools_it_names_in_its_own_order_and_to_no_other() -> None:
+    pools = tuple(PoolSpec(name=name, selector={"site": name}) for name in ("dc-1", "aws-a", "edge"))
+    store = make_store(pools)
+    for name in ("dc-1", "aws-a", "edge"):
+        see_node(store, f"n-{name}", labels={"site": name})
+    see_node(store, "n-default")
+    decider = make_decider(store)
+    asked = {PREFIX + "pools": "edge, dc-1"}
+
+    def ask(name: str) -> Outcome:
+        pod = make_pod(name, gpus=8, annotations=asked)
+        return place(decider, store.request(pod, 0.0, decider.profile_facts))
+
+    outcomes = [ask(f"p{index}") for index in range(3)]
+    assert [names_of(decider, each) for each in outcomes[:2]] == [["n-edge"], ["n-dc-1"]]
+    assert outcomes[2].result == "full_by_our_count"
+    assert outcomes[2].record.reasons == {Reason.OTHER_POOL.text: 2}
+    assert names_of(decider, place(decider, make_request("other"))) == ["n-aws-a"]
+
+
+def test_a_pods_own_order_of_pools_is_waited_for_too() -> None:
+    pools = (
+        PoolSpec(name="dc-1", selector={"site": "dc-1"}),
+        PoolSpec(name="edge", selector={"site": "edge"}, spill_after_s=60.0),
+    )
+    store = make_store(pools)
+    for name in ("dc-1", "edge"):
+        see_node(store, f"n-{name}", labels={"site": name})
+    decider = make_decider(store)
+    own = np.array([store.rows["n-dc-1"]], np.intp)
+    early = decider.place(make_request(pools=(1, 0), waited_s=59.0), own, NOW, 0.0)
+    assert early.record.reasons == {f"{Reason.WAITING_FOR_POOL.text} edge": 1}
+    late = decider.place(make_request(pools=(1, 0), waited_s=61.0), own, NOW, 0.0)
+    assert names_of(decider, late) == ["n-dc-1"]
+    assert names_of(decider, place(decider, make_request("p2", pools=(0, 1)))) == ["n-dc-1"]
 
 
 def test_advisory_returns_the_best_rank_and_promises_nothing() -> None:

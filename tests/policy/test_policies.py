@@ -9,13 +9,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler.cluster.port import Gone, Kind, Listed
+from scheduler.cluster import columns
+from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.snapshot import Snapshot
+from scheduler.cluster.store import Store
 from scheduler.core.errors import ConfigError
-from scheduler.core.nouns import PoolSpec, Reason
+from scheduler.core.nouns import PREFIX, PodRequest, PoolSpec, Reason, Workload
 from scheduler.policy import registry
 from scheduler.policy.base import POOL_CODES, Filter, Score
-from tests.builders import make_inventory, make_pod, make_request, make_sample, make_store, see_node, see_pod
+from scheduler.telemetry.sample import GpuInventory, Inventory
+from tests.builders import (
+    make_inventory,
+    make_node,
+    make_pod,
+    make_request,
+    make_sample,
+    make_store,
+    see_node,
+    see_pod,
+)
 
 POLICY_DIR = Path(registry.__file__).parent
 NOT_POLICIES = {"__init__", "base", "profiles", "registry"}
@@ -308,3 +320,109 @@ def test_a_gpu_in_a_state_that_nobody_knows_is_not_read(word: str) -> None:
     assert isinstance(policy, Score)
     score = policy.score(make_request(), store.snapshot)
     assert score[store.rows["odd"]] < score[store.rows["read"]]
+
+
+def inventory_of(node: str, *gpus: tuple[str, int | None]) -> Inventory:
+    """An inventory of GPUs by model and GiB of memory."""
+    listed = [
+        GpuInventory(
+            uuid=f"{node}-{index}", model=model, memory_total_bytes=None if gib is None else gib * 2**30
+        )
+        for index, (model, gib) in enumerate(gpus)
+    ]
+    return Inventory(v=1, node=node, gpus=listed)
+
+
+def hardware_store() -> Store:
+    """Nodes by what is known of their GPUs."""
+    store = make_store()
+    told: dict[str, list[tuple[str, int | None]]] = {
+        "h100": [("NVIDIA H100 80GB HBM3", 80)] * 2,
+        "a100": [("NVIDIA A100-SXM4-40GB", 40)] * 2,
+        "mixed": [("NVIDIA H100 80GB HBM3", 80), ("Tesla T4", 16)],
+        "half-told": [("NVIDIA H100 80GB HBM3", None), ("NVIDIA H100 80GB HBM3", 80)],
+    }
+    for name, gpus in told.items():
+        see_node(store, name, gpus=2)
+        store.see_inventory(name, inventory_of(name, *gpus))
+    labels = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"}
+    for name, carried in (("labelled", labels), ("unknown", {})):
+        store.apply(Changed(Kind.NODE, make_node(name, 2, carried)), 0.0)
+    return store
+
+
+def refused(name: str, request: PodRequest, store: Store) -> dict[str, str]:
+    """Nodes that a filter rules out, with the reason."""
+    policy = registry.build(name, {})
+    assert isinstance(policy, Filter)
+    codes = policy.filter(request, store.snapshot)
+    return {node: Reason(codes[row]).text for node, row in store.rows.items() if codes[row]}
+
+
+@pytest.mark.parametrize(
+    ("globs", "want"),
+    [
+        ("*H100*", {"a100", "mixed", "unknown"}),
+        ("*h100*,*t4*", {"a100", "unknown"}),
+        ("*A100*", {"h100", "mixed", "half-told", "labelled", "unknown"}),
+        ("*", {"unknown"}),
+        ("", set()),
+    ],
+)
+def test_models_are_matched_by_globs_on_all_gpus_of_a_node(globs: str, want: set[str]) -> None:
+    store = hardware_store()
+    pod = make_pod(annotations={PREFIX + "gpu-model": globs} if globs else {})
+    request = store.request(pod, 0.0, dict.fromkeys(Workload, ("p", 0.9)))
+    found = refused("model", request, store)
+    assert found.keys() == want
+    assert set(found.values()) <= {Reason.OTHER_MODEL.text, Reason.UNKNOWN_MODEL.text}
+    if "unknown" in found:
+        assert found["unknown"] == Reason.UNKNOWN_MODEL.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "want"),
+    [
+        ("", {}),
+        ("16Gi", {"half-told": "GPU memory unknown", "unknown": "GPU memory unknown"}),
+        (
+            "60Gi",
+            {
+                "a100": "not enough GPU memory",
+                "mixed": "not enough GPU memory",
+                "half-told": "GPU memory unknown",
+                "unknown": "GPU memory unknown",
+            },
+        ),
+    ],
+)
+def test_memory_is_that_of_the_smallest_gpu_and_unknown_is_not_enough(
+    asked: str, want: dict[str, str]
+) -> None:
+    store = hardware_store()
+    pod = make_pod(annotations={PREFIX + "gpu-memory": asked} if asked else {})
+    request = store.request(pod, 0.0, dict.fromkeys(Workload, ("p", 0.9)))
+    assert refused("memory", request, store) == want
+
+
+def test_a_node_that_is_sent_whole_is_judged_by_its_labels() -> None:
+    store = hardware_store()
+    labels = {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+    strangers = [make_node("new", 1, labels), make_node("blank", 1)]
+    snapshot = store.with_strangers(store.snapshot, strangers)
+    request = make_request(gpu_models=("*l4*",), gpu_memory_bytes=20 * 2**30)
+    for name, want in (("model", Reason.UNKNOWN_MODEL), ("memory", Reason.UNKNOWN_MEMORY)):
+        policy = registry.build(name, {})
+        assert isinstance(policy, Filter)
+        codes = policy.filter(request, snapshot)
+        assert codes[-2:].tolist() == [Reason.FITS, want]
+
+
+def test_models_that_somebody_invents_without_end_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MOST_MODEL_SETS", 3)
+    store = make_store()
+    for index in range(5):
+        see_node(store, f"n{index}", gpus=1)
+        store.see_inventory(f"n{index}", inventory_of(f"n{index}", (f"model-{index}", 1)))
+    assert len(store.snapshot.model_sets) == 3
+    assert store.snapshot.models[[store.rows[f"n{index}"] for index in range(2, 5)]].tolist() == [0, 0, 0]
