@@ -99,16 +99,32 @@ class Bindings:
         self.past: Counter[str] = Counter({reason.value: 0 for reason in Past})
         """By reason, zeros too: a series that is not there cannot be watched."""
         self.on_past: Callable[[Binding, Past], None] | None = None
-        self._names = frozenset(scheduler_names)
-        managed = frozenset(managed_resources)
-        self._gpus = GPU_RESOURCE in managed
-        self._others = tuple(sorted(managed - {GPU_RESOURCE}))
         self._decision_of = decision_of
         self._judges = judges
         self._is_asked = is_asked
         self._inherited: frozenset[str] = frozenset()
         self._inherited_until_mono_s = 0.0
         self._bound_others: set[str] = set()
+        self._others: tuple[str, ...] = ()
+        self._added: frozenset[str] = frozenset()
+        """Resources that a reload brought."""
+        self._waiting_added: set[str] = set()
+        """Pods that ask for nothing else of ours, seen without a node since: others may have been bound long ago."""
+        self.use(scheduler_names, managed_resources)
+        self._added = frozenset()
+
+    def use(self, scheduler_names: Iterable[str], managed_resources: Iterable[str]) -> None:
+        """Take other names and resources. Pods that are bound already are not held against anybody."""
+        self._names = frozenset(scheduler_names)
+        managed = frozenset(managed_resources)
+        self._gpus = GPU_RESOURCE in managed
+        others = managed - {GPU_RESOURCE}
+        self._added |= others.difference(self._others)
+        self._others = tuple(sorted(others))
+        if not others:
+            # Nobody listens any more to pods that go.
+            self._bound_others.clear()
+            self._waiting_added.clear()
 
     def inherit(self, waiting: Iterable[str], until_mono_s: float) -> None:
         """Pods that wait now may have been decided by somebody before us, until then."""
@@ -126,22 +142,34 @@ class Bindings:
             return
         if isinstance(event, Listed):
             self._bound_others &= event.keys
+            self._waiting_added &= event.keys
         elif isinstance(event.object, Pod):
             uid = event.object.metadata.uid
             if isinstance(event, Gone):
                 self._bound_others.discard(uid)
+                self._waiting_added.discard(uid)
             elif uid not in self._bound_others:
                 self._see_other(event.object, now_mono_s, synced=synced)
 
     def _see_other(self, pod: Pod, now_mono_s: float, *, synced: bool) -> None:
-        spec = pod.spec
-        if not spec.node_name or not any(requested(spec, name) > 0 for name in self._others):
+        spec, uid = pod.spec, pod.metadata.uid
+        if not spec.node_name and not self._added:
+            return
+        asked = [name for name in self._others if requested(spec, name) > 0]
+        if not asked:
+            return
+        added = self._added.issuperset(asked)
+        if not spec.node_name:
+            if added:
+                self._waiting_added.add(uid)
             return
         if self._gpus and requested(spec) > 0:
             # The store told of this one.
             return
-        self._bound_others.add(pod.metadata.uid)
-        if synced:
+        self._bound_others.add(uid)
+        just_bound = not added or uid in self._waiting_added
+        self._waiting_added.discard(uid)
+        if synced and just_bound:
             self._judge(Binding.of_object(pod), "", now_mono_s)
 
     def _judge(self, binding: Binding, promised: str, now_mono_s: float) -> None:
@@ -160,7 +188,8 @@ class Bindings:
     def _past(self, binding: Binding, promised: str) -> Past | None:
         ours = binding.scheduler in self._names
         record = self._decision_of(binding.uid)
-        chosen = promised or (record.chosen if record is not None else "")
+        # What was only observed, while we were paused, was nobody's to heed.
+        chosen = promised or (record.chosen if record is not None and record.result != "observed" else "")
         # Without one chosen node kube-scheduler was left to take any that we had named (advisory placement, soft
         # preferences); where none fitted, it was told so.
         if chosen == binding.node or (record is not None and not chosen and record.result != "no_fit"):

@@ -15,7 +15,7 @@ from scheduler.config_types import PolicyUse, Weight
 from scheduler.config_yaml import Path
 from scheduler.core.errors import ConfigError, Problem
 
-__all__ = ["ConfigError", "Settings", "example", "load", "load_file", "schema", "warnings"]
+__all__ = ["ConfigError", "Settings", "example", "load", "load_file", "load_raw", "schema", "warnings"]
 
 # Past this many nobody reads on, and the file is not a configuration.
 MOST_PROBLEMS = 200
@@ -47,6 +47,11 @@ def load_file(path: str) -> Settings:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError([Problem(path=path, message=f"expected a readable file, got: {reason}")]) from error
+    return load_raw(raw, path)
+
+
+def load_raw(raw: bytes, path: str) -> Settings:
+    """Read the bytes of a configuration file. Raises ConfigError."""
     try:
         return load(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scheduler.cluster.intent import IntentSettings
 from scheduler.cluster.intents import Intents
+from scheduler.cluster.kubernetes import PROBE_EVERY_S
 from scheduler.cluster.nodes import DEFAULT_POOL
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.config_settings import Face, ListenerSettings, Profile, Settings
@@ -20,18 +21,19 @@ from scheduler.telemetry.broker import BrokerSettings
 
 def make_store(settings: Settings) -> Store:
     """A store for these settings."""
-    intents = Intents(intent_settings(settings))
-    return Store(
-        StoreSettings(
-            pools=tuple(pool.spec() for pool in settings.pools),
-            half_life_s=float(settings.telemetry.half_life_s),
-            stale_s=float(settings.telemetry.stale_s),
-            neutral_load=settings.telemetry.neutral_load,
-            reservation_s=float(settings.extender.reservation_s),
-            capabilities={glob: model.capability for glob, model in settings.models.items()},
-            expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
-        ),
-        intents,
+    return Store(store_settings(settings), Intents(intent_settings(settings)))
+
+
+def store_settings(settings: Settings) -> StoreSettings:
+    """What the store needs of the settings."""
+    return StoreSettings(
+        pools=tuple(pool.spec() for pool in settings.pools),
+        half_life_s=float(settings.telemetry.half_life_s),
+        stale_s=float(settings.telemetry.stale_s),
+        neutral_load=settings.telemetry.neutral_load,
+        reservation_s=float(settings.extender.reservation_s),
+        capabilities={glob: model.capability for glob, model in settings.models.items()},
+        expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
     )
 
 
@@ -45,7 +47,12 @@ def intent_settings(settings: Settings) -> IntentSettings:
 
 
 def make_decider(settings: Settings, store: Store, *, instance: str) -> Decider:
-    """A decider with the settings' profiles; every filter is on unless switched off."""
+    """A decider with the settings' profiles and filters."""
+    return Decider(store, make_profiles(settings), make_filters(settings), instance=instance)
+
+
+def make_filters(settings: Settings) -> tuple[profiles.NamedFilter, ...]:
+    """The filters: every one is on unless switched off."""
     filters = []
     for name in registry.known():
         args: dict[str, object] = {}
@@ -54,8 +61,12 @@ def make_decider(settings: Settings, store: Store, *, instance: str) -> Decider:
         policy = registry.build(name, args)
         if isinstance(policy, Filter) and settings.filters.get(name, True):
             filters.append(profiles.NamedFilter(name, policy))
-    built = {w: _profile(w, settings.profiles.of(w)) for w in Workload}
-    return Decider(store, built, tuple(filters), instance=instance)
+    return tuple(filters)
+
+
+def make_profiles(settings: Settings) -> dict[Workload, profiles.Profile]:
+    """The profile of each workload. Raises ConfigError."""
+    return {w: _profile(w, settings.profiles.of(w)) for w in Workload}
 
 
 def _profile(workload: Workload, given: Profile) -> profiles.Profile:
@@ -73,6 +84,14 @@ def _profile(workload: Workload, given: Profile) -> profiles.Profile:
         expected_load=given.expected_load,
         scores=tuple(scores),
     )
+
+
+def probe_every_s(settings: Settings) -> float:
+    """How often a quiet API server is asked for a sign of life.
+
+    Who observes renews no Lease: without such a sign in time, a quiet server would count as silent.
+    """
+    return min(PROBE_EVERY_S, float(settings.cluster.stale_s) / 2)
 
 
 def broker_settings(settings: Settings) -> BrokerSettings:

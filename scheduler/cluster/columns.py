@@ -49,6 +49,8 @@ class Columns:
         self.bound = np.zeros(rows, f4)
         self.reserved = np.zeros(rows, f4)
         self.received_mono_s = np.full(rows, -np.inf, f8)
+        # From a sample until it is forgotten: what it told counts while it is young enough.
+        self.told = np.zeros(rows, bool)
         self.pool = np.zeros(rows, np.uint8)
         self.quarantined = np.zeros(rows, bool)
         self.cordoned = np.zeros(rows, bool)
@@ -128,6 +130,7 @@ class Columns:
         self.bound[row] = self.reserved[row] = self.gpu_count[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = False
         self.capability[row] = 1
+        self.pool[row] = 0
         self.models[row] = self.gpu_memory_bytes[row] = 0
         self.util[row] = np.nan
         self.state[row] = STATE_OK
@@ -142,7 +145,7 @@ class Columns:
         """
         self.known[row] = False
         self.power_w[row] = np.nan
-        self.fresh[row] = False
+        self.told[row] = self.fresh[row] = False
 
     def ensure_width(self, gpus: int) -> None:
         """Make room for nodes with this many GPUs."""
@@ -237,7 +240,7 @@ class Columns:
         self.state[r, g] = state
         self.received_mono_s[rows] = received_mono_s
         self.age_s[rows] = 0
-        self.fresh[rows] = True
+        self.told[rows] = self.fresh[rows] = True
         self.fold_readings(rows)
 
 

@@ -69,7 +69,8 @@ class KubernetesCluster:
         self.transport = Transport(credentials, clock, limits=limits)
         self.health = Health()
         self._pace = pace or Pace()
-        self._probe_every_s = probe_every_s
+        self.probe_every_s = probe_every_s
+        """How often a quiet API server is asked for a sign of life."""
         self.events = EventWriter(self.transport, instance=instance)
         self._pods = Decoder(Kind.POD, self.counters)
         self._version: tuple[int, int] | None = None
@@ -222,8 +223,8 @@ class KubernetesCluster:
 
     async def _probe(self) -> None:
         """Ask for a sign of life where nothing else has brought one; an idle watch is silent for minutes."""
-        every_s = self._probe_every_s
         while True:
+            every_s = self.probe_every_s
             heard = self.transport.last_contact_mono_s
             if heard is None or self.transport.clock.mono_s() - heard >= every_s / 2:
                 try:

@@ -31,6 +31,15 @@ class Measurements:
         self._early_inventories: OrderedDict[str, Inventory] = OrderedDict()
         """The one told longest ago comes first."""
 
+    def use(self, *, half_life_s: float, stale_s: float, now_mono_s: float) -> None:
+        """Take other limits: how old a reading may be is judged anew for all nodes, and all are folded again."""
+        self._half_life_s = half_life_s
+        self._stale_s = stale_s
+        columns = self._columns
+        columns.fresh[:] = columns.told
+        self.age(now_mono_s)
+        columns.fold_readings(np.arange(columns.rows))
+
     def see_inventory(self, node: str, inventory: Inventory) -> None:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
         record = self._nodes.records.get(node)

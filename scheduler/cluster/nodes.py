@@ -52,11 +52,28 @@ class Nodes:
         self.rows: dict[str, int] = {}
         self.names: list[str | None] = []
         self.generation = 0
-        """Changes whenever a row gets another node: tables built from names are then stale."""
+        """Changes whenever a row gets another node, or the pools change: tables built from names are then stale."""
         self.pool_names = [*(p.name for p in pools), DEFAULT_POOL]
         self._columns = columns
         self._pools = pools
         self._capabilities = capabilities
+
+    def use(self, pools: Sequence[PoolSpec], capabilities: Mapping[str, float]) -> None:
+        """Take other pools and capabilities; every node goes where it belongs now. The caller folds."""
+        self.pool_names = [*(p.name for p in pools), DEFAULT_POOL]
+        self._pools = pools
+        self._capabilities = capabilities
+        columns = self._columns
+        columns.pool_sizes = [0] * len(self.pool_names)
+        by_model = {model: self._capability(model) for model in {r.model for r in self.records.values()}}
+        for record in self.records.values():
+            pool = self._pool_index(record.labels)
+            record.pool = self.pool_names[pool]
+            columns.pool[record.row] = pool
+            columns.pool_sizes[pool] += 1
+            columns.capability[record.row] = by_model[record.model]
+        # Tables built from names have pools' names in them too.
+        self.generation += 1
 
     def add(self, node: Node) -> NodeRecord:
         """Give a new node its row. `update` fills in the rest."""

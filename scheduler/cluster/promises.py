@@ -41,6 +41,16 @@ class Promises:
         self._nominated: dict[str, PodFacts] = {}
         self._faded_mono_s = -np.inf
 
+    def use(self, *, half_life_s: float, now_mono_s: float) -> None:
+        """Fade at another rate from here on; what is promised stays."""
+        self._fade(now_mono_s)
+        if half_life_s == self._half_life_s:
+            return
+        for held in self.reservations.made_before(np.inf):
+            left = held.load * self._faded(held, self._faded_mono_s)
+            self.reservations.set_load(held.uid, left, self._faded_mono_s)
+        self._half_life_s = half_life_s
+
     def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
         """See Store.reserve; the caller knows that the pod is not bound."""
         own = self.reservations.get(request.uid)
@@ -171,4 +181,4 @@ class Promises:
 
     def _faded(self, held: Reservation, now_mono_s: float) -> float:
         """Which part of a promise's expected load is still in `pending`."""
-        return float(2.0 ** (-max(now_mono_s - held.made_mono_s, 0) / self._half_life_s))
+        return float(2.0 ** (-max(now_mono_s - held.load_mono_s, 0) / self._half_life_s))

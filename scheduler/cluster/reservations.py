@@ -32,6 +32,8 @@ class Reservation:
     gpus: float
     load: float
     """Expected load that was added for it, in GPUs."""
+    load_mono_s: float
+    """Instant from which that load fades."""
     made_mono_s: float
     until_mono_s: float
     renewals: int = 0
@@ -86,6 +88,7 @@ class Reservations:
             node=node,
             gpus=gpus,
             load=load,
+            load_mono_s=now_mono_s,
             made_mono_s=now_mono_s,
             until_mono_s=now_mono_s + length_s,
         )
@@ -106,6 +109,11 @@ class Reservations:
         held = self._by_uid.get(uid)
         if held is not None and held.until_mono_s < until_mono_s:
             self._keep(replace(held, until_mono_s=until_mono_s))
+
+    def set_load(self, uid: str, load: float, now_mono_s: float) -> None:
+        """Note what is left of its load now; from here on it fades at another rate."""
+        held = replace(self._by_uid[uid], load=load, load_mono_s=now_mono_s)
+        self._by_uid[uid] = self._by_node[held.node][uid] = held
 
     def release(self, uid: str) -> Reservation | None:
         """Take the promise back."""

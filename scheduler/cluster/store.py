@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.cluster.columns import Columns
-from scheduler.cluster.intent import Fault
+from scheduler.cluster.intent import Fault, IntentSettings
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
@@ -100,13 +100,30 @@ class Store:
 
     @property
     def generation(self) -> int:
-        """Changes whenever a row gets another node: tables built from names are then stale."""
+        """Changes whenever a row gets another node, or the pools change: tables built from names are then stale."""
         return self._nodes.generation
 
     @property
     def pool_names(self) -> list[str]:
         """In order of preference; `default`, which has every node that no selector takes, is last."""
         return self._nodes.pool_names
+
+    def use(self, settings: StoreSettings, intents: IntentSettings, now_mono_s: float) -> None:
+        """Take other settings, all in this turn: what is known of nodes, pods and readings is judged by them anew.
+
+        Promises stay as they were made; load that is pending stays, and fades at the new rate from here on.
+        """
+        self.settings = settings
+        self.intents.settings = intents
+        self.reservations.reservation_s = settings.reservation_s
+        self._promises.use(half_life_s=settings.half_life_s, now_mono_s=now_mono_s)
+        self._columns.neutral_load = settings.neutral_load
+        self._columns.stale_s = settings.stale_s
+        self._nodes.use(settings.pools, settings.capabilities)
+        self._measurements.use(
+            half_life_s=settings.half_life_s, stale_s=settings.stale_s, now_mono_s=now_mono_s
+        )
+        self._columns.renew_snapshot()
 
     # --- events from the cluster ---------------------------------------------------------------------------------
 

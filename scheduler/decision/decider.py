@@ -63,8 +63,6 @@ class Decider:
     ) -> None:
         self.store = store
         self.instance = instance
-        self.profiles = profiles
-        self.filters = filters
         self.log = DecisionLog()
         self.failures = PolicyFailures()
         self.results: Counter[tuple[str, str, str]] = Counter()
@@ -75,8 +73,14 @@ class Decider:
         """Told of each filter decision that left no node."""
         self._cycle = 0
         self._strangers: list[str] = []
+        self.use(profiles, filters)
+
+    def use(self, profiles: dict[Workload, Profile], filters: tuple[NamedFilter, ...]) -> None:
+        """Take other profiles and filters, once the store has its pools; counts and records stay as they are."""
+        self.profiles = profiles
+        self.filters = filters
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
-        self.reason_texts = reason_texts(store.pool_names)
+        self.reason_texts = reason_texts(self.store.pool_names)
 
     @property
     def profile_facts(self) -> dict[Workload, tuple[str, float]]:
