@@ -1,8 +1,9 @@
 """What would be decided about a pod now, and what stands in its way. Pure; changes nothing but the passing of time.
 
 Judged are all nodes that exist: which of them kube-scheduler's own filters would leave (taints, affinity, CPU, memory,
-volumes) is not known to us. The one thing of theirs that we see is the cordon. What would unblock a pod is found by
-judging again as if one hindrance were gone; so each says how many nodes the pod would fit by that alone.
+volumes) is not known to us. What we see of theirs is the cordon, and how many GPUs a node has at all. What would
+unblock a pod is found by judging again as if one hindrance were gone; so each says how many nodes the pod would fit
+by that alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from scheduler.policy.base import POOL_CODES
 # What a person reads at a glance; the count beside tells of the rest.
 EXAMPLES = 5
 CORDONED = "node cordoned"
+TOO_SMALL = "node has too few GPUs"
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
 
 
@@ -159,14 +161,15 @@ def evaluate(
     store = decider.store
     failures = PolicyFailures()
     exists = store.snapshot.present
-    offered = exists & ~store.snapshot.cordoned
+    large = exists & (store.snapshot.gpu_count >= request.gpus)
+    offered = large & ~store.snapshot.cordoned
     if held_on in store.rows:
         # It runs there, whatever has been closed since.
         offered[store.rows[held_on]] = True
     judgement = decider.judge(
         request, np.flatnonzero(offered), now_mono_s, held_on=held_on, failures=failures
     )
-    look = _Look(decider, request, judgement, exists & ~offered, unix_s)
+    look = _Look(decider, request, judgement, large & ~offered, exists & ~large & ~offered, unix_s)
     own = store.rows.get(held_on, -1)
     return Evaluation(
         unix_s=unix_s,
@@ -194,6 +197,8 @@ class _Look:
     judgement: Judgement
     closed: Mask
     """Cordoned, and so not offered."""
+    small: Mask
+    """Likewise, since they have too few GPUs at all."""
     unix_s: float
 
     def name(self, row: int) -> str:
@@ -232,8 +237,9 @@ class _Look:
             for code in np.unique(judgement.codes[judgement.failed]).tolist()
         }
         if self.closed.any():
-            # The one filter of kube-scheduler's that shows in what we keep.
             against[CORDONED] = self.closed
+        if self.small.any():
+            against[TOO_SMALL] = self.small
         if judgement.last is not None and judgement.last.any():
             against[Reason.CHOSEN_BEFORE_NOT_BOUND.text] = judgement.last
         told = [
@@ -248,12 +254,11 @@ class _Look:
         judgement, gpus = self.judgement, self.request.gpus
         if judgement.fitting:
             return (self._fits(),)
-        exists = judgement.offered | self.closed
-        if not exists.any():
+        if not (judgement.offered | self.closed | self.small).any():
             return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),)
-        sizes = np.where(exists, judgement.snapshot.gpu_count, -1)
-        largest = int(sizes.argmax())
-        if sizes[largest] < gpus:
+        if not (judgement.offered | self.closed).any():
+            sizes = np.where(self.small, judgement.snapshot.gpu_count, -1)
+            largest = int(sizes.argmax())
             text = (
                 f"No node has {gpus} GPUs; the largest has {sizes[largest]:g}. "
                 "Ask for fewer, or add a larger node."
@@ -359,7 +364,7 @@ class _Look:
 
     def _free(self) -> Hindrance | None:
         judgement, gpus = self.judgement, self.request.gpus
-        big = judgement.full & (judgement.snapshot.gpu_count >= gpus)
+        big = judgement.full
         if not big.any():
             return None
         free = np.where(big, judgement.snapshot.free_gpus, -1)

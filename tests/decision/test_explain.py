@@ -13,7 +13,15 @@ from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, PoolSpec
 from scheduler.decision.decider import Decider
-from scheduler.decision.explain import Candidate, Evaluation, Hindrance, decided, evaluate
+from scheduler.decision.explain import (
+    CORDONED,
+    TOO_SMALL,
+    Candidate,
+    Evaluation,
+    Hindrance,
+    decided,
+    evaluate,
+)
 from scheduler.decision.record import DecisionRecord
 from scheduler.policy.base import Score, ScoreArray
 from scheduler.policy.profiles import Profile, Weighted
@@ -196,6 +204,7 @@ def test_the_nearest_node_and_what_it_lacks() -> None:
     assert [free.lacking_gpus, free.nodes[0]] == [1.0, "b"]
     assert free.text.startswith("3 nodes have no 4 GPUs free")
     assert {each.band for each in told.best} == {"full"}
+    assert [(each.reason, each.examples) for each in told.ruled_out] == [(TOO_SMALL, ("small",))]
 
 
 def test_a_pod_larger_than_any_node() -> None:
@@ -286,7 +295,8 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
         store.see_samples([(name, make_sample(name, [busy_frac] * 8), NOW)])
         if bound:
             see_pod(store, make_pod(f"b{index}", gpus=bound, node=name), NOW)
-        if not cordoned:
+        # As kube-scheduler would: it knows of both.
+        if not cordoned and gpus <= 8:
             open_rows.append(store.rows[name])
     policies = dict(zip(("least-loaded", "pack", "freshness"), weights, strict=True))
     decider = make_decider(store, weights=policies)
@@ -295,7 +305,7 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
     record: DecisionRecord = decider.place(request, np.array(open_rows, np.intp), NOW, UNIX).record
     assert told.chosen == record.chosen
     assert told.fitting == record.fitting
-    against = {each.reason: each.nodes for each in told.ruled_out if each.reason != "node cordoned"}
+    against = {each.reason: each.nodes for each in told.ruled_out if each.reason not in (CORDONED, TOO_SMALL)}
     assert against == record.reasons
     assert [(each.node, each.score) for each in told.best] == [
         (each.node, each.score) for each in record.best

@@ -1,0 +1,203 @@
+"""Commands that ask a running daemon: what its nodes do, and why a pod is where it is.
+
+Exit codes: 0 found; 1 nothing is known of the pod, or no daemon answers; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from scheduler.client.fetch import Daemon
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+# As people of kubectl write the kind before a name.
+KINDS = ("pod", "pods", "po")
+
+
+class Named(click.ParamType[str]):
+    """A name: an unset variable of a shell must not mean the default."""
+
+    name = "name"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        if not value:
+            self.fail("expected a name, got nothing", param, ctx)
+        return str(value)
+
+
+class ServerUrl(click.ParamType[str]):
+    """`http://host:port`; the scheme may be left away."""
+
+    name = "server"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        import urllib.parse
+
+        text = str(value).strip()
+        url = text if "://" in text else f"http://{text}"
+        try:
+            parts = urllib.parse.urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good or parts.query or parts.fragment or parts.username is not None:
+            self.fail(f"expected a URL such as http://127.0.0.1:9441, got {text[:300]!r}", param, ctx)
+        return url
+
+
+def asks_daemon(command: Command) -> Command:
+    """Add the options by which the daemon is found, and what is printed."""
+    for option in (
+        click.option(
+            "-o",
+            "--output",
+            type=click.Choice(["table", "wide", "json"]),
+            default="table",
+            show_default=True,
+            help="What to print.",
+        ),
+        click.option(
+            "--daemon-namespace",
+            type=Named(),
+            metavar="NAME",
+            help="Where the daemon's pods are; default: looked for in all namespaces.",
+        ),
+        click.option(
+            "--context", type=Named(), metavar="NAME", help="Context of the kubeconfig, for kubectl."
+        ),
+        click.option(
+            "--server",
+            envvar="WATTBALANCE_SERVER",
+            type=ServerUrl(),
+            metavar="URL",
+            help="The daemon's api, such as the demo's URL; default: WATTBALANCE_SERVER, else by kubectl "
+            "port-forward to the leader.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def found_daemon(
+    server: str | None, context: str | None, daemon_namespace: str | None
+) -> Iterator[tuple[Daemon, Callable[[], str]]]:
+    """The daemon at an address, else through kubectl; and what namespace a pod is in if none is said."""
+    from scheduler.client.connect import Kubectl
+    from scheduler.client.fetch import Daemon
+
+    if server is not None:
+        yield Daemon(server), lambda: "default"
+        return
+    kubectl = Kubectl(context or "", daemon_namespace or "")
+    with kubectl.forwarded() as daemon:
+        yield daemon, kubectl.namespace
+
+
+@click.command(short_help="Say why a pod is where it is, or why it waits.")
+@click.argument("pod", metavar="POD")
+@click.option(
+    "-n",
+    "--namespace",
+    type=Named(),
+    metavar="NAME",
+    help="The pod's namespace; default: `default`, or through kubectl that of its context.",
+)
+@asks_daemon
+def explain(
+    *,
+    pod: str,
+    namespace: str | None,
+    server: str | None,
+    context: str | None,
+    daemon_namespace: str | None,
+    output: str,
+) -> None:
+    """Say why a pod is where it is, or why it waits, and what would unblock it.
+
+    First the last decision as it was recorded, below it what would be decided now.
+
+    \b
+    Examples:
+      wattbalance explain train-0 -n ml
+      wattbalance explain ml/train-0 -o wide
+      wattbalance explain train-0 --server http://127.0.0.1:8080
+      kubectl wattbalance explain train-0
+    """
+    prefix, slash, name = pod.rpartition("/")
+    if slash and prefix not in KINDS:
+        if namespace and namespace != prefix:
+            raise click.UsageError(f"the pod is named with namespace {prefix}, and -n says {namespace}")
+        namespace = prefix
+    if not name or "/" in (namespace or "") or (slash and not prefix):
+        raise click.BadParameter(
+            f"expected a pod's name or NAMESPACE/NAME, got {pod[:300]!r}", param_hint="POD"
+        )
+    with found_daemon(server, context, daemon_namespace) as (daemon, usual_namespace):
+        told, body = daemon.explain(namespace or usual_namespace(), name)
+    if output == "json":
+        _print_json(body)
+        return
+    from scheduler.client import tables
+
+    tables.print_explanation(tables.console(), told, wide=output == "wide")
+
+
+@click.command(short_help="List nodes: load, power, free GPUs, age of the reading.")
+@click.option("--pool", type=Named(), metavar="NAME", help="Only nodes of this pool.")
+@click.option(
+    "--sort-by",
+    type=click.Choice(["name", "load", "power", "free", "age"]),
+    default="name",
+    show_default=True,
+    help="name: by pool, then name; else the highest first, unknown last (age: oldest first).",
+)
+@asks_daemon
+def nodes(
+    *,
+    pool: str | None,
+    sort_by: str,
+    server: str | None,
+    context: str | None,
+    daemon_namespace: str | None,
+    output: str,
+) -> None:
+    """List nodes: measured load and power, free GPUs, age of the reading, the agent's version.
+
+    What is unknown is `-`, never a zero.
+
+    \b
+    Examples:
+      wattbalance nodes
+      wattbalance nodes --pool dc-1 --sort-by load
+      wattbalance nodes --server http://127.0.0.1:8080 -o wide
+      kubectl wattbalance nodes -o json
+    """
+    with found_daemon(server, context, daemon_namespace) as (daemon, _):
+        views, raw = daemon.nodes(pool or "")
+    if output == "json":
+        import msgspec
+
+        _print_json(msgspec.json.encode({"items": raw}))
+        return
+    from scheduler.client import tables
+
+    out = tables.console()
+    if not views:
+        where = f" in pool {pool}" if pool else ""
+        click.echo(f"no GPU nodes{where}: the daemon knows none yet", err=True)
+    tables.print_nodes(out, views, sort_by=sort_by, wide=output == "wide")
+
+
+def _print_json(body: bytes) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(body, indent=2))
