@@ -16,6 +16,7 @@ import click
 
 from scheduler import __version__
 from scheduler.cli_client import explain, nodes
+from scheduler.cli_config import COMPLETE_VARIABLE, completion, config_group
 from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
 if TYPE_CHECKING:
@@ -261,43 +262,8 @@ def check_config(path: str) -> None:
     click.echo(f"{path}: ok (cluster {settings.cluster.name}, mode {settings.mode.value}, pools: {pools})")
 
 
-@cli.group("config")
-def config_group() -> None:
-    """Print an example configuration, or its schema.
-
-    \b
-    Examples:
-      wattbalance config example > wattbalance.yaml
-      wattbalance config schema > wattbalance.schema.json
-    """
-
-
-@config_group.command("example")
-def config_example() -> None:
-    """Print a commented configuration.
-
-    \b
-    Example:
-      wattbalance config example > wattbalance.yaml
-    """
-    from scheduler.config_example import TEXT
-
-    click.echo(TEXT, nl=False)
-
-
-@config_group.command("schema")
-def config_schema() -> None:
-    """Print the JSON schema of the configuration, for editors.
-
-    \b
-    Example:
-      wattbalance config schema > wattbalance.schema.json
-    """
-    import json
-
-    from scheduler import config
-
-    click.echo(json.dumps(config.schema(), indent=2))
+cli.add_command(config_group)
+cli.add_command(completion)
 cli.add_command(explain)
 cli.add_command(nodes)
 
@@ -357,7 +323,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(name: str, arguments: list[str]) -> int:
     try:
-        result = cli.main(args=arguments, prog_name=name, standalone_mode=False)
+        result = cli.main(
+            args=arguments, prog_name=name, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return MISUSED

@@ -73,6 +73,11 @@ def schema() -> dict[str, object]:
     return build_schema({name: _with_weight(name) for name in _policies().scores})
 
 
+def policy_arguments() -> tuple[dict[str, type[msgspec.Struct]], list[str]]:
+    """Give what a profile may say of each policy that scores, and the names of those that filter; for the page."""
+    return {name: _with_weight(name) for name in _policies().scores}, _policies().filters
+
+
 def warnings(settings: Settings) -> list[Problem]:
     """Tell what can be used as it is, and may be wrong all the same: what could not be checked."""
     extender = settings.extender

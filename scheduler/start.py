@@ -11,3 +11,12 @@ def main() -> None:
         # As cli.py has it: 128 + SIGINT.
         raise SystemExit(130) from None
     run()
+
+
+def complete_for_kubectl() -> None:
+    """Answer `kubectl wattbalance` and the tabulator key: kubectl calls a program of a name of its own for it."""
+    try:
+        from scheduler.cli_config import main_for_kubectl as run
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    run()

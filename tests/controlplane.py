@@ -292,6 +292,10 @@ class ControlPlane:
         }
         path = self.folder / f"scheduler-{len(self._daemons)}.yaml"
         path.write_text(yaml.safe_dump(whole))
+        return self.start_scheduler_by(path, verbosity=verbosity)
+
+    def start_scheduler_by(self, path: Path, *, verbosity: int = 0) -> Daemon:
+        """Start kube-scheduler by a file as it is."""
         flags = (f"--config={path}", "--secure-port=0", "--port=0", f"--v={verbosity}")
         return self._steady(self._spawn("kube-scheduler", *flags))
 

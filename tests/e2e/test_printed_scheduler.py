@@ -1,0 +1,191 @@
+"""What `wattbalance config kube-scheduler` prints, run by a real kube-scheduler as the account printed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler.simulate.ports import free_port
+from tests.certs import Authority
+from tests.controlplane import Daemon, scheduler_version
+from tests.e2e.system import NAMESPACE, System, until_seen, wait_for
+
+pytestmark = pytest.mark.e2e
+
+NAME = "wattbalance-scheduler"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+
+
+class Printer:
+    """Prints by the real program; rights are applied, and schedulers started, as they come out of it."""
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self.system = system
+        self.folder = folder
+        self.port = free_port()
+        authority = Authority()
+        self.ca_file = authority.write(folder / "ca.crt")
+        for name in ("server", "scheduler"):
+            authority.issue(name, folder / f"{name}.crt", folder / f"{name}.key")
+        tls = {
+            "cert_file": str(folder / "server.crt"),
+            "key_file": str(folder / "server.key"),
+            "client_ca_file": str(self.ca_file),
+        }
+        self.listener = {"address": f"127.0.0.1:{self.port}", "serves": ["extender"], "tls": tls}
+        # The daemon's own file, so that prefix, port and names come from there.
+        self.config_file = folder / "wattbalance.yaml"
+        self.extender = {"prefix": "/our/door"}
+        config = system.config(free_port(), extender=self.extender)
+        self.config_file.write_text(yaml.safe_dump({**config, "listeners": [self.listener]}))
+
+    def print(self, *options: str) -> str:
+        version = ".".join(str(number) for number in scheduler_version()[:2])
+        arguments = [
+            "config",
+            "kube-scheduler",
+            "--kubernetes-version",
+            version,
+            "--config",
+            str(self.config_file),
+        ]
+        files = ["--ca-file", str(self.ca_file), "--kubeconfig", str(self.folder / "kubeconfig")]
+        files += [
+            "--cert-file",
+            str(self.folder / "scheduler.crt"),
+            "--key-file",
+            str(self.folder / "scheduler.key"),
+        ]
+        process = self.system.start("print", [*arguments, *files, *options])
+        assert process.popen.wait() == 0, process.log
+        return process.log
+
+    def grant(self) -> None:
+        """Apply the rights, and make a kubeconfig with a token of the service account, as a pod would have it."""
+        plane = self.system.plane
+        plane.apply(*yaml.safe_load_all(self.print("--only", "rbac")))
+        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{NAME}/token"
+        answer = plane.request(
+            "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"} | {"spec": {}}
+        )
+        assert isinstance(answer, dict)
+        kubeconfig = yaml.safe_load(plane.kubeconfig().read_text())
+        kubeconfig["users"][0]["user"] = {"token": answer["status"]["token"]}
+        (self.folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+
+    def start(self, *options: str) -> Daemon:
+        """Start a kube-scheduler by the whole output, all documents in one file."""
+        text = self.print(*options)
+        if scheduler_version() < (1, 23):
+            # Else it listens on one fixed port of all interfaces, which another may have.
+            address = f"127.0.0.1:{free_port()}"
+            kind = "kind: KubeSchedulerConfiguration\n"
+            text = text.replace(
+                kind, f"{kind}healthzBindAddress: {address}\nmetricsBindAddress: {address}\n", 1
+            )
+        path = self.folder / f"scheduler-{len(options)}.yaml"
+        path.write_text(text)
+        return self.system.plane.start_scheduler_by(path)
+
+
+@pytest.fixture
+def printer(system: System, tmp_path: Path) -> Iterator[Printer]:
+    yield Printer(system, tmp_path)
+    for path in (f"{LEASES}/{NAME}", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{NAME}"):
+        if any(item["metadata"]["name"] == NAME for item in listed(system, path.rpartition("/")[0])):
+            system.plane.request("DELETE", path)
+
+
+def listed(system: System, path: str) -> list[dict[str, Any]]:
+    found = system.plane.request("GET", path)
+    assert isinstance(found, dict)
+    return list(found["items"])
+
+
+def events_of(system: System, pod: str) -> list[str]:
+    found = listed(system, "/api/v1/namespaces/default/events")
+    return [str(each.get("message")) for each in found if each["involvedObject"].get("name") == pod]
+
+
+def may_read(system: System, resource: str, namespace: str, name: str) -> bool:
+    """Whether its account may; the secure port, which needs it, is closed here."""
+    answer = system.plane.request(
+        "POST",
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": f"system:serviceaccount:{NAMESPACE}:{NAME}",
+                "groups": ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}"],
+                "resourceAttributes": {
+                    "verb": "get",
+                    "resource": resource,
+                    "namespace": namespace,
+                    "name": name,
+                },
+            },
+        },
+    )
+    assert isinstance(answer, dict)
+    return bool(answer["status"]["allowed"])
+
+
+def test_the_printed_scheduler_places_by_us_and_the_break_glass_one_without_us(
+    system: System, printer: Printer
+) -> None:
+    printer.grant()
+    system.add_node("printed-a")
+    system.add_node("printed-sick", **{"wattbalance.io/quarantine": "xid-79"})
+    port = free_port()
+    plain = {"address": f"127.0.0.1:{port}", "serves": ["api", "metrics", "probes"]}
+    replica = system.serve(port=port, listeners=[plain, printer.listener], extender=printer.extender)
+    until_seen(replica, "printed-a", "printed-sick")
+    usual = printer.start()
+    try:
+        # 1. It answers for the pod, over TLS with both certificates checked; of the two nodes only one may take it.
+        system.add_pod("printed-1", gpus=8)
+        assert system.bound("printed-1") == "printed-a"
+        decided = replica.get("/api/v1/decisions")["items"]
+        assert {each["pod"] for each in decided} == {"printed-1"}
+        [lease] = [each for each in listed(system, LEASES) if each["metadata"]["name"] == NAME]
+        assert lease["spec"]["holderIdentity"]
+        # 2. While we are away pods that chose us wait: the scheduler has tried, and said so.
+        replica.process.stop()
+        system.add_pod("printed-2", gpus=8)
+        wait_for("it was tried", lambda: any("our/door" in said for said in events_of(system, "printed-2")))
+        assert system.node_of("printed-2") == ""
+        # 3. Break glass: the same scheduler without us places what waited, where we would not have let it.
+        usual.stop()
+        glass = printer.start("--break-glass")
+        try:
+            assert system.bound("printed-2") == "printed-sick"
+        finally:
+            glass.stop()
+        # 4. The rights sufficed. What its version asks for and its cluster has not is not about rights.
+        assert [
+            line for said in (usual.said, glass.said) for line in said.splitlines() if "forbidden" in line
+        ] == []
+    finally:
+        usual.stop()
+
+
+def test_without_its_own_role_it_could_not_hold_its_lease(system: System, printer: Printer) -> None:
+    """What the stock role lacks, and why a Role is printed: Leases of another name cannot be read."""
+    printer.grant()
+    role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}"
+    kept = system.plane.request("GET", role)
+    assert isinstance(kept, dict)
+    system.plane.request("DELETE", role)
+    scheduler = printer.start("--break-glass")
+    try:
+        wait_for("it says why", lambda: 'cannot get resource "leases"' in scheduler.said)
+        assert all(each["metadata"]["name"] != NAME for each in listed(system, LEASES))
+    finally:
+        scheduler.stop()
+        del kept["metadata"]["resourceVersion"], kept["metadata"]["uid"]
+        system.plane.apply(kept)
