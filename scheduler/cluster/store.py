@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.cluster.columns import Columns
-from scheduler.cluster.intent import Fault, IntentSettings
+from scheduler.cluster.intent import Fault, Intent, IntentSettings
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
 from scheduler.cluster.objects import Meta, Node, Partial, Pod
+from scheduler.cluster.pod_request import pod_request
 from scheduler.cluster.pods import FINISHED, PodFacts, has_soft_preference, pod_facts, waits_for_volume
 from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
@@ -283,24 +284,32 @@ class Store:
         intent = self.intents.resolve(meta, pod.spec.priority_class_name)
         if intent.faults and self.on_faults is not None:
             self.on_faults(meta, intent.faults)
-        workload = intent.workload
-        profile, expected_load = profiles[workload]
-        return PodRequest(
-            uid=meta.uid,
-            namespace=meta.namespace,
-            name=meta.name,
+        return pod_request(
+            meta,
+            intent,
+            profiles[intent.workload],
+            self._nodes.pool_indexes,
             gpus=int(facts.gpus) if facts else 0,
-            workload=workload,
-            profile=profile,
-            expected_load=expected_load,
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
-            pools=self._nodes.pool_indexes(intent.value("pools") or ()),
-            gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
-            gpu_memory_bytes=intent.value("gpu-memory") or 0,
             soft_preferences=has_soft_preference(pod),
             waits_for_volume=waits_for_volume(pod),
+        )
+
+    def request_again(
+        self, facts: PodFacts, intent: Intent, waited_s: float, profile: tuple[str, float]
+    ) -> PodRequest:
+        """The same for a what-if, of what is kept of a pod: its preferences and volumes are not."""
+        return pod_request(
+            facts.meta,
+            intent,
+            profile,
+            self._nodes.pool_indexes,
+            gpus=int(facts.gpus),
+            waited_s=waited_s,
+            priority=facts.priority,
+            nominated_node=facts.nominated_node,
         )
 
     def snapshot_for(self, request: PodRequest, *, held_on: str = "") -> Snapshot:

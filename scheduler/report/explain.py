@@ -17,7 +17,7 @@ from scheduler.cluster.intent import Intent
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import PREFIX, Placement, PodRequest
+from scheduler.core.nouns import PREFIX, Placement
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.explain import Evaluation, evaluate
@@ -133,18 +133,7 @@ class Explainer:
         intent = store.intents.resolve(facts.meta, facts.priority_class)
         workload = intent.workload
         held = store.reservations.get(facts.uid)
-        request = PodRequest(
-            uid=facts.uid,
-            namespace=facts.namespace,
-            name=facts.name,
-            gpus=int(facts.gpus),
-            workload=workload,
-            profile=decider.profiles[workload].name,
-            expected_load=decider.profiles[workload].expected_load,
-            waited_s=age_s,
-            priority=facts.priority,
-            nominated_node=facts.nominated_node,
-        )
+        request = store.request_again(facts, intent, age_s, decider.profile_facts[workload])
         now = evaluate(decider, request, self._clock.mono_s(), unix_s, held_on=facts.node)
         advisory = now.placement == Placement.ADVISORY
         return Explanation(

@@ -15,7 +15,7 @@ from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Kind
 from scheduler.cluster.store import Store
 from scheduler.core.clock import ManualClock
-from scheduler.core.nouns import Placement
+from scheduler.core.nouns import Placement, Reason
 from scheduler.decision.decider import Decider
 from scheduler.report.explain import Explainer
 from scheduler.report.explanation import Explanation, NotFound
@@ -111,6 +111,25 @@ async def test_a_waiting_pod_is_told_what_would_unblock_it(client: Client, world
     [free] = told["now"]["unblock"]
     assert [free["kind"], free["lacking_gpus"]] == ["free_gpus", 3]
     assert told["decision"]["result"] == "full_by_our_count"
+
+
+async def test_what_a_pods_annotations_ask_for_counts_in_the_fresh_evaluation_too(world: World) -> None:
+    asked = {
+        "wattbalance.io/gpu-model": "*H100*",
+        "wattbalance.io/pools": "nowhere",
+        "wattbalance.io/nonsense": "1",
+    }
+    world.see(make_pod("p1", annotations=asked))
+    told = await world.explained("p1")
+    assert told.now is not None
+    told_of = {each.key: each.problem for each in told.annotations}
+    assert told_of.keys() == {"gpu-model", "pools", "nonsense"}
+    assert told_of["nonsense"]
+    assert not told_of["gpu-model"]
+    world.see(make_pod("p2", annotations={"wattbalance.io/gpu-model": "*T4*"}))
+    told = await world.explained("p2")
+    assert told.now is not None
+    assert [(each.reason, each.nodes) for each in told.now.ruled_out] == [(Reason.OTHER_MODEL.text, 2)]
 
 
 async def test_a_promise_is_told(world: World) -> None:

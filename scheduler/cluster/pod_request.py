@@ -1,0 +1,56 @@
+"""From a pod and what is wanted of it to the request that policies see. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from scheduler.cluster.intent import Intent
+from scheduler.cluster.objects import Meta
+from scheduler.core.nouns import PodRequest
+
+
+def pod_request(  # noqa: PLR0913 - a request has as many parts
+    meta: Meta,
+    intent: Intent,
+    profile: tuple[str, float],
+    pool_indexes: Callable[[Sequence[str]], tuple[int, ...]],
+    *,
+    gpus: int,
+    waited_s: float,
+    priority: int,
+    nominated_node: str,
+    soft_preferences: bool = False,
+    waits_for_volume: bool = False,
+) -> PodRequest:
+    """Make it.
+
+    Args:
+        meta: The pod's.
+        intent: What its annotations, its owners' and its namespace's come to.
+        profile: Name and expected load of the profile of its workload.
+        pool_indexes: Of pools by their names.
+        gpus: How many whole ones it asks for.
+        waited_s: How long ago it was created.
+        priority: The pod's.
+        nominated_node: For which kube-scheduler has others make room.
+        soft_preferences: Whether its spec states some.
+        waits_for_volume: Whether it uses a claim that may bind late.
+    """
+    name, expected_load = profile
+    return PodRequest(
+        uid=meta.uid,
+        namespace=meta.namespace,
+        name=meta.name,
+        gpus=gpus,
+        workload=intent.workload,
+        profile=name,
+        expected_load=expected_load,
+        waited_s=waited_s,
+        priority=priority,
+        nominated_node=nominated_node,
+        pools=pool_indexes(intent.value("pools") or ()),
+        gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
+        gpu_memory_bytes=intent.value("gpu-memory") or 0,
+        soft_preferences=soft_preferences,
+        waits_for_volume=waits_for_volume,
+    )
