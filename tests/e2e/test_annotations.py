@@ -1,0 +1,150 @@
+"""Annotations on pods, Jobs, Deployments and namespaces steer real pods of real controllers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scheduler.core.nouns import PREFIX
+from tests.controlplane import Daemon
+from tests.e2e.system import SCHEDULER_NAME, Replica, System, until_seen, wait_for
+
+pytestmark = pytest.mark.e2e
+
+JOBS = "/apis/batch/v1/namespaces/default/jobs"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
+NAMESPACE = "/api/v1/namespaces/default"
+BACKGROUND = {"propagationPolicy": "Background"}
+
+
+@pytest.fixture
+def replica(system: System) -> Replica:
+    return system.serve()
+
+
+@pytest.fixture
+def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
+    daemon = system.scheduler(replica.port)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def controllers(system: System) -> Iterator[Daemon]:
+    """The real controllers of Jobs and Deployments."""
+    daemon = system.plane.start_controller_manager("job,deployment,replicaset,garbagecollector")
+    yield daemon
+    daemon.stop()
+
+
+def add_a_node_a_pool(system: System, replica: Replica) -> None:
+    system.add_node("near", site="dc-1")
+    system.add_node("far", site="aws-a")
+    until_seen(replica, "near")
+    until_seen(replica, "far")
+
+
+def template(app: str) -> dict[str, object]:
+    """Of a pod with one GPU for us."""
+    resources = {"limits": {"nvidia.com/gpu": "1"}, "requests": {"cpu": "1"}}
+    spec = {
+        "schedulerName": SCHEDULER_NAME,
+        "restartPolicy": "Never" if app == "job" else "Always",
+        "containers": [{"name": "main", "image": "none", "resources": resources}],
+    }
+    return {"metadata": {"labels": {"app": app}}, "spec": spec}
+
+
+def pods_of(system: System, app: str) -> list[dict[str, Any]]:
+    listed = system.plane.request("GET", f"{NAMESPACE}/pods?labelSelector=app%3D{app}")
+    assert isinstance(listed, dict)
+    return list(listed["items"])
+
+
+def nodes_of(system: System, app: str) -> set[str]:
+    return {str(pod["spec"].get("nodeName", "")) for pod in pods_of(system, app)}
+
+
+def ended(system: System, app: str) -> bool:
+    """Whether no pod of it is left; there is no kubelet that would end them."""
+    pods = pods_of(system, app)
+    for pod in pods:
+        system.delete_pod(pod["metadata"]["name"])
+    return not pods
+
+
+def made(kind: str, app: str, said: dict[str, str], **spec: object) -> dict[str, object]:
+    group = "batch/v1" if kind == "Job" else "apps/v1"
+    annotations = {PREFIX + key: text for key, text in said.items()}
+    return {
+        "apiVersion": group,
+        "kind": kind,
+        "metadata": {"name": app, "namespace": "default", "annotations": annotations},
+        "spec": {"template": template(app), **spec},
+    }
+
+
+def test_a_pod_goes_to_the_pools_models_and_memory_that_it_asks_for(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    small = {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+    large = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"}
+    system.add_node("a-untold", site="dc-1")
+    system.add_node("b-small", site="dc-1", **small)
+    system.add_node("c-large", site="aws-a", **large)
+    for name in ("a-untold", "b-small", "c-large"):
+        until_seen(replica, name)
+    asked = {
+        "by-pool": ("pools", "aws-a", "c-large"),
+        "by-model": ("gpu-model", "*L4*", "b-small"),
+        "by-memory": ("gpu-memory", "40Gi", "c-large"),
+    }
+    for pod, (key, text, _) in asked.items():
+        system.add_pod(pod, annotations={PREFIX + key: text})
+    assert {pod: system.bound(pod) for pod in asked} == {pod: want for pod, (_, _, want) in asked.items()}
+    system.add_pod("nowhere", annotations={PREFIX + "gpu-model": "*B200*"})
+    wait_for("it was asked about", lambda: replica.get("/api/v1/decisions?pod=nowhere")["items"])
+    newest, *_ = replica.get("/api/v1/decisions?pod=nowhere")["items"]
+    assert newest["reasons"] == {"GPU model not among those asked for": 2, "GPU model unknown": 1}
+
+
+def test_a_job_and_a_deployment_speak_for_their_pods(
+    system: System, replica: Replica, scheduler: Daemon, controllers: Daemon
+) -> None:
+    add_a_node_a_pool(system, replica)
+    system.plane.request("POST", JOBS, made("Job", "job", {"pools": "aws-a"}))
+    selector = {"selector": {"matchLabels": {"app": "web"}}, "replicas": 2}
+    system.plane.request("POST", DEPLOYMENTS, made("Deployment", "web", {"pools": "aws-a"}, **selector))
+    try:
+        wait_for("both are placed", lambda: nodes_of(system, "job") == nodes_of(system, "web") == {"far"})
+        found: list[dict[str, Any]] = replica.get("/api/v1/decisions?result=placed")["items"]
+        assert {each["profile"] for each in found} == {"training", "inference"}
+    finally:
+        for path in (f"{JOBS}/job", f"{DEPLOYMENTS}/web"):
+            system.plane.request("DELETE", path, BACKGROUND)
+        wait_for("their pods are gone", lambda: ended(system, "job") and ended(system, "web"))
+
+
+def test_a_namespace_speaks_for_its_pods_until_it_says_no_more(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    add_a_node_a_pool(system, replica)
+    said = {"metadata": {"annotations": {PREFIX + "pools": "aws-a"}}}
+    system.plane.request("PATCH", NAMESPACE, said)
+    try:
+
+        def lands_far() -> bool:
+            # Until the watch has told of it.
+            system.add_pod("probe")
+            node = system.bound("probe")
+            system.delete_pod("probe")
+            return node == "far"
+
+        wait_for("the namespace is heard", lands_far)
+        system.add_pod("own", annotations={PREFIX + "pools": "dc-1"})
+        assert system.bound("own") == "near", "the nearest word counts"
+    finally:
+        system.plane.request("PATCH", NAMESPACE, {"metadata": {"annotations": {PREFIX + "pools": None}}})
+    wait_for("it says no more", lambda: not lands_far())
