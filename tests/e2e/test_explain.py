@@ -1,0 +1,150 @@
+"""Why a pod is where it is, or waits: asked of a real daemon on a real control plane, by the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.controlplane import Daemon, node_manifest, pod_manifest
+from tests.e2e.system import Replica, System, until_seen, view, wait_for
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def replica(system: System) -> Replica:
+    return system.serve()
+
+
+@pytest.fixture
+def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
+    daemon = system.scheduler(replica.port)
+    yield daemon
+    daemon.stop()
+
+
+def call(replica: Replica, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`wattbalance …` against this replica."""
+    command = [
+        sys.executable,
+        "-m",
+        "scheduler.cli",
+        *arguments,
+        "--server",
+        f"http://127.0.0.1:{replica.port}",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def explained(replica: Replica, pod: str) -> dict[str, Any]:
+    return dict(replica.get(f"/api/v1/explain/default/{pod}"))
+
+
+def terms_add_up(told: dict[str, Any]) -> None:
+    for candidate in (*told["decision"]["best"], *told["now"]["best"]):
+        total = 0.0
+        for term in candidate["terms"]:
+            total += term["term"]
+        assert total == candidate["score"]
+
+
+def test_a_bound_pod_is_explained_until_it_has_gone_and_after(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    for name in ("explain-a", "explain-b"):
+        system.add_node(name)
+    until_seen(replica, "explain-a", "explain-b")
+    system.add_pod("placed", 8, annotations={"wattbalance.io/workload": "training"})
+    node = system.bound("placed")
+    told = wait_for("it is seen bound", lambda: (t := explained(replica, "placed"))["state"] == "bound" and t)
+    assert [told["node"], told["decision"]["chosen"]] == [node, node]
+    assert told["decision"]["best"][0]["node"] == node
+    terms_add_up(told)
+    # Its own 8 GPUs are counted free: it would fit there again.
+    assert [told["now"]["own"]["node"], told["now"]["own"]["free_gpus"]] == [node, 8]
+    assert told["now"]["fitting"] == 2
+    assert view(replica, node)["free_gpus"] == 0
+    done = call(replica, "explain", "placed")
+    assert done.returncode == 0, done.stderr
+    assert f"bound to {node}" in done.stdout
+    assert "training (from pod)" in done.stdout
+    assert "\x1b" not in done.stdout
+    system.delete_pod("placed")
+    told = wait_for("it has gone", lambda: (t := explained(replica, "placed"))["state"] == "gone" and t)
+    assert [told["now"], told["decision"]["chosen"]] == [None, node]
+    assert "gone" in call(replica, "explain", "placed").stdout
+
+
+def test_a_pending_pod_is_told_what_would_unblock_it_and_then_it_is_unblocked(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    system.add_node("explain-q", 8, **{"wattbalance.io/quarantine": "xid-79"})
+    system.add_node("explain-full", 8)
+    system.plane.apply(pod_manifest("fills", gpus=6, node="explain-full"))
+    until_seen(replica, "explain-q", "explain-full")
+    wait_for("it is accounted", lambda: view(replica, "explain-full")["free_gpus"] == 2)
+    system.add_pod("waits", 4)
+    told = wait_for("it is refused", lambda: (t := explained(replica, "waits"))["decision"] and t)
+    assert [told["state"], told["decision"]["result"], told["decision"]["chosen"]] == [
+        "waiting",
+        "no_fit",
+        "",
+    ]
+    hindrances = {each["kind"]: each for each in told["now"]["unblock"]}
+    assert hindrances["quarantine"]["nodes"] == ["explain-q"]
+    assert hindrances["quarantine"]["helps"] == 1
+    assert [hindrances["free_gpus"]["lacking_gpus"], hindrances["free_gpus"]["nodes"]] == [
+        2,
+        ["explain-full"],
+    ]
+    done = call(replica, "explain", "default/waits", "-o", "wide")
+    assert done.returncode == 0, done.stderr
+    assert "What would unblock it" in done.stdout
+    assert "explain-q" in done.stdout
+    told = json.loads(call(replica, "explain", "pod/waits", "-o", "json").stdout)
+    assert told["name"] == "waits"
+    # What was said to help does.
+    system.plane.apply(node_manifest("explain-new", gpus=8, labels={"site": "dc-1"}))
+    assert system.bound("waits") == "explain-new"
+
+
+def test_what_is_not_known_is_said_with_what_is(system: System, replica: Replica) -> None:
+    system.add_node("explain-n")
+    until_seen(replica, "explain-n")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        explained(replica, "nobody")
+    with caught.value as answer:
+        assert answer.code == 404
+        assert json.loads(answer.read())["error"].startswith("nothing is known of pod default/nobody")
+    done = call(replica, "explain", "nobody")
+    assert [done.returncode, done.stdout] == [1, ""]
+    assert "nothing is known of pod default/nobody" in done.stderr
+    # Bound by hand, and so without a decision; as after a restart.
+    system.plane.apply(pod_manifest("by-hand", gpus=2, node="explain-n"))
+    told = wait_for("it is seen", lambda: explained(replica, "by-hand"))
+    assert [told["state"], told["decision"]] == ["bound", None]
+    assert "since this replica began" in told["notes"][0]
+    assert told["now"]["own"]["node"] == "explain-n"
+
+
+def test_nodes_are_listed(system: System, replica: Replica) -> None:
+    system.add_node("list-b", site="aws-a")
+    system.add_node("list-a", 4)
+    until_seen(replica, "list-a", "list-b")
+    done = call(replica, "nodes")
+    assert done.returncode == 0, done.stderr
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["NODE", "POOL", "STATE", "GPUS", "FREE", "LOAD", "POWER", "AGE", "AGENT"]
+    rows = [line.split() for line in lines if line.startswith("list-")]
+    assert rows == [
+        ["list-b", "aws-a", "unread", "8", "8", "-", "-", "-", "-"],
+        ["list-a", "dc-1", "unread", "4", "4", "-", "-", "-", "-"],
+    ]
+    found = json.loads(call(replica, "nodes", "-o", "json", "--pool", "dc-1").stdout)["items"]
+    assert [node["name"] for node in found if node["name"].startswith("list-")] == ["list-a"]
