@@ -33,7 +33,12 @@ _SLICES = (
     *("1g.23gb", "1g.45gb", "2g.45gb", "3g.90gb", "4g.90gb", "7g.180gb"),
     *("1g.5gb.me", "1g.6gb.me", "2g.12gb.me", "1g.10gb.me", "1g.12gb.me", "1g.18gb.me", "1g.23gb.me"),
 )
-GPU_RESOURCES = (GPU_RESOURCE, f"{GPU_RESOURCE}.shared", *(f"nvidia.com/mig-{name}" for name in _SLICES))
+# What kube-scheduler takes in managedResources, else it does not start.
+EXTENDED = (
+    "expected extended resources such as nvidia.com/gpu, for kube-scheduler asks extenders about no others"
+)
+SHARES = f"{GPU_RESOURCE}.shared"
+GPU_RESOURCES = (GPU_RESOURCE, SHARES, *(f"nvidia.com/mig-{name}" for name in _SLICES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +133,7 @@ def _decide(wanted: Wanted, settings: Settings, problems: list[Problem]) -> Sche
         key_file=wanted.key_file if asked else "",
         bind=settings.extender.bind,
         ignorable=wanted.shared if ignorable is None else ignorable,
-        resources=settings.managed_resources if wanted.shared else (),
+        resources=tuple(dict.fromkeys(settings.managed_resources)) if wanted.shared else (),
     )
 
 
@@ -186,6 +191,11 @@ def _check(scheduler: Scheduler, settings: Settings, problems: list[Problem]) ->
             "expected false together with ignorable: true before Kubernetes 1.30, where a failed bind is not"
         )
         problems.append(Problem(path="extender.bind", message=f"{message} ignored; got true"))
+    problems += [
+        Problem(path="managed_resources", message=f"{EXTENDED}; got {name!r}")
+        for name in scheduler.resources
+        if "/" not in name or name.startswith("requests.") or "kubernetes.io/" in name
+    ]
     lease = settings.lease
     ours = (lease.name, lease.namespace or scheduler.namespace)
     if ours == (scheduler.name, scheduler.namespace) and not scheduler.shared:
@@ -205,4 +215,7 @@ def _warnings(scheduler: Scheduler, settings: Settings) -> list[Problem]:
             f"expected {', '.join(missing)} too, or its pods are not counted when they come past us; got "
         )
         found.append(Problem(path="scheduler_names", message=message + ", ".join(settings.scheduler_names)))
+    if GPU_RESOURCE in scheduler.resources and SHARES not in scheduler.resources:
+        message = f"expected {SHARES} and each nvidia.com/mig-* that nodes offer too, or kube-scheduler does not ask "
+        found.append(Problem(path="managed_resources", message=f"{message}about pods with them; got neither"))
     return found

@@ -240,6 +240,16 @@ def test_names_and_files_are_those_that_were_given() -> None:
             Wanted(version="1.32"),
             "--name: expected another name than",
         ),
+        (
+            "managed_resources: [cpu]\n",
+            Wanted(version="1.32", shared=True),
+            "managed_resources: expected extended",
+        ),
+        (
+            "managed_resources: [node.kubernetes.io/a]\n",
+            Wanted(version="1.32", shared=True),
+            "got 'node.kubernetes.io/a'",
+        ),
         ("", Wanted(version="1.32", name="Watt"), "--name: expected a Kubernetes name"),
         ("", Wanted(version="1.32", namespace="a.b"), "--namespace: expected a Kubernetes namespace"),
     ],
@@ -258,10 +268,15 @@ def test_a_file_that_says_otherwise_is_told_of() -> None:
     want_names = (
         "expected default-scheduler too, or its pods are not counted when they come past us; got wattbalance"
     )
+    want_resources = (
+        "expected nvidia.com/gpu.shared and each nvidia.com/mig-* that nodes offer too, or kube-scheduler does not ask "
+        "about pods with them; got neither"
+    )
     warned = [str(each) for each in render(Wanted(version="1.32", shared=True), settings).warnings]
     assert warned == [
         "extender.kubernetes_version: expected 1.32, for which this is printed; got '1.3'",
         f"scheduler_names: {want_names}",
+        f"managed_resources: {want_resources}",
     ]
     agreed = settings_of('extender: {kubernetes_version: "v1.32.4"}\n')
     assert render(Wanted(version="1.32"), agreed).warnings == []

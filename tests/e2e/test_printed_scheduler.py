@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import yaml
 
 from scheduler.simulate.ports import free_port
 from tests.certs import Authority
-from tests.controlplane import Daemon, scheduler_version
+from tests.controlplane import Daemon, pod_manifest, scheduler_version
 from tests.e2e.system import NAMESPACE, System, until_seen, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -44,30 +47,23 @@ class Printer:
         self.config_file.write_text(yaml.safe_dump({**config, "listeners": [self.listener]}))
 
     def print(self, *options: str) -> str:
+        """What stands on stdout; warnings stand beside it."""
         version = ".".join(str(number) for number in scheduler_version()[:2])
-        arguments = [
-            "config",
-            "kube-scheduler",
-            "--kubernetes-version",
-            version,
-            "--config",
-            str(self.config_file),
-        ]
-        files = ["--ca-file", str(self.ca_file), "--kubeconfig", str(self.folder / "kubeconfig")]
-        files += [
-            "--cert-file",
-            str(self.folder / "scheduler.crt"),
-            "--key-file",
-            str(self.folder / "scheduler.key"),
-        ]
-        process = self.system.start("print", [*arguments, *files, *options])
-        assert process.popen.wait() == 0, process.log
-        return process.log
+        given = {
+            "--kubernetes-version": version,
+            "--ca-file": self.ca_file,
+            "--cert-file": self.folder / "scheduler.crt",
+            "--key-file": self.folder / "scheduler.key",
+            "--kubeconfig": self.folder / "kubeconfig",
+        }
+        command = [sys.executable, "-m", "scheduler.cli", "config", "kube-scheduler", *options]
+        command += [str(part) for pair in given.items() for part in pair]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def grant(self) -> None:
         """Apply the rights, and make a kubeconfig with a token of the service account, as a pod would have it."""
         plane = self.system.plane
-        plane.apply(*yaml.safe_load_all(self.print("--only", "rbac")))
+        plane.apply(*yaml.safe_load_all(self.print("--only", "rbac", "--config", str(self.config_file))))
         path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{NAME}/token"
         answer = plane.request(
             "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"} | {"spec": {}}
@@ -79,7 +75,9 @@ class Printer:
 
     def start(self, *options: str) -> Daemon:
         """Start a kube-scheduler by the whole output, all documents in one file."""
-        text = self.print(*options)
+        return self.run(self.print("--config", str(self.config_file), *options))
+
+    def run(self, text: str) -> Daemon:
         if scheduler_version() < (1, 23):
             # Else it listens on one fixed port of all interfaces, which another may have.
             address = f"127.0.0.1:{free_port()}"
@@ -87,7 +85,7 @@ class Printer:
             text = text.replace(
                 kind, f"{kind}healthzBindAddress: {address}\nmetricsBindAddress: {address}\n", 1
             )
-        path = self.folder / f"scheduler-{len(options)}.yaml"
+        path = self.folder / f"scheduler-{free_port()}.yaml"
         path.write_text(text)
         return self.system.plane.start_scheduler_by(path)
 
@@ -172,6 +170,36 @@ def test_the_printed_scheduler_places_by_us_and_the_break_glass_one_without_us(
         ] == []
     finally:
         usual.stop()
+
+
+def test_the_printed_shared_scheduler_asks_us_for_gpus_and_goes_on_without_us(
+    system: System, printer: Printer
+) -> None:
+    shutil.copy(system.plane.kubeconfig(), printer.folder / "kubeconfig")
+    system.add_node("shared-a")
+    system.add_node("shared-sick", **{"wattbalance.io/quarantine": "xid-79"})
+    port = free_port()
+    plain = {"address": f"127.0.0.1:{port}", "serves": ["api", "metrics", "probes"]}
+    replica = system.serve(port=port, listeners=[plain, printer.listener], extender=printer.extender)
+    until_seen(replica, "shared-a", "shared-sick")
+    # Without our file it names every GPU resource, and the real one says whether it takes them all.
+    scheduler = printer.run(printer.print("--shared", "--url", f"https://127.0.0.1:{printer.port}/our/door"))
+    try:
+        # One that asks for no GPU; a request of none would be one by name.
+        idle: dict[str, Any] = pod_manifest("shared-cpu", scheduler="default-scheduler")
+        del idle["spec"]["containers"][0]["resources"]
+        system.plane.apply(idle)
+        assert system.bound("shared-cpu")
+        system.plane.apply(pod_manifest("shared-gpus", gpus=8, scheduler="default-scheduler"))
+        assert system.bound("shared-gpus") == "shared-a"
+        assert {each["pod"] for each in replica.get("/api/v1/decisions")["items"]} == {"shared-gpus"}
+        assert 'result="no_gpu"' not in replica.text("/metrics"), "not asked about the other"
+        # It is ignorable: what comes while we are away is placed, and where we would not have let it.
+        replica.process.stop()
+        system.plane.apply(pod_manifest("shared-later", gpus=8, scheduler="default-scheduler"))
+        assert system.bound("shared-later") == "shared-sick"
+    finally:
+        scheduler.stop()
 
 
 def test_without_its_own_role_it_could_not_hold_its_lease(system: System, printer: Printer) -> None:
