@@ -63,6 +63,12 @@ workload:
   default: batch
   priority_classes: {}           # {online: inference}
 
+# Annotations of pods that say nothing, nor do their owners or their namespace (docs/annotations.md).
+annotations: {}                  # {expected-duration: 4h}
+
+# What the pods of a namespace may ask for; the first entry that matches counts, and a key that is not named is free.
+namespaces: []                   # [{match: "team-*", allow: {pools: [dc-1], workload: [batch, training]}}]
+
 # The extender is open to other machines only with client certificates, the api never (kubectl port-forward).
 listeners:
   - address: 0.0.0.0:9443

@@ -7,12 +7,17 @@ of every problem at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Generic, TypeVar
 
 import msgspec
 
+from scheduler.cluster.annotation_values import BadValue
+from scheduler.cluster.annotations import TABLE, read, unknown_key
+from scheduler.cluster.intent import Word, contradictions
+from scheduler.config_intent import NamespaceSettings
 from scheduler.config_problems import Checker, decode, shown
 from scheduler.config_settings import (
     ExtenderSettings,
@@ -67,7 +72,14 @@ def check(data: dict[str, object], checker: Checker) -> None:
     lease = _part(data.get("lease"), LeaseSettings, ("lease",), checker)
     if lease is not None:
         _check_lease(lease, checker)
-    _check_pools(_parts(data, "pools", PoolSettings, checker), checker)
+    pools = _parts(data, "pools", PoolSettings, checker)
+    _check_pools(pools, checker)
+    names = {pool.settings.name for pool in pools.values() if pool.has("name")}
+    _check_annotations(data, names | {DEFAULT_POOL}, checker)
+    for index, namespace in _parts(data, "namespaces", NamespaceSettings, checker).items():
+        if namespace.has("allow"):
+            for key, texts in namespace.settings.allow.items():
+                _check_annotation(("namespaces", index, "allow", key), key, texts, checker)
     _check_listeners(listeners, checker)
 
 
@@ -93,6 +105,32 @@ def _parts(data: dict[str, object], name: str, kind: type[_T], checker: Checker)
     parts = enumerate(found if isinstance(found, list) else ())
     made = {index: _part(value, kind, (name, index), checker) for index, value in parts}
     return {index: part for index, part in made.items() if part is not None}
+
+
+def _check_annotations(data: dict[str, object], pools: AbstractSet[str], checker: Checker) -> None:
+    """Those that hold for everybody must be good ones: nobody would see the event of a pod that says nothing."""
+    given = data.get("annotations")
+    if not isinstance(given, dict) or not checker.good(("annotations",)):
+        return
+    for key, text in given.items():
+        _check_annotation(("annotations", key), key, [text], checker)
+    if checker.good(("annotations",)):
+        words = {key: Word(value=read(key, text), text=text, where="") for key, text in given.items()}
+        for key, message in contradictions(words, pools):
+            checker.refuse(("annotations", key), message)
+
+
+def _check_annotation(path: Path, key: str, texts: Iterable[str], checker: Checker) -> None:
+    if key not in TABLE:
+        checker.refuse(
+            path, unknown_key(key) or f"expected an annotation that people write, got {shown(key)}"
+        )
+        return
+    for text in texts:
+        try:
+            read(key, text)
+        except BadValue as error:
+            checker.refuse(path, str(error))
 
 
 def _check_pools(pools: dict[int, _Part[PoolSettings]], checker: Checker) -> None:

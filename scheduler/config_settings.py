@@ -9,9 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, field
 
+from scheduler.config_intent import AnnotationText, NamespaceSettings, WorkloadSettings
 from scheduler.config_types import (
     END,
     Address,
@@ -26,6 +26,7 @@ from scheduler.config_types import (
     PositiveSeconds,
     ResourceName,
     Seconds,
+    Strict,
     Text,
 )
 from scheduler.core.nouns import GPU_RESOURCE, Placement, PoolSpec, Workload
@@ -70,10 +71,6 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
-
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all settings."""
 
 
 class ClusterSettings(Strict, frozen=True, kw_only=True):
@@ -211,17 +208,6 @@ class ProfileSettings(Strict, frozen=True, kw_only=True):
         return by_workload.get(workload, self.batch)
 
 
-class WorkloadSettings(Strict, frozen=True, kw_only=True):
-    """What a pod is when it does not say so itself."""
-
-    default: Annotated[Workload, Meta(description="Workload of a pod that nothing else tells about.")] = (
-        Workload.BATCH
-    )
-    priority_classes: Annotated[
-        dict[Text, Workload], Meta(description="Workload by the name of the pod's priority class.")
-    ] = {}
-
-
 class TlsSettings(Strict, frozen=True, kw_only=True):
     """A listener's certificate; reloaded when the files change."""
 
@@ -344,10 +330,20 @@ class Settings(Strict, frozen=True, kw_only=True):
     )
     filters: Annotated[
         dict[str, bool], Meta(description="Filters by policy name; all are on unless off here.")
-    ] = {}
+    ] = field(default_factory=dict)
     workload: Annotated[WorkloadSettings, Meta(description="What a pod is if it does not say.")] = field(
         default_factory=WorkloadSettings
     )
+    annotations: Annotated[
+        dict[Text, AnnotationText],
+        Meta(
+            description="Annotations, without wattbalance.io/, of pods that say nothing, nor their owners or namespace."
+        ),
+    ] = field(default_factory=dict)
+    namespaces: Annotated[
+        tuple[NamespaceSettings, ...],
+        Meta(description="What pods may ask for; the first entry that matches a namespace counts."),
+    ] = ()
     listeners: Annotated[
         tuple[ListenerSettings, ...], Meta(min_length=1, description="Open ports; replaces the defaults.")
     ] = field(default_factory=_default_listeners)
@@ -360,7 +356,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     models: Annotated[
         dict[Text, ModelSettings],
         Meta(description="By a glob on the GPU's model name; the first match counts."),
-    ] = {}
+    ] = field(default_factory=dict)
     scheduler_names: Annotated[
         tuple[Text, ...], Meta(min_length=1, description="Pods of these schedulers should come past us.")
     ] = ("wattbalance",)

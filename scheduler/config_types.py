@@ -6,6 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, ClassVar, Self
 
+import msgspec
 from msgspec import Meta
 
 from scheduler.core.units import format_duration, parse_duration
@@ -52,6 +53,10 @@ FilePath = Annotated[str, Meta(min_length=1, max_length=4096, extra={"expected":
 Text = Annotated[str, Meta(min_length=1, max_length=253, extra={"expected": "text of 1 to 253 characters"})]
 # Weights are relative; a thousand to one already silences the other policies.
 Weight = Annotated[float, Meta(gt=0, le=1000, description="Relative weight of this policy's score.")]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all settings."""
 
 
 class Seconds(float):

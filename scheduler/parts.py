@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
-from scheduler.cluster.intent import IntentSettings
+from scheduler.cluster.annotations import read
+from scheduler.cluster.intent import IntentSettings, NamespaceRule
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.kubernetes import PROBE_EVERY_S
 from scheduler.cluster.nodes import DEFAULT_POOL
@@ -42,6 +45,14 @@ def intent_settings(settings: Settings) -> IntentSettings:
     return IntentSettings(
         default_workload=settings.workload.default,
         priority_classes=dict(settings.workload.priority_classes),
+        defaults=dict(settings.annotations),
+        rules=[
+            NamespaceRule(
+                match=partial(fnmatchcase, pat=each.match),
+                allow={key: [read(key, text) for text in texts] for key, texts in each.allow.items()},
+            )
+            for each in settings.namespaces
+        ],
         pools={pool.name for pool in settings.pools} | {DEFAULT_POOL},
     )
 

@@ -9,12 +9,15 @@ import msgspec
 import pytest
 
 from scheduler import config
+from scheduler.cluster.intents import Intents
 from scheduler.cluster.lease_record import LeaseTimes
+from scheduler.cluster.objects import Meta
 from scheduler.config import ConfigError
 from scheduler.config_schema import structs_below
 from scheduler.config_settings import Face, Mode, PoolKind, Profile, Settings
 from scheduler.config_types import Address, BrokerUrl, PolicyUse
-from scheduler.core.nouns import Placement, PoolSpec, Workload
+from scheduler.core.nouns import PREFIX, Placement, PoolSpec, Workload
+from scheduler.parts import intent_settings
 from scheduler.policy import registry
 
 EXAMPLE_FILE = Path(__file__).parent.parent / "deploy" / "config.example.yaml"
@@ -535,3 +538,65 @@ def test_every_struct_refuses_unknown_keys_and_positional_values() -> None:
         assert struct.__struct_config__.frozen, struct
         with pytest.raises(TypeError, match="positional"):
             struct(None)
+
+
+# --- what pods want --------------------------------------------------------------------------------------------------
+
+WANTS = """
+cluster: {name: c}
+telemetry: {broker: "mqtt://b:1"}
+pools: [{name: dc-1, selector: {site: a}}, {name: edge, selector: {site: b}}]
+"""
+
+
+def test_default_annotations_and_what_namespaces_may_ask_for_are_taken() -> None:
+    settings = config.load(
+        WANTS
+        + """
+annotations: {queue: research, pools: "edge, default"}
+namespaces:
+  - {match: "team-*", allow: {pools: ["dc-1,edge"], workload: [batch], gang: []}}
+  - {match: "*", allow: {max-power: [400W]}}
+"""
+    )
+    intents = Intents(intent_settings(settings))
+    meta = Meta(
+        namespace="team-a", uid="u", annotations={PREFIX + "workload": "training", PREFIX + "pools": "dc-1"}
+    )
+    found = intents.resolve(meta, "")
+    assert {key: word.text for key, word in found.words.items()} == {"queue": "research", "pools": "dc-1"}
+    assert [fault.key for fault in found.faults] == ["workload"]
+    other = intents.resolve(
+        Meta(namespace="ops", uid="v", annotations={PREFIX + "max-power": "0.4kW", PREFIX + "gang": "g"}), ""
+    )
+    assert other.words.keys() == {"max-power", "queue", "pools"}
+    assert [fault.key for fault in other.faults] == ["gang"], "alone, and nobody forbids it there"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("annotations: {queu: a}", "annotations.queu: expected a key that wattbalance knows"),
+        ("annotations: {decision: a}", "annotations.decision: expected an annotation that people write"),
+        ("annotations: {gpu-memory: lots}", "annotations.gpu-memory: expected an amount of memory"),
+        (
+            "annotations: {pools: mars}",
+            "annotations.pools: expected names of pools (dc-1, default, edge), got 'mars'",
+        ),
+        ("annotations: {gang: g}", "annotations.gang: expected it together with gang-size"),
+        ("annotations: {gang-size: 3}", "annotations.gang-size: expected text"),
+        (
+            "namespaces: [{match: '*', allow: {flex: ['30%']}}]",
+            "namespaces[0].allow.flex: expected 0, 10%, 25% or 50%",
+        ),
+        (
+            "namespaces: [{match: '*', allow: {role: []}}]",
+            "namespaces[0].allow.role: expected it as a label of a pod",
+        ),
+        ("namespaces: [{match: '', allow: {}}]", "namespaces[0].match: expected text"),
+    ],
+)
+def test_what_pods_want_is_checked_in_the_configuration_too(text: str, want: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(WANTS + text)
+    assert want in str(error.value)
