@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +100,13 @@ def test_the_defaults_are_what_keeps_a_second_scheduler_right() -> None:
     ]
     kinds = [each["kind"] for each in rest]
     assert kinds == ["ServiceAccount", *["ClusterRoleBinding"] * 2, "RoleBinding", "Role", "RoleBinding"]
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", readme, re.MULTILINE | re.DOTALL)
+    [shown] = [yaml.safe_load(block) for block in blocks if "KubeSchedulerConfiguration" in block]
+    assert [shown] == documents(Wanted(version="1.32", part="config"))
 
 
 def test_a_shared_scheduler_keeps_its_lease_its_name_and_its_rights() -> None:
