@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
 import uuid
@@ -23,7 +24,7 @@ from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.kubernetes import PROBE_EVERY_S, KubernetesCluster
 from scheduler.cluster.pods import PodFacts
-from scheduler.cluster.port import Changed, ClusterEvent, Kind
+from scheduler.cluster.port import Changed, ClusterEvent, Kind, Listed, Only
 from scheduler.cluster.readings import StoreHandler
 from scheduler.config_settings import Face, Mode, Settings
 from scheduler.core.aio import guard, tell_unhandled
@@ -39,12 +40,14 @@ from scheduler.leadership import Leadership, own_name
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store
+from scheduler.pause import NAME as PAUSE_NAME
+from scheduler.pause import Pause
 from scheduler.report.api import Api
+from scheduler.report.explain import Explainer
 from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
 
-from scheduler.report.explain import Explainer
 log = logging.getLogger(__name__)
 
 # Ages and stale readings are also brought up to date by each decision; this is for quiet times.
@@ -98,12 +101,17 @@ class Daemon:
             over=self.stopping,
             is_fit=lambda: self.knowledge.not_ready() is None,
         )
+        self.pause = Pause()
+        self.pause.on_begin = self._take_promises_back
+        self.leadership.is_paused = lambda: (
+            self.pause.now is not None or not self.knowledge.knows(Kind.CONFIGMAP)
+        )
         # 4. What goes out.
         self.bindings = Bindings(
             settings.scheduler_names,
             settings.managed_resources,
             decision_of=self.decider.log.of_pod,
-            judges=self.leadership.leads,
+            judges=self.leadership.may_act,
             is_asked=self._is_asked,
         )
         self.store.on_bound = self._note_bound
@@ -111,6 +119,7 @@ class Daemon:
         self.fence.not_ready = self.knowledge.not_ready
         self.fence.leads = self.leadership.may_decide
         self.fence.term = lambda: self.leadership.term
+        self.fence.paused = lambda: str(self.pause.now or "")
         self.verbs = Verbs(
             self.decider,
             self.cluster if settings.extender.bind else None,
@@ -118,8 +127,8 @@ class Daemon:
             self.fence,
             observe=settings.mode is Mode.OBSERVE,
         )
-        self.notices = Notices(self.cluster.note, self.leadership.leads, clock)
-        self.cluster.events.may_write = self.leadership.leads
+        self.notices = Notices(self.cluster.note, self.leadership.may_act, clock)
+        self.cluster.events.may_write = self.leadership.may_act
         self.decider.on_no_fit = self.notices.no_fit
         self.store.on_faults = self.notices.bad_annotations
         self.bindings.on_past = self._tell_past
@@ -140,6 +149,7 @@ class Daemon:
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
             "leader_label": self.leadership.lacks_label,
+            "paused": lambda: self.pause.now is not None,
         }
 
     # --- tasks ---------------------------------------------------------------------------------------------------
@@ -207,9 +217,14 @@ class Daemon:
 
     async def _watch(self, kind: Kind) -> None:
         first = True
-        async for event in self.cluster.watch(kind):
+        only = Only(self.leadership.namespace, PAUSE_NAME) if kind is Kind.CONFIGMAP else None
+        async for event in self.cluster.watch(kind, only):
             if kind is Kind.POD:
                 self._see_pod(event)
+            elif kind is Kind.CONFIGMAP:
+                self.pause.see(event)
+                if isinstance(event, Listed):
+                    self.store.apply(event, self.clock.mono_s())
             else:
                 self.store.apply(event, self.clock.mono_s())
             if first and kind in self.store.synced:
@@ -227,6 +242,14 @@ class Daemon:
         self.store.apply(event, now_mono_s)
         self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
         self.leadership.see(event)
+
+    def _take_promises_back(self) -> None:
+        """A pause begins, and who observes promises nothing; but a Binding that was sent may yet be carried out."""
+        now_mono_s = self.clock.mono_s()
+        in_doubt = self.verbs.binder.unknown if self.verbs.binder is not None else {}
+        for held in self.store.reservations.made_before(math.inf):
+            if held.uid not in in_doubt:
+                self.store.release(held.uid, now_mono_s)
 
     def _note_bound(self, pod: PodFacts) -> None:
         self.bindings.bound(pod, self._promised, self.clock.mono_s())

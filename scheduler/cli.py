@@ -17,6 +17,7 @@ import click
 from scheduler import __version__
 from scheduler.cli_client import explain, nodes
 from scheduler.cli_config import COMPLETE_VARIABLE, completion, config_group
+from scheduler.cli_pause import pause, resume
 from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
 if TYPE_CHECKING:
@@ -264,6 +265,8 @@ def check_config(path: str) -> None:
 
 cli.add_command(config_group)
 cli.add_command(completion)
+cli.add_command(pause)
+cli.add_command(resume)
 cli.add_command(explain)
 cli.add_command(nodes)
 

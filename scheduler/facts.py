@@ -20,8 +20,9 @@ from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
+from scheduler.pause import Pause
 from scheduler.report.families import Sources
-from scheduler.report.views import GpuView, NodeView, PodView, Readiness
+from scheduler.report.views import GpuView, NodeView, PauseView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
 
 # Every reason there can be; a list that cannot be read is named by its kind.
@@ -32,6 +33,7 @@ DEGRADED = (
     "forbidden",
     "leader_label",
     "observing",
+    "paused",
 )
 
 
@@ -49,6 +51,7 @@ class Replica(Protocol):
     bindings: Bindings
     leadership: Leadership
     knowledge: Knowledge
+    pause: Pause
 
 
 class Facts:
@@ -162,7 +165,15 @@ class Facts:
             degraded=self._replica.knowledge.degraded(),
             reasons=[why_not] if why_not else [],
             forbidden=self._replica.cluster.forbidden,
+            paused=self.paused(),
         )
+
+    def paused(self) -> PauseView | None:
+        """Who has paused us; None while nobody has."""
+        now = self._replica.pause.now
+        if now is None:
+            return None
+        return PauseView(by=now.by, claimed=now.claimed, since=now.since, reason=now.reason)
 
 
 def sources(replica: Replica) -> Sources:
@@ -215,7 +226,8 @@ def sources(replica: Replica) -> Sources:
         leader=leadership.leads,
         lease_takeovers=lambda: leadership.elector.takeovers if leadership.elector else 0,
         lease_losses=lambda: leadership.elector.losses if leadership.elector else 0,
-        observing=lambda: leadership.observing,
+        observing=replica.verbs.is_observing,
+        paused=lambda: replica.pause.now is not None,
         degraded=degraded,
     )
 

@@ -75,7 +75,11 @@ class Knowledge:
 
     def missing(self) -> list[Kind]:
         """Kinds whose first list is still to come."""
-        return [kind for kind in Kind if kind not in self._store.synced and kind not in self._cluster.refused]
+        return [kind for kind in Kind if not self.knows(kind)]
+
+    def knows(self, kind: Kind) -> bool:
+        """Whether a kind has been listed once, or may not be."""
+        return kind in self._store.synced or kind in self._cluster.refused
 
     def _why_failing(self, kinds: Iterable[Kind]) -> str:
         """What the last attempt at the first of these that fails ended with."""

@@ -43,7 +43,9 @@ class Leadership:
     ) -> None:
         """Raises ConfigError where the environment names our pod or namespace as Kubernetes names none."""
         self.observing = settings.mode is Mode.OBSERVE
-        """Whether everything is decided and nothing done."""
+        """Whether everything is decided and nothing done, by our configuration."""
+        self.is_paused: Callable[[], bool] = lambda: False
+        """Whether it is so for a while, or nobody knows yet that it is not; leading goes on."""
         _check_own_names()
         self.pod_name = own_name()
         self.namespace = settings.lease.namespace or own_namespace()
@@ -73,10 +75,14 @@ class Leadership:
             self.elector.is_fit = is_fit
 
     def leads(self) -> bool:
-        """Whether it may act now: never while it observes."""
+        """Whether it leads now: never while it observes."""
         if self._over.is_set() or self.observing:
             return False
         return self.elector is None or self.elector.is_leading(self._clock.mono_s())
+
+    def may_act(self) -> bool:
+        """Whether it may write about the work of others now: it leads, and nobody has paused it."""
+        return self.leads() and not self.is_paused()
 
     def may_decide(self) -> bool:
         """Whether it may answer from off this machine: the leader, or anyone whose decisions change nothing."""

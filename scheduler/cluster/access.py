@@ -29,6 +29,8 @@ class Access:
     token: Callable[[], Awaitable[str]]
     """The value of the Authorization header, read anew for each request; empty with client certificates."""
     expires_unix_s: float | None = None
+    user: str = ""
+    """What the kubeconfig calls us; the API server may know us by another name."""
     tls_server_name: str | None = None
     proxy: str | None = None
 

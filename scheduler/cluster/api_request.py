@@ -39,8 +39,11 @@ class Target:
     def rule(self, verb: str) -> str:
         """The sentence that tells an administrator what to add."""
         where = f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
-        # As in deploy/rbac.yaml: the Lease, and the leader's label, are matters of our own namespace.
-        ours = self.rbac_resource == "leases" or (self.rbac_resource, verb) == ("pods", "patch")
+        # As in deploy/rbac.yaml: the Lease, the pause, and the leader's label, are matters of our own namespace.
+        ours = self.rbac_resource in {"leases", "configmaps"} or (self.rbac_resource, verb) == (
+            "pods",
+            "patch",
+        )
         kind = "Role" if ours else "ClusterRole"
         return (
             f"may not {verb} {self.rbac_resource} {where}; add to wattbalance's {kind}: "

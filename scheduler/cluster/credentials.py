@@ -84,7 +84,9 @@ def from_kubeconfig(path: Path, *, clock: Clock, context: str | None = None) -> 
             if configuration.proxy and "@" not in configuration.proxy:
                 _check_url(configuration.proxy, "clusters[].cluster.proxy-url", "http://proxy:3128", path)
             expiry = getattr(loader, "exec_plugin_expiry", None)
-            return _access(configuration, expiry.timestamp() if expiry is not None else None)
+            return _access(
+                configuration, expiry.timestamp() if expiry is not None else None, user=_user_name(loader)
+            )
 
     return Credentials(source, clock)
 
@@ -106,17 +108,30 @@ def in_cluster(*, clock: Clock) -> Credentials:
     return Credentials(source, clock)
 
 
-def find(*, clock: Clock, kubeconfig: Path | None = None) -> Credentials:
-    """The named kubeconfig, else the pod's service account, else $KUBECONFIG, else ~/.kube/config."""
+def find(*, clock: Clock, kubeconfig: Path | None = None, context: str | None = None) -> Credentials:
+    """The named kubeconfig, else the pod's service account, else $KUBECONFIG, else ~/.kube/config.
+
+    Who names a `context` means a kubeconfig, in a pod too.
+    """
     if kubeconfig is not None:
-        return from_kubeconfig(kubeconfig, clock=clock)
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return from_kubeconfig(kubeconfig, clock=clock, context=context)
+    if context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
         return in_cluster(clock=clock)
     named = os.environ.get("KUBECONFIG")
-    return from_kubeconfig(Path(named) if named else Path.home() / ".kube" / "config", clock=clock)
+    path = Path(named) if named else Path.home() / ".kube" / "config"
+    return from_kubeconfig(path, clock=clock, context=context)
 
 
-def _access(configuration: Configuration, expires_unix_s: float | None) -> Access:
+def _user_name(loader: object) -> str:
+    """The user of the context in use; empty where it names none."""
+    context = getattr(loader, "_current_context", None)
+    try:
+        return str(context["context"].safe_get("user") or "") if context is not None else ""
+    except (KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _access(configuration: Configuration, expires_unix_s: float | None, *, user: str = "") -> Access:
     from kubernetes.aio.config import ConfigException  # noqa: PLC0415 - see from_kubeconfig
 
     host = str(configuration.host)
@@ -144,6 +159,7 @@ def _access(configuration: Configuration, expires_unix_s: float | None) -> Acces
         else None,
         token=header,
         expires_unix_s=expires_unix_s,
+        user=user,
         tls_server_name=configuration.tls_server_name,
         proxy=configuration.proxy,
     )

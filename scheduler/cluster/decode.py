@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scheduler.cluster.objects import Node, Partial, Pod, Slim
+from scheduler.cluster.objects import ConfigMap, Node, Partial, Pod, Slim
 from scheduler.cluster.port import Kind
 from scheduler.core.errors import ApiUnavailable
 
@@ -81,7 +81,7 @@ class Decoder:
     def __init__(self, kind: Kind, counters: Counters) -> None:
         self._kind = kind
         self._counters = counters
-        of_kind: dict[Kind, type[Object]] = {Kind.NODE: Node, Kind.POD: Pod}
+        of_kind: dict[Kind, type[Object]] = {Kind.NODE: Node, Kind.POD: Pod, Kind.CONFIGMAP: ConfigMap}
         self._type = of_kind.get(kind, Partial)
         self._raw_list = msgspec.json.Decoder(_RawList)
         self._one = msgspec.json.Decoder(self._type)

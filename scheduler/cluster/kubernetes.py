@@ -19,7 +19,7 @@ from scheduler.cluster.events import EventWriter
 from scheduler.cluster.lease import Elector
 from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Pod
-from scheduler.cluster.port import ClusterEvent, EventNote, Kind
+from scheduler.cluster.port import ClusterEvent, EventNote, Kind, Only
 from scheduler.cluster.reflector import Health, Pace, Reflector
 from scheduler.cluster.transport import Transport
 from scheduler.core.errors import (
@@ -128,9 +128,9 @@ class KubernetesCluster:
         """The elector for a Lease, over its own session."""
         return Elector(self.transport, namespace=namespace, name=name, identity=identity, times=times)
 
-    def watch(self, kind: Kind) -> AsyncIterator[ClusterEvent]:
+    def watch(self, kind: Kind, only: Only | None = None) -> AsyncIterator[ClusterEvent]:
         """List, then follow, for ever; recovers from 410, silence and restarts by itself."""
-        return Reflector(kind, self.transport, self.health, pace=self._pace).events()
+        return Reflector(kind, self.transport, self.health, pace=self._pace, only=only).events()
 
     async def get_pod(self, namespace: str, name: str) -> Pod:
         """Read one pod from the API server itself. Raises ApiNotFound."""

@@ -150,6 +150,12 @@ class Partial(Slim, frozen=True):
     metadata: Meta = Meta()
 
 
+class ConfigMap(Partial, frozen=True):
+    """A ConfigMap: the one that pauses us."""
+
+    data: dict[str, str] | None = None
+
+
 class LeaseSpec(Slim, frozen=True, omit_defaults=True):
     """spec of a coordination.k8s.io/v1 Lease; times have exactly six digits of seconds."""
 

@@ -24,6 +24,16 @@ class Kind(StrEnum):
     DEPLOYMENT = "deployments"
     STATEFULSET = "statefulsets"
     DAEMONSET = "daemonsets"
+    CONFIGMAP = "configmaps"
+    """One of them only: the one that pauses us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """One object, followed instead of all of its kind: a role may then name it."""
+
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,7 @@ class EventNote:
 class ClusterPort(Protocol):
     """Watch, bind, patch, annotate, note. Every call has a time limit and raises only ClusterError."""
 
-    def watch(self, kind: Kind) -> AsyncIterator[ClusterEvent]:
+    def watch(self, kind: Kind, only: Only | None = None) -> AsyncIterator[ClusterEvent]:
         """List, then follow, for ever; recovers from 410, silence and restarts by itself."""
         ...
 

@@ -26,7 +26,7 @@ import msgspec
 
 from scheduler.cluster.api_request import Target
 from scheduler.cluster.decode import Decoder, WatchLine
-from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
+from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed, Only
 from scheduler.cluster.transport import GONE, Transport, status_of
 from scheduler.core.errors import ApiForbidden, ApiGone, ApiNotFound, ApiUnavailable, ClusterError
 
@@ -55,6 +55,7 @@ VERSIONS: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.DEPLOYMENT: (("apps", "v1"),),
     Kind.STATEFULSET: (("apps", "v1"),),
     Kind.DAEMONSET: (("apps", "v1"),),
+    Kind.CONFIGMAP: (("", "v1"),),
 }
 REQUIRED = frozenset({Kind.NODE, Kind.POD})
 
@@ -93,10 +94,21 @@ class Health:
 
 
 class Reflector:
-    """List and watch of one kind."""
+    """List and watch of one kind, or of one object of it."""
 
-    def __init__(self, kind: Kind, transport: Transport, health: Health, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        transport: Transport,
+        health: Health,
+        *,
+        pace: Pace | None = None,
+        only: Only | None = None,
+    ) -> None:
         self.kind = kind
+        self._only = only
+        # With it, rules that name the object allow to list and watch it.
+        self._selected = {"fieldSelector": f"metadata.name={only.name}"} if only else {}
         self._transport = transport
         self._counters = transport.counters
         self._health = health
@@ -111,7 +123,15 @@ class Reflector:
     def target(self) -> Target:
         """The collection that is followed."""
         group, version = VERSIONS[self.kind][self._version]
-        return Target(group=group, version=version, resource=self.kind.value)
+        if self._only is None:
+            return Target(group=group, version=version, resource=self.kind.value)
+        return Target(
+            group=group,
+            version=version,
+            resource=self.kind.value,
+            namespace=self._only.namespace,
+            without=f'resourceNames: ["{self._only.name}"] is enough',
+        )
 
     async def events(self) -> AsyncGenerator[ClusterEvent, None]:
         """Every change, for ever."""
@@ -153,7 +173,9 @@ class Reflector:
             # No resourceVersion: a consistent read. `resourceVersion=0` would ignore the limit.
             # A second paged attempt may expire just as well on a slow link: the third takes all at once.
             unpaged = self._expired_lists >= 2
-            params = {} if unpaged else {"limit": str(self._transport.limits.page_size)}
+            params = dict(self._selected)
+            if not unpaged:
+                params["limit"] = str(self._transport.limits.page_size)
             if token:
                 params["continue"] = token
             try:
@@ -200,6 +222,7 @@ class Reflector:
         """One watch, until it ends. Returns where the server ended it in order."""
         lasts_s = random.uniform(*self._pace.watch_s)  # noqa: S311 - not a secret
         params = {
+            **self._selected,
             "watch": "1",
             "resourceVersion": self._resource_version,
             "allowWatchBookmarks": "true",
@@ -298,7 +321,10 @@ class Reflector:
         """Whether the store is older than what we saw, as after a restored backup: its watch would stay silent."""
         try:
             body = await self._transport.call(
-                "list", self.target, params={"limit": "1"}, accept=self._decoder.list_accept
+                "list",
+                self.target,
+                params={**self._selected, "limit": "1"},
+                accept=self._decoder.list_accept,
             )
             now = self._decoder.page(body).resource_version
         except ClusterError:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from scheduler.core.clock import Clock
 
 MERGE_PATCH = "application/merge-patch+json"
-METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "update": "PUT", "patch": "PATCH"}
+METHODS = {
+    "get": "GET",
+    "list": "GET",
+    "watch": "GET",
+    "create": "POST",
+    "update": "PUT",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
 # Sent where a server says 429 but not for how long.
 DEFAULT_RETRY_AFTER_S = 1.0
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY = 401, 403, 404, 409, 410, 422, 429

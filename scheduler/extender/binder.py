@@ -48,9 +48,11 @@ class Binder:
         *,
         leads: Callable[[], bool],
         term: Callable[[], int],
+        paused: Callable[[], str] = lambda: "",
     ) -> None:
+        """`paused` says who has paused us, and why; empty while nobody has."""
         self.results: Counter[str] = Counter()
-        """bound | already | conflict | gone | cordoned | unknown_node | not_leading | failed | unknown."""
+        """bound | already | conflict | gone | cordoned | unknown_node | not_leading | paused | failed | unknown."""
         self.unknown: dict[str, BindArgs] = {}
         """By uid: Bindings that were sent, and nobody knows what became of them."""
         self._store = store
@@ -59,6 +61,7 @@ class Binder:
         self._clock = clock
         self._leads = leads
         self._term = term
+        self._paused = paused
 
     async def bind(self, args: BindArgs) -> str:
         """Bind a pod. Returns what to tell kube-scheduler: nothing if the pod is bound to that node."""
@@ -94,6 +97,16 @@ class Binder:
             return "unknown_node", f"node {args.node} is gone"
         if self._store.snapshot.cordoned[row] and self._cordoned_since(args):
             return "cordoned", f"node {args.node} was cordoned meanwhile"
+        return self._why_not_now()
+
+    def _why_not_now(self) -> Answer | None:
+        """Why we may not act; None if we may."""
+        if paused := self._paused():
+            # kube-scheduler binds nothing itself where it leaves that to us: its pods wait, and it should say for what.
+            what_to_do = (
+                "until `wattbalance resume` no pod is bound, unless bindVerb is taken out of kube-scheduler's"
+            )
+            return "paused", f"wattbalance is {paused}; {what_to_do} extender configuration"
         if not self._leads():
             return "not_leading", "this replica no longer leads; ask again"
         return None
@@ -120,7 +133,7 @@ class Binder:
                     args.uid,
                     args.node,
                     self._annotations(args),
-                    may_send=self._leads,
+                    may_send=lambda: self._why_not_now() is None,
                 )
         except ApiNotFound:
             self._release(args)
@@ -131,9 +144,7 @@ class Binder:
             return await self._after(args, sent=True)
         except ClusterError as error:
             self._release(args)
-            if not self._leads():
-                return "not_leading", "this replica no longer leads; ask again"
-            return "failed", str(error)
+            return self._why_not_now() or ("failed", str(error))
         return "bound", ""
 
     def _annotations(self, args: BindArgs) -> dict[str, str]:

@@ -51,10 +51,12 @@ class Fence:
         self.leads: Callable[[], bool] = lambda: True
         """Whether it may act now; asked before each act."""
         self.term: Callable[[], int] = lambda: 0
+        self.paused: Callable[[], str] = lambda: ""
+        """Who has paused us, and why; empty while nobody has."""
 
 
 class Verbs:
-    """ExtenderVerbs over the decider. `observe` means: decide and record, change nothing."""
+    """ExtenderVerbs over the decider. `observe` means: decide and record, change nothing; so does a pause."""
 
     def __init__(
         self,
@@ -77,12 +79,17 @@ class Verbs:
                 clock,
                 leads=lambda: fence.leads(),  # noqa: PLW0108 - app.py sets it later
                 term=lambda: fence.term(),  # noqa: PLW0108 - likewise
+                paused=lambda: fence.paused(),  # noqa: PLW0108 - likewise
             )
         self.clock = clock
         self.fence = fence
-        self.observe = observe
+        self._observe = observe
         self._fragments: Fragments | None = None
         self._fragments_generation = -1
+
+    def is_observing(self) -> bool:
+        """Whether what is decided now changes nothing: by the configuration, or while somebody has paused us."""
+        return self._observe or bool(self.fence.paused())
 
     @property
     def binds(self) -> Mapping[str, int]:
@@ -114,6 +121,7 @@ class Verbs:
         rows, strangers = self._rows(args)
         known = rows >= 0
         unknown = _missing(args.names, known)
+        observing = self.is_observing()
         outcome = self.decider.place(
             request,
             rows[known] if unknown else rows,
@@ -121,10 +129,10 @@ class Verbs:
             self.clock.unix_s(),
             strangers,
             unknown=len(unknown),
-            observe=self.observe,
+            observe=observing,
         )
         self._log_decision(outcome.record)
-        if self.observe:
+        if observing:
             return filter_all_answer(args)
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
@@ -180,7 +188,7 @@ class Verbs:
     # --- prioritize and preempt ----------------------------------------------------------------------------------
 
     def prioritize(self, args: FilterArgs) -> bytes | bytearray:
-        """Score what is left, 0 to 10; nodes that we do not know score 0. In observe mode all score 0.
+        """Score what is left, 0 to 10; nodes that we do not know score 0. While we observe, all score 0.
 
         So they do for a pod without a GPU: kube-scheduler's own scores choose.
         """
@@ -193,7 +201,7 @@ class Verbs:
         scores = np.zeros(len(rows), np.float64)
         if not ours:
             self._pass("prioritize", args.pod)
-        elif not self.observe:
+        elif not self.is_observing():
             request = self._request(args.pod)
             now_mono_s, unix_s = self.clock.mono_s(), self.clock.unix_s()
             scores = self.decider.scores(request, rows, now_mono_s, unix_s, unknown=len(unknown))
@@ -207,17 +215,17 @@ class Verbs:
             return preempt_answer(args.victims)
         rows = rows_of(names, self.store.rows)
         known = rows >= 0
-        accepted = np.zeros(len(names), bool)
+        observing, accepted = self.is_observing(), np.zeros(len(names), bool)
         accepted[known], record = self.decider.acceptable(
             self._request(args.pod),
             rows[known],
             self.clock.mono_s(),
             self.clock.unix_s(),
             unknown=int(np.count_nonzero(~known)),
-            observe=self.observe,
+            observe=observing,
         )
         self._log_decision(record)
-        if self.observe:
+        if observing:
             return preempt_answer(args.victims)
         kept = {name: args.victims[name] for name, good in zip(names, accepted.tolist(), strict=True) if good}
         return preempt_answer(kept)

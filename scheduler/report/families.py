@@ -110,7 +110,10 @@ class Sources:
     lease_losses: Count = _counter(
         "Times this replica stopped leading against its will: not renewed in time, or taken by another."
     )
-    observing: Count = _gauge("1 if nothing is acted upon, only decided and counted.")
+    observing: Count = _gauge(
+        "1 if nothing is acted upon, only decided and counted: mode: observe, or paused."
+    )
+    paused: Count = _gauge("1 while this replica is paused: `wattbalance pause` to `wattbalance resume`.")
     degraded: By = _gauge("1 for each thing that is missing although this replica answers.", "reason")
     decisions: ByThree = _counter("Decisions made.", "verb", "profile", "result")
     policy_failures: By = _counter(
@@ -144,7 +147,7 @@ class Sources:
     )
     binds: By = _counter(
         "Bindings asked of us by result: bound, already, conflict, gone (or being deleted), cordoned, unknown_node, "
-        "not_leading, failed, unknown (looked up until it is known).",
+        "not_leading, paused, failed, unknown (looked up until it is known).",
         "result",
     )
     connections_refused: By = _counter(

@@ -78,6 +78,17 @@ class PodView(View, frozen=True):
     created_unix_s: float | None = None
 
 
+class PauseView(View, frozen=True):
+    """Who paused us; whatever was left out is empty."""
+
+    by: str
+    claimed: bool
+    """Whether only a kubeconfig calls them so, and not the API server."""
+    since: str
+    """RFC 3339"""
+    reason: str
+
+
 class Readiness(View, frozen=True):
     """Whether this replica knows enough to answer, and what it lacks."""
 
@@ -94,6 +105,8 @@ class Readiness(View, frozen=True):
     """Why it is not ready; sentences for a person."""
     forbidden: list[str] = []
     """What the API server refused when it was last tried, each with the rule to add to our role."""
+    paused: PauseView | None = None
+    """Null while nobody has paused us."""
 
 
 class NodeViews(Protocol):

@@ -1,4 +1,4 @@
-"""What a server says about itself: versions, groups, resources."""
+"""What a server says about itself and who asks it: versions, groups, resources, the user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Iterable
 
 from scheduler.simulate.apiserver_rules import PODS, JsonObject, Resource
 
+# Of everybody: there is one token, and nobody else is let in.
+USER = "wattbalance"
+# Served from this minor version of 1.x on.
+_REVIEW_SINCE = 28
+_REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
@@ -17,6 +22,9 @@ def document(path: str, resources: Iterable[Resource], minor: int) -> JsonObject
     if path == "/version":
         version = f"v1.{minor}.0"
         return {"major": "1", "minor": str(minor), "gitVersion": version, "platform": "linux/amd64"}
+    if path == _REVIEW and minor >= _REVIEW_SINCE:
+        status = {"userInfo": {"username": USER, "groups": ["system:authenticated"]}}
+        return {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "status": status}
     if parts == ["api"]:
         return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
     if parts == ["apis"]:

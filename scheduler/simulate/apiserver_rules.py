@@ -21,6 +21,7 @@ NODES = "nodes"
 NAMESPACES = "namespaces"
 LEASES = "leases"
 EVENTS = "events"
+CONFIGMAPS = "configmaps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ RESOURCES: tuple[Resource, ...] = (
     Resource(plural="deployments", kind="Deployment", group="apps"),
     Resource(plural="statefulsets", kind="StatefulSet", group="apps"),
     Resource(plural="daemonsets", kind="DaemonSet", group="apps"),
+    Resource(plural=CONFIGMAPS, kind="ConfigMap", status=False),
     Resource(plural=LEASES, kind="Lease", group="coordination.k8s.io", status=False),
     Resource(plural=EVENTS, kind="Event", group="events.k8s.io", status=False),
 )
@@ -68,6 +70,8 @@ _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d
 _MICRO_TIMES = {LEASES: ("acquireTime", "renewTime"), EVENTS: ("eventTime",)}
 _EVENT_NEEDS = ("action", "reason", "reportingController", "reportingInstance")
 _EVENT_NOTE_MAX_BYTES = 1024
+_DATA_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+_DATA_MAX_BYTES = 1024 * 1024
 # What an update may change in a pod's spec; gates may only go, and open the node selector while they stand.
 _POD_SPEC_OPEN = (
     "activeDeadlineSeconds",
@@ -76,7 +80,7 @@ _POD_SPEC_OPEN = (
     "schedulingGates",
 )
 # Jobs and the apps group lose a status sent with a create; a node keeps it.
-_STATUS_KEPT_AT_CREATE = (NODES, LEASES, EVENTS)
+_STATUS_KEPT_AT_CREATE = (NODES, LEASES, EVENTS, CONFIGMAPS)
 
 
 def invalid(resource: Resource, name: str, why: str) -> ApiRejected:
@@ -161,6 +165,20 @@ def check_times(resource: Resource, obj: JsonObject) -> None:
             )
 
 
+def check_data(resource: Resource, obj: JsonObject) -> None:
+    """Refuse ConfigMaps whose data are no texts, of odd keys, or over a mebibyte. Raises ApiRejected."""
+    name, data = obj["metadata"]["name"], obj.get("data") or {}
+    for key, value in data.items():
+        if not isinstance(value, str):
+            raise ApiRejected(f"ConfigMap.data.{key}: expected a string", status=400)
+        if not _DATA_KEY.fullmatch(key):
+            raise invalid(
+                resource, name, f'data[{key}]: Invalid value: "{key}": a valid config key must consist of'
+            )
+    if sum(len(value.encode()) for value in data.values()) > _DATA_MAX_BYTES:
+        raise invalid(resource, name, f"data: Too long: must have at most {_DATA_MAX_BYTES} bytes")
+
+
 def check_event(resource: Resource, obj: JsonObject) -> None:
     """Refuse incomplete events.k8s.io/v1 Events. Raises ApiRejected (422)."""
     name = obj["metadata"]["name"]
@@ -191,6 +209,8 @@ def prepare_create(resource: Resource, obj: JsonObject, minor: int) -> None:
         obj["status"] = {"phase": "Active"}
     elif resource.plural == EVENTS:
         check_event(resource, obj)
+    elif resource.plural == CONFIGMAPS:
+        check_data(resource, obj)
     elif resource.plural not in _STATUS_KEPT_AT_CREATE:
         obj["status"] = {}
 
@@ -219,6 +239,8 @@ def prepare_update(resource: Resource, old: JsonObject, new: JsonObject, minor: 
         new["spec"] = old.get("spec", {})
     elif resource.status:
         new["status"] = old.get("status", {})
+    if resource.plural == CONFIGMAPS:
+        check_data(resource, new)
     if resource.plural == PODS and not status:
         _check_pod_spec(resource, name, old["spec"], new.get("spec") or {})
 

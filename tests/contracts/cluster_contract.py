@@ -21,8 +21,8 @@ import pytest
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.lease_record import LeaseTimes
-from scheduler.cluster.objects import Node, Partial, Pod
-from scheduler.cluster.port import Changed, ClusterEvent, EventNote, Gone, Kind, Listed
+from scheduler.cluster.objects import ConfigMap, Node, Partial, Pod
+from scheduler.cluster.port import Changed, ClusterEvent, EventNote, Gone, Kind, Listed, Only
 from scheduler.cluster.reflector import Pace
 from scheduler.core.clock import Clock, ManualClock, SystemClock
 from scheduler.core.errors import ApiConflict, ApiNotFound
@@ -188,10 +188,12 @@ class Follower:
 
 
 @contextlib.asynccontextmanager
-async def following(cluster: KubernetesCluster, kind: Kind) -> AsyncIterator[Follower]:
-    """Follow a kind while the block runs."""
+async def following(
+    cluster: KubernetesCluster, kind: Kind, only: Only | None = None
+) -> AsyncIterator[Follower]:
+    """Follow a kind, or one object of it, while the block runs."""
     follower = Follower()
-    async with beside(follower.read(cluster.watch(kind))):
+    async with beside(follower.read(cluster.watch(kind, only))):
         yield follower
 
 
@@ -349,6 +351,40 @@ class ClusterContract:
                 assert (event.object.metadata.annotations or {}).items() >= want.items()
             assert isinstance(of_job, Changed)
             assert of_job.object.metadata.uid in (await jobs.listed()).keys
+
+    async def test_of_one_object_nothing_but_it_is_told(self, server: Server) -> None:
+        # By the name that the shipped role allows to read.
+        name, path = "wattbalance-pause", f"/api/v1/namespaces/{server.namespace}/configmaps"
+
+        async def make(named: str, **data: str) -> str:
+            body: Json = {"metadata": {"name": named}, "data": dict(data)}
+            made = await server.world.call("POST", path, body)
+            return str(cast("Json", made["metadata"])["uid"])
+
+        other = f"other-{uuid.uuid4().hex[:8]}"
+        uid = await make(name, reason="a drill")
+        only = Only(server.namespace, name)
+        async with server.cluster() as cluster, following(cluster, Kind.CONFIGMAP, only) as found:
+            assert (await found.listed()).keys == {uid}
+            event = await found.until(changed(name))
+            assert isinstance(event, Changed)
+            assert isinstance(event.object, ConfigMap)
+            assert event.object.data == {"reason": "a drill"}
+            await make(other)
+            await server.world.call("PATCH", f"{path}/{name}", {"data": {"reason": "another"}})
+            await found.until(
+                changed(name, lambda each: isinstance(each, ConfigMap) and each.data == {"reason": "another"})
+            )
+            await server.world.call("DELETE", f"{path}/{name}")
+            await found.until(gone(name))
+            await server.world.call("DELETE", f"{path}/{other}")
+            again = await make(name)
+            await found.until(changed(name, lambda each: each.metadata.uid == again))
+            await server.world.call("DELETE", f"{path}/{name}")
+            want_names = {name}
+            seen = {each.object.metadata.name for each in found.events if not isinstance(each, Listed)}
+            assert seen == want_names
+            assert not cluster.counters.relists[Kind.CONFIGMAP]
 
     async def test_bind_sets_node_and_annotations_in_one_write(self, server: Server) -> None:
         space, node = await make_namespace(server), await make_node(server)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from scheduler.cluster.objects import Pod
-from scheduler.cluster.port import ClusterEvent, EventNote, Kind
+from scheduler.cluster.port import ClusterEvent, EventNote, Kind, Only
 from scheduler.core.errors import ApiConflict, ApiNotFound, ApiRejected, ClusterError
 from tests.builders import make_pod
 
@@ -71,7 +71,7 @@ class FakeCluster:
             raise ApiNotFound(f"pods {name!r} not found", status=404)
         return self.pods[name]
 
-    def watch(self, kind: Kind) -> AsyncIterator[ClusterEvent]:
+    def watch(self, kind: Kind, only: Only | None = None) -> AsyncIterator[ClusterEvent]:
         """No verb watches."""
         raise NotImplementedError
 

@@ -373,6 +373,7 @@ async def test_a_standby_that_knows_enough_is_ready(client: Client, world: World
         "degraded": ["broker"],
         "reasons": [],
         "forbidden": [],
+        "paused": None,
     }
 
 

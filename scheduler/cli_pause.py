@@ -1,0 +1,148 @@
+"""`wattbalance pause` and `resume`: a person's word to a running daemon, by way of the cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from scheduler.cli_types import NamedPath
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scheduler.pause_orders import Outcome
+
+
+class Reason(click.ParamType[str]):
+    """One line for people."""
+
+    name = "text"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        from scheduler.pause import MOST_REASON_CHARS, odd_character
+
+        text = str(value).strip()
+        if not text:
+            self.fail("expected why, in a sentence for those who will ask; got nothing", param, ctx)
+        if len(text) > MOST_REASON_CHARS:
+            self.fail(f"expected at most {MOST_REASON_CHARS} characters, got {len(text)}", param, ctx)
+        if (odd := odd_character(text)) is not None:
+            self.fail(f"expected one line without control characters, got {odd!r} in it", param, ctx)
+        return text
+
+
+class Namespace(click.ParamType[str]):
+    """A namespace's name."""
+
+    name = "namespace"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        from scheduler.core.names import LABEL, is_label
+
+        if not is_label(str(value)):
+            self.fail(f"expected a namespace ({LABEL}), got {str(value)[:300]!r}", param, ctx)
+        return str(value)
+
+
+class Context(click.ParamType[str]):
+    """A name in a kubeconfig: an unset variable of a shell must not mean the current one."""
+
+    name = "context"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        if not value:
+            self.fail("expected the name of a context, got nothing", param, ctx)
+        return str(value)
+
+
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which daemon is meant."""
+    for option in (
+        click.option("--context", type=Context(), metavar="NAME", help="Context; default: its current one."),
+        click.option(
+            "--kubeconfig",
+            type=NamedPath(dir_okay=False),
+            metavar="FILE",
+            help="Kubeconfig; default: KUBECONFIG, else ~/.kube/config.",
+        ),
+        click.option(
+            "-n",
+            "--namespace",
+            type=Namespace(),
+            default="wattbalance",
+            show_default=True,
+            metavar="NAME",
+            help="Where the daemon runs (its lease.namespace, if it names one).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(short_help="Let a running daemon decide and do nothing.")
+@click.option(
+    "--reason", type=Reason(), required=True, metavar="TEXT", help="Why: shown wherever the pause is."
+)
+@_where
+def pause(reason: str, namespace: str, kubeconfig: str | None, context: str | None) -> None:
+    """Pause all replicas: kube-scheduler gets back all that it offers, until `wattbalance resume`.
+
+    They go on deciding, recording and counting, and promise, bind and write nothing, as with mode: observe. The
+    pause is the ConfigMap wattbalance-pause in their namespace: it outlives each of them, and whoever may create it
+    may pause. Where kube-scheduler leaves binding to us (bindVerb), its pods wait until then.
+
+    \b
+    Examples:
+      wattbalance pause --reason "kernel update on the DGX row, ask Kim"
+      kubectl wattbalance pause --reason "drill" --context prod
+    """
+    outcome = _order(reason, namespace, kubeconfig, context)
+    if outcome.done:
+        click.echo(outcome.paused or "paused")
+        click.echo("`wattbalance resume` ends it.")
+    else:
+        click.echo(f"already {outcome.paused}")
+    _warn(outcome)
+
+
+@click.command(short_help="End a pause.")
+@_where
+def resume(namespace: str, kubeconfig: str | None, context: str | None) -> None:
+    """End a pause: the daemon acts again.
+
+    \b
+    Examples:
+      wattbalance resume
+      kubectl wattbalance resume --context prod
+    """
+    outcome = _order(None, namespace, kubeconfig, context)
+    if outcome.done:
+        click.echo(f"resumed; it was {outcome.paused}")
+    else:
+        click.echo(f"nothing to resume: nobody paused it in namespace {namespace}")
+    _warn(outcome)
+
+
+def _order(reason: str | None, namespace: str, kubeconfig: str | None, context: str | None) -> Outcome:
+    import asyncio
+    from pathlib import Path
+
+    from scheduler.pause_orders import order
+
+    return asyncio.run(
+        order(
+            namespace=namespace,
+            kubeconfig=Path(kubeconfig) if kubeconfig is not None else None,
+            context=context,
+            reason=reason,
+        )
+    )
+
+
+def _warn(outcome: Outcome) -> None:
+    if outcome.lonely:
+        click.echo(f"warning: {outcome.lonely}", err=True)
