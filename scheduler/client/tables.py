@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.decision.explain import Candidate, Evaluation, RuledOut
+from scheduler.decision.evaluation import Candidate, Evaluation, RuledOut
 from scheduler.report.explanation import Decision, Explanation
 from scheduler.report.views import NodeView
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,121 +30,20 @@ from scheduler.decision.cycle import (
     judge,
 )
 from scheduler.decision.decider import BEST_KEPT, Decider
-from scheduler.decision.record import DecisionRecord
+from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term
 from scheduler.policy.base import POOL_CODES
 
 # What a person reads at a glance; the count beside tells of the rest.
 EXAMPLES = 5
 CORDONED = "node cordoned"
 TOO_SMALL = "node has too few GPUs"
+# What a pod may ask for: without it, and the reasons that it brings about.
+ASKED: dict[str, tuple[dict[str, Any], tuple[Reason, ...]]] = {
+    "pools": ({"pools": ()}, (Reason.OTHER_POOL,)),
+    "gpu-model": ({"gpu_models": ()}, (Reason.OTHER_MODEL, Reason.UNKNOWN_MODEL)),
+    "gpu-memory": ({"gpu_memory_bytes": 0}, (Reason.TOO_LITTLE_MEMORY, Reason.UNKNOWN_MEMORY)),
+}
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
-
-
-class Term(msgspec.Struct, frozen=True, gc=False):
-    """What one policy added to a node's score."""
-
-    policy: str
-    weight: float
-    """Share of the profile's whole weight, 0 to 1."""
-    score: float
-    """Raw, 0 to 1; higher is better."""
-    term: float
-    """Weight times raw score. Added up in this order, in double precision, the terms are the node's score exactly."""
-
-
-class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """One node and how it came to its score."""
-
-    node: str
-    pool: str
-    score: float
-    """Sum of the terms, 0 to 1; higher is better."""
-    free_gpus: float
-    """Without this pod."""
-    terms: tuple[Term, ...]
-    band: str = ""
-    """fits | chosen_before (three times for this pod, never bound) | full (by our count) | ruled_out; empty in a
-    decision"""
-    reason: str = ""
-    """Why it is ruled out."""
-    points: int | None = None
-    """Advisory placement: what kube-scheduler is told, 0 to 10."""
-
-
-class RuledOut(msgspec.Struct, frozen=True, gc=False):
-    """One reason against nodes."""
-
-    reason: str
-    nodes: int
-    """How many it rules out."""
-    examples: tuple[str, ...]
-    """Some of them, by name."""
-
-
-class Hindrance(msgspec.Struct, frozen=True, gc=False):
-    """One thing that keeps a pod waiting, and what would end it."""
-
-    kind: str
-    """none (it fits now) | quarantine | cordon | broken_gpus | pool | free_gpus | node_size | no_nodes"""
-    text: str
-    """For a person: what it is and what helps."""
-    helps: int = 0
-    """How many nodes the pod would fit if only this were gone."""
-    nodes: tuple[str, ...] = ()
-    """Some of those; where there are none, some of the nodes that it concerns."""
-    until_unix_s: float | None = None
-    """When it ends by itself; null where it does not."""
-    lacking_gpus: float | None = None
-    """How many GPUs the nearest node lacks."""
-
-
-class Evaluation(msgspec.Struct, frozen=True, gc=False):
-    """What would be decided at one instant, over all nodes that exist."""
-
-    unix_s: float
-    """When."""
-    nodes: int
-    """How many there are."""
-    fitting: int
-    """How many of them no reason of ours is against, with room by our count."""
-    full: int
-    """Likewise, without room by our count."""
-    profile: str
-    placement: str
-    """decisive: we name one node | advisory: kube-scheduler chooses by our scores and its own"""
-    chosen: str
-    """The node that would come first; empty if there is none."""
-    held_on: str
-    """Where the pod is bound, its own GPUs counted free there; empty while it waits."""
-    ruled_out: tuple[RuledOut, ...]
-    """Most nodes first."""
-    best: tuple[Candidate, ...]
-    """The ten best nodes, the choice first."""
-    own: Candidate | None
-    """The node that the pod is bound to, be it among the best or not."""
-    unblock: tuple[Hindrance, ...]
-    """Of a pod that waits: what would let it run, what helps most first."""
-    failed_policies: tuple[str, ...]
-    """Policies that failed, and are left out of filters or scores."""
-
-
-def decided(record: DecisionRecord) -> tuple[Candidate, ...]:
-    """The ten best nodes of a record, terms spelled out."""
-    return tuple(
-        Candidate(
-            node=ranked.node,
-            pool=ranked.pool,
-            score=ranked.score,
-            free_gpus=ranked.free_gpus,
-            terms=tuple(
-                Term(each.policy, each.weight, score, term)
-                for each, score, term in zip(
-                    record.policies, ranked.scores, record.terms(ranked), strict=True
-                )
-            ),
-        )
-        for ranked in record.best
-    )
 
 
 def evaluate(
@@ -252,8 +152,6 @@ class _Look:
 
     def unblock(self) -> tuple[Hindrance, ...]:
         judgement, gpus = self.judgement, self.request.gpus
-        if judgement.fitting:
-            return (self._fits(),)
         if not (judgement.offered | self.closed | self.small).any():
             return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),)
         if not (judgement.offered | self.closed).any():
@@ -269,15 +167,20 @@ class _Look:
             self._cordon(),
             self._broken(),
             *self._pools(),
-            self._free(),
+            *self._asked(),
+            None if judgement.fitting else self._free(),
         )
-        return tuple(sorted((each for each in found if each is not None), key=lambda each: -each.helps))
+        told = sorted((each for each in found if each is not None), key=lambda each: -each.helps)
+        if judgement.fitting:
+            # kube-scheduler may not offer those that fit; what would open others is worth knowing then.
+            return (self._fits(), *(each for each in told if each.helps))
+        return tuple(told)
 
     def _fits(self) -> Hindrance:
         text = (
             "It fits now, by what we know. kube-scheduler asks again at the next event of the cluster, at the latest "
-            "after five minutes. If the pod goes on waiting, kube-scheduler's own filters hold it (taints, affinity, "
-            "CPU, memory, volumes): kubectl describe pod tells."
+            "after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these nodes "
+            "(taints, affinity, CPU, memory, volumes): kubectl describe pod tells."
         )
         return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))
 
@@ -288,9 +191,9 @@ class _Look:
         request: PodRequest | None = None,
         offered: Mask | None = None,
     ) -> Mask:
-        """Which nodes fit, if something were otherwise; none fits as it is."""
+        """Which nodes would fit, if something were otherwise, that do not as it is."""
         decider, judgement = self.decider, self.judgement
-        return judge(
+        fits = judge(
             request or self.request,
             np.flatnonzero(judgement.offered if offered is None else offered),
             change(judgement.snapshot),
@@ -298,6 +201,7 @@ class _Look:
             decider.filters,
             PolicyFailures(),
         ).fits
+        return fits & ~judgement.fits
 
     def _hindrance(self, kind: str, concerned: Mask, helped: Mask, what: str, remedy: str) -> Hindrance:
         helps, count = int(np.count_nonzero(helped)), int(np.count_nonzero(concerned))
@@ -360,6 +264,21 @@ class _Look:
                 remedy,
             )
             found.append(msgspec.structs.replace(told, until_unix_s=self.unix_s + left_s))
+        return found
+
+    def _asked(self) -> list[Hindrance]:
+        """What the pod itself asks for by annotations."""
+        found = []
+        for key, (without, reasons) in ASKED.items():
+            concerned = self.judgement.offered & np.isin(self.judgement.codes, reasons)
+            if not concerned.any():
+                continue
+            helped = self._again(request=replace(self.request, **without))
+            what, remedy = (
+                f"not as the pod's wattbalance.io/{key} asks",
+                "It may ask for less, or for more kinds.",
+            )
+            found.append(self._hindrance("annotation", concerned, helped, what, remedy))
         return found
 
     def _free(self) -> Hindrance | None:

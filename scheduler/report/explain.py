@@ -20,7 +20,8 @@ from scheduler.core.clock import Clock
 from scheduler.core.nouns import PREFIX, Placement
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
-from scheduler.decision.explain import Evaluation, evaluate
+from scheduler.decision.evaluation import Evaluation
+from scheduler.decision.explain import evaluate
 from scheduler.decision.record import RECORDS_KEPT, DecisionRecord
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH

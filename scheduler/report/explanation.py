@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from scheduler.core.nouns import Placement
-from scheduler.decision.explain import Candidate, Evaluation, decided
+from scheduler.decision.evaluation import Candidate, Evaluation, decided
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.answers import scaled
 from scheduler.report.views import View

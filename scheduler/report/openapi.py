@@ -179,8 +179,8 @@ def _structs(*items: type) -> list[type[msgspec.Struct]]:
         elif isinstance(kind, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)):
             visit(kind.item_type)
         elif isinstance(kind, msgspec.inspect.UnionType):
-            for each in kind.types:
-                visit(each)
+            for member in kind.types:
+                visit(member)
 
     for item in items:
         visit(msgspec.inspect.type_info(item))

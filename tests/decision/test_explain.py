@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import Placement, PodRequest, PoolSpec
+from scheduler.core.nouns import Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider
-from scheduler.decision.explain import (
-    CORDONED,
-    TOO_SMALL,
-    Candidate,
-    Evaluation,
-    Hindrance,
-    decided,
-    evaluate,
-)
+from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, decided
+from scheduler.decision.explain import ASKED, CORDONED, TOO_SMALL, evaluate
 from scheduler.decision.record import DecisionRecord
 from scheduler.policy.base import Score, ScoreArray
 from scheduler.policy.profiles import Profile, Weighted
@@ -193,6 +186,52 @@ def test_a_pool_is_waited_for_until_an_instant() -> None:
     assert told.chosen == "aws-1"
 
 
+def test_a_pod_that_fits_where_kube_scheduler_may_not_offer_it_is_told_what_would_open_others() -> None:
+    pools = (
+        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
+        PoolSpec(name="aws", selector={"site": "aws"}),
+    )
+    store = make_store(pools)
+    see_node(store, "dc-1", labels={"site": "dc"})
+    see_node(store, "aws-1", labels={"site": "aws"})
+    see_node(store, "aws-2", labels={"site": "aws"})
+    fill(store, "aws-2", 8)
+    told = look(make_decider(store), make_request(waited_s=100.0))
+    assert [each.kind for each in told.unblock] == ["none", "pool"]
+    assert [told.unblock[1].nodes, told.unblock[1].until_unix_s] == [("aws-1",), UNIX + 200.0]
+
+
+def test_what_the_pod_asks_for_itself_may_be_what_holds_it() -> None:
+    store = make_store()
+    for name in ("a", "b"):
+        see_node(store, name)
+    fill(store, "a", 8)
+    asked = make_request(gpus=2, gpu_models=("*t4*",))
+    told = look(make_decider(store), asked)
+    [annotation] = told.unblock
+    assert [annotation.kind, annotation.helps, annotation.nodes] == ["annotation", 1, ("b",)]
+    assert annotation.text.startswith(
+        "2 nodes not as the pod's wattbalance.io/gpu-model asks: 1 would take the pod."
+    )
+    both = look(make_decider(store), make_request(gpus=2, gpu_models=("*t4*",), gpu_memory_bytes=2**50))
+    assert [each.helps for each in both.unblock] == [0]
+
+
+@pytest.mark.parametrize(
+    "reason", [each for each in Reason if each not in (Reason.FITS, Reason.UNKNOWN_NODE)]
+)
+def test_every_reason_has_its_hindrance(reason: Reason) -> None:
+    """Whoever adds a reason says what would end it."""
+    handled = {
+        Reason.QUARANTINED,
+        Reason.BROKEN_GPUS,
+        Reason.WAITING_FOR_POOL,
+        Reason.CHOSEN_BEFORE_NOT_BOUND,
+    }
+    handled |= {each for _, reasons in ASKED.values() for each in reasons}
+    assert reason in handled
+
+
 def test_the_nearest_node_and_what_it_lacks() -> None:
     store = make_store()
     for name, held in (("a", 7), ("b", 5), ("c", 8)):
@@ -313,6 +352,5 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
     for now, before in zip(told.best, decided(record), strict=True):
         assert now.terms == before.terms
         assert exactly(now) == now.score == before.score
-    # Whatever is said to help by itself would; a pod that fits is told nothing else.
-    assert bool(told.fitting) == ([each.kind for each in told.unblock] == ["none"])
+    assert bool(told.fitting) == (told.unblock[0].kind == "none")
     assert all(each.nodes for each in told.unblock if each.kind != "no_nodes")

@@ -1,0 +1,115 @@
+"""What a fresh evaluation of a pod tells, as records for the API: candidates with their terms, reasons, hindrances."""
+
+from __future__ import annotations
+
+import msgspec
+
+from scheduler.decision.record import DecisionRecord
+
+
+class Term(msgspec.Struct, frozen=True, gc=False):
+    """What one policy added to a node's score."""
+
+    policy: str
+    weight: float
+    """Share of the profile's whole weight, 0 to 1."""
+    score: float
+    """Raw, 0 to 1; higher is better."""
+    term: float
+    """Weight times raw score. Added up in this order, in double precision, the terms are the node's score exactly."""
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One node and how it came to its score."""
+
+    node: str
+    pool: str
+    score: float
+    """Sum of the terms, 0 to 1; higher is better."""
+    free_gpus: float
+    """Without this pod."""
+    terms: tuple[Term, ...]
+    band: str = ""
+    """fits | chosen_before (three times for this pod, never bound) | full (by our count) | ruled_out; empty in a
+    decision"""
+    reason: str = ""
+    """Why it is ruled out."""
+    points: int | None = None
+    """Advisory placement: what kube-scheduler is told, 0 to 10."""
+
+
+class RuledOut(msgspec.Struct, frozen=True, gc=False):
+    """One reason against nodes."""
+
+    reason: str
+    nodes: int
+    """How many it rules out."""
+    examples: tuple[str, ...]
+    """Some of them, by name."""
+
+
+class Hindrance(msgspec.Struct, frozen=True, gc=False):
+    """One thing that keeps a pod waiting, and what would end it."""
+
+    kind: str
+    """none (it fits now) | quarantine | cordon | broken_gpus | pool | annotation (what the pod asks for) |
+    free_gpus | node_size | no_nodes"""
+    text: str
+    """For a person: what it is and what helps."""
+    helps: int = 0
+    """How many nodes the pod would fit if only this were gone."""
+    nodes: tuple[str, ...] = ()
+    """Some of those; where there are none, some of the nodes that it concerns."""
+    until_unix_s: float | None = None
+    """When it ends by itself; null where it does not."""
+    lacking_gpus: float | None = None
+    """How many GPUs the nearest node lacks."""
+
+
+class Evaluation(msgspec.Struct, frozen=True, gc=False):
+    """What would be decided at one instant, over all nodes that exist."""
+
+    unix_s: float
+    """When."""
+    nodes: int
+    """How many there are."""
+    fitting: int
+    """How many of them no reason of ours is against, with room by our count."""
+    full: int
+    """Likewise, without room by our count."""
+    profile: str
+    placement: str
+    """decisive: we name one node | advisory: kube-scheduler chooses by our scores and its own"""
+    chosen: str
+    """The node that would come first; empty if there is none."""
+    held_on: str
+    """Where the pod is bound, its own GPUs counted free there; empty while it waits."""
+    ruled_out: tuple[RuledOut, ...]
+    """Most nodes first."""
+    best: tuple[Candidate, ...]
+    """The ten best nodes, the choice first."""
+    own: Candidate | None
+    """The node that the pod is bound to, be it among the best or not."""
+    unblock: tuple[Hindrance, ...]
+    """Of a pod that waits: what would let it run, what helps most first."""
+    failed_policies: tuple[str, ...]
+    """Policies that failed, and are left out of filters or scores."""
+
+
+def decided(record: DecisionRecord) -> tuple[Candidate, ...]:
+    """The ten best nodes of a record, terms spelled out."""
+    return tuple(
+        Candidate(
+            node=ranked.node,
+            pool=ranked.pool,
+            score=ranked.score,
+            free_gpus=ranked.free_gpus,
+            terms=tuple(
+                Term(each.policy, each.weight, score, term)
+                for each, score, term in zip(
+                    record.policies, ranked.scores, record.terms(ranked), strict=True
+                )
+            ),
+        )
+        for ranked in record.best
+    )
