@@ -14,10 +14,9 @@ from enum import StrEnum
 from scheduler.cluster.objects import Pod, requested
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterEvent, Gone, Listed
-from scheduler.core.nouns import GPU_RESOURCE, PREFIX
+from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
 from scheduler.decision.record import DecisionRecord
 
-DECISION_ANNOTATION = PREFIX + "decision"
 # What the API server fills in where a pod names none.
 DEFAULT_SCHEDULER = "default-scheduler"
 

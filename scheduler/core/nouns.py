@@ -7,6 +7,8 @@ from enum import IntEnum, StrEnum
 
 PREFIX = "wattbalance.io/"
 GPU_RESOURCE = "nvidia.com/gpu"
+# On a pod that was bound by a decision of ours.
+DECISION_ANNOTATION = PREFIX + "decision"
 
 
 class Workload(StrEnum):

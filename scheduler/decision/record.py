@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from scheduler.core.nouns import DECISION_ANNOTATION
+
 # DESIGN: the last 10,000 in memory, each also one log line.
 RECORDS_KEPT = 10_000
 RESULTS = ("placed", "advised", "no_fit", "passed_soft", "full_by_our_count", "observed", "accepted")
@@ -77,6 +79,22 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     def terms(self, ranked: Ranked) -> list[float]:
         """What each policy added to the node's score."""
         return [score * each.weight for each, score in zip(self.policies, ranked.scores, strict=True)]
+
+
+def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> dict[str, str | None]:
+    """What stands on a pod that was bound by a decision: where to, and how to find the record of it.
+
+    A record that another replica made is not known; that it was ours is.
+    """
+    score = next((best.score for best in record.best if best.node == node), None) if record else None
+    decision = {
+        "node": node,
+        "profile": record.profile if record else "",
+        "score": score,
+        "cycle": record.cycle if record else "",
+        "term": term,
+    }
+    return {DECISION_ANNOTATION: msgspec.json.encode(decision).decode()}
 
 
 class DecisionLog:

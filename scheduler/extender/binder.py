@@ -12,15 +12,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
-
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
 from scheduler.core.errors import ApiConflict, ApiNotFound, ApiUnavailable, ClusterError
 from scheduler.core.log import kv
-from scheduler.core.nouns import PREFIX
-from scheduler.decision.record import DecisionLog
+from scheduler.decision.record import DecisionLog, decision_annotation
 from scheduler.extender.wire import BindArgs
 
 _log = logging.getLogger(__name__)
@@ -132,7 +129,7 @@ class Binder:
                     args.name,
                     args.uid,
                     args.node,
-                    self._annotations(args),
+                    decision_annotation(self._decisions.of_pod(args.uid), args.node, self._term()),
                     may_send=lambda: self._why_not_now() is None,
                 )
         except ApiNotFound:
@@ -146,17 +143,6 @@ class Binder:
             self._release(args)
             return self._why_not_now() or ("failed", str(error))
         return "bound", ""
-
-    def _annotations(self, args: BindArgs) -> dict[str, str]:
-        record = self._decisions.of_pod(args.uid)
-        decision = {
-            "node": args.node,
-            "profile": record.profile if record else "",
-            "score": next((r.score for r in record.best if r.node == args.node), None) if record else None,
-            "cycle": record.cycle if record else "",
-            "term": self._term(),
-        }
-        return {PREFIX + "decision": msgspec.json.encode(decision).decode()}
 
     async def _after(self, args: BindArgs, *, sent: bool) -> Answer:
         """Read what became of a Binding that was refused, or (`sent`) never answered."""
