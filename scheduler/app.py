@@ -22,7 +22,7 @@ from scheduler import __version__, config
 from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
-from scheduler.cluster.kubernetes import PROBE_EVERY_S, KubernetesCluster
+from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Kind, Listed, Only
 from scheduler.cluster.readings import StoreHandler
@@ -39,9 +39,10 @@ from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership, own_name
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
-from scheduler.parts import broker_settings, listener_spec, make_decider, make_store
+from scheduler.parts import broker_settings, listener_spec, make_decider, make_store, probe_every_s
 from scheduler.pause import NAME as PAUSE_NAME
 from scheduler.pause import Pause
+from scheduler.reload import Reload, watchable
 from scheduler.report.api import Api
 from scheduler.report.explain import Explainer
 from scheduler.report.metrics import MetricsPage
@@ -61,7 +62,7 @@ ASKED_LATELY_S = 60.0
 class Daemon:
     """One replica of `wattbalance serve`."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, config_file: Path | None = None) -> None:
         self.settings = settings
         self.clock = clock
         instance = uuid.uuid4().hex[:8]
@@ -82,8 +83,7 @@ class Daemon:
             clock,
             instance=own_name() or socket.gethostname(),
             limits=Limits(call_timeout_s=float(settings.cluster.api_timeout_s)),
-            # Who observes renews no Lease: without a sign of life in time, a quiet server would count as silent.
-            probe_every_s=min(PROBE_EVERY_S, float(settings.cluster.stale_s) / 2),
+            probe_every_s=probe_every_s(settings),
         )
         self.handler = StoreHandler(self.store)
         self.subscriber = TelemetrySubscriber(
@@ -146,9 +146,13 @@ class Daemon:
             },
             grace_s=float(settings.shutdown.grace_s) / 2,
         )
+        # 5. What it is like tomorrow.
+        self.reload = Reload(config_file, self, self.cluster.note)
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
             "leader_label": self.leadership.lacks_label,
+            "config_refused": lambda: bool(self.reload.problems),
+            "restart_needed": lambda: bool(self.reload.restart_needed),
             "paused": lambda: self.pause.now is not None,
         }
 
@@ -187,6 +191,7 @@ class Daemon:
                 ),
                 group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
                 group.create_task(guard("store.tick", self._tick()), name="store.tick"),
+                group.create_task(guard("config.reload", self.reload.run()), name="config.reload"),
                 *(
                     [group.create_task(guard("extender.binds", binder.run()), name="extender.binds")]
                     if (binder := self.verbs.binder) is not None
@@ -328,7 +333,7 @@ def serve(settings: Settings, config_path: str) -> int:
         log.warning("configuration: %s", problem, extra=kv(file=config_path))
     end = HardEnd(float(settings.shutdown.grace_s), writer.stop)
     try:
-        return asyncio.run(_serve(settings, end))
+        return asyncio.run(_serve(settings, end, watchable(config_path)))
     finally:
         end.call_off()
         writer.stop()
@@ -340,8 +345,8 @@ def _cannot_run(group: BaseExceptionGroup[BaseException], code: int) -> int:
     return code
 
 
-async def _serve(settings: Settings, end: HardEnd) -> int:
-    daemon = Daemon(settings, SystemClock())
+async def _serve(settings: Settings, end: HardEnd, config_file: Path | None) -> int:
+    daemon = Daemon(settings, SystemClock(), config_file)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(tell_unhandled)
 

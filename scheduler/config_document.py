@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from msgspec import inspect
 
 from scheduler import config
+from scheduler.config_changes import needs_restart
 from scheduler.config_settings import Settings
 from scheduler.config_types import PolicyUse, Seconds
 from scheduler.config_yaml import scalar
@@ -24,7 +25,11 @@ and `wattbalance check-config FILE` finds every problem in one.
 A path with `[]` is one of a list, with `NAME` one of a mapping. What has no default must be given, below a list or a
 mapping only where there is such an entry. Durations carry their unit (`250ms`, `30s`, `4h30m`). Files are named and
 never copied in, so no secret is in this one.
+
+A running daemon looks at its file once a second, and takes what has changed; a file with a problem changes nothing.
+Keys marked *at a start* are taken by the next process only.
 """
+SECTION = "a section"
 TABLE = """
 | key | type | default | meaning |
 |---|---|---|---|
@@ -59,7 +64,7 @@ def document() -> str:
     top: list[_Row] = []
     sections: list[str] = []
     for field in _fields(Settings):
-        rows = list(_rows(field, ""))
+        rows = [_marked(row) for row in _rows(field, "")]
         if len(rows) == 1:
             top += rows
         else:
@@ -72,6 +77,11 @@ def document() -> str:
     for name, kind in sorted(scores.items()):
         parts += [row.line() for field in _fields(kind) for row in _rows(field, f"{name}.")]
     return "".join([*parts, FILTERS.format(", ".join(f"`{name}`" for name in sorted(filters)))])
+
+
+def _marked(row: _Row) -> _Row:
+    at_start = row.kind != SECTION and needs_restart(row.path)
+    return replace(row, text=f"{row.text} *At a start.*") if at_start else row
 
 
 def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
@@ -129,7 +139,7 @@ def _kind(kind: inspect.Type) -> str:  # noqa: PLR0911 - one line for each kind 
     if isinstance(bare, inspect.FloatType | inspect.IntType):
         return _number(bare)
     if isinstance(bare, inspect.StructType):
-        return "a section"
+        return SECTION
     if isinstance(bare, inspect.BoolType):
         return "`true` or `false`"
     if isinstance(bare, inspect.NoneType):

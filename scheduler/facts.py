@@ -21,6 +21,7 @@ from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
 from scheduler.pause import Pause
+from scheduler.reload import Reload
 from scheduler.report.families import Sources
 from scheduler.report.views import GpuView, NodeView, PauseView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
@@ -30,10 +31,12 @@ DEGRADED = (
     "broker_away",
     "broker_silent",
     "certificate_not_reloaded",
+    "config_refused",
     "forbidden",
     "leader_label",
     "observing",
     "paused",
+    "restart_needed",
 )
 
 
@@ -51,6 +54,7 @@ class Replica(Protocol):
     bindings: Bindings
     leadership: Leadership
     knowledge: Knowledge
+    reload: Reload
     pause: Pause
 
 
@@ -226,6 +230,9 @@ def sources(replica: Replica) -> Sources:
         leader=leadership.leads,
         lease_takeovers=lambda: leadership.elector.takeovers if leadership.elector else 0,
         lease_losses=lambda: leadership.elector.losses if leadership.elector else 0,
+        config_reloads=lambda: replica.reload.results,
+        config_last_success_timestamp_seconds=lambda: replica.reload.taken_unix_s,
+        config_hash=lambda: replica.reload.taken_hash,
         observing=replica.verbs.is_observing,
         paused=lambda: replica.pause.now is not None,
         degraded=degraded,

@@ -42,6 +42,10 @@ class Knowledge:
         self.faults: Mapping[str, Callable[[], bool]] = {}
         """What else may be wrong though we answer, by its word; told by whoever composes us."""
 
+    def use(self, settings: Settings) -> None:
+        """Take other settings."""
+        self._settings = settings
+
     def not_ready(self) -> str | None:
         """Why we do not know enough to answer; None if we do."""
         if self._over.is_set():

@@ -48,6 +48,8 @@ class Leadership:
         """Whether it is so for a while, or nobody knows yet that it is not; leading goes on."""
         _check_own_names()
         self.pod_name = own_name()
+        self.pod_uid = ""
+        """Its uid, once the watch has told of it."""
         self.namespace = settings.lease.namespace or own_namespace()
         self.identity = f"{settings.lease.identity or self.pod_name or socket.gethostname()}-{instance}"
         self.elector: Elector | None = None
@@ -114,6 +116,8 @@ class Leadership:
         meta = event.object.metadata
         if meta.namespace != self.namespace:
             return
+        if meta.name == self.pod_name:
+            self.pod_uid = meta.uid
         if isinstance(event, Changed) and (meta.labels or {}).get(ROLE_LABEL) == LEADER:
             self._leader_pods.add(meta.name)
         else:

@@ -115,6 +115,17 @@ class Sources:
     )
     paused: Count = _gauge("1 while this replica is paused: `wattbalance pause` to `wattbalance resume`.")
     degraded: By = _gauge("1 for each thing that is missing although this replica answers.", "reason")
+    config_reloads: By = _counter(
+        "Times the configuration's file had changed: ok, or refused, when the one before stays in force.",
+        "result",
+    )
+    config_last_success_timestamp_seconds: Count = _gauge(
+        "Unix time at which the configuration was taken last; the start's, if never since."
+    )
+    config_hash: Count = _gauge(
+        "Beginning of the SHA-256 of the configuration's file as it was taken last: replicas with the same figure "
+        "have the same; 0 where it is not watched."
+    )
     decisions: ByThree = _counter("Decisions made.", "verb", "profile", "result")
     policy_failures: By = _counter(
         "Calls in which a policy raised or answered nonsense; its score was dropped, its filter "
