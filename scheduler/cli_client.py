@@ -95,11 +95,28 @@ def found_daemon(
     from scheduler.client.fetch import Daemon
 
     if server is not None:
-        yield Daemon(server), lambda: "default"
+        daemon = Daemon(server)
+        try:
+            yield daemon, lambda: "default"
+        finally:
+            _say_if_paused(daemon)
         return
     kubectl = Kubectl(context or "", daemon_namespace or "")
     with kubectl.forwarded() as daemon:
-        yield daemon, kubectl.namespace
+        try:
+            yield daemon, kubectl.namespace
+        finally:
+            _say_if_paused(daemon)
+
+
+def _say_if_paused(daemon: Daemon) -> None:
+    """Whatever is looked at, what was decided since then has changed nothing."""
+    if not daemon.paused:
+        return
+    from scheduler.pause import MOST_BY_CHARS, MOST_REASON_CHARS, plain
+
+    said = plain(daemon.paused, MOST_BY_CHARS + MOST_REASON_CHARS + 100)
+    click.echo(f"warning: the daemon is {said}", err=True)
 
 
 @click.command(short_help="Say why a pod is where it is, or why it waits.")

@@ -16,6 +16,7 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -23,14 +24,16 @@ from scheduler.connections import CONNECTIONS, SILENT_S, Connection, ConnectionC
 from scheduler.core.errors import CannotListen
 from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
+from scheduler.report.views import PAUSED_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aiohttp.web_protocol import RequestHandler
 
 _log = logging.getLogger(__name__)
 
+API = "/api/"
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
 LAST_FRAC = 0.1  # of the grace: to end what was not answered within the rest
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
@@ -217,6 +220,8 @@ class Listeners:
         self.reloads = ReloadCounters()
         self.refused = ConnectionCounters()
         self.ready = asyncio.Event()
+        self.paused: Callable[[], str] = lambda: ""
+        """Who has paused us, since when and why; empty while nobody has."""
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -308,10 +313,16 @@ class Listeners:
             # The headers stand already when this is called.
             response.headers["Connection"] = "close"
 
+    async def _tell_paused(self, request: web.Request, response: web.StreamResponse) -> None:
+        # People ask there, and programs that have no place for it in the body; kube-scheduler would only drop it.
+        if request.path.startswith(API) and (paused := self.paused()):
+            response.headers[PAUSED_HEADER] = quote(paused, safe=" :,;()")
+
     async def _listen(self, spec: ListenerSpec) -> None:
         app = web.Application()
         app[LOOPBACK] = spec.is_loopback()
         app.on_response_prepare.append(self._end_last)
+        app.on_response_prepare.append(self._tell_paused)
         for role in sorted(spec.serves):
             app.add_routes(self._routes.get(role, ()))
         # Last: it takes what no other route does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -330,6 +331,41 @@ async def test_a_pause_holds_a_running_leader_until_resume(
             assert said["paused"] is None
             assert "paused" not in said["degraded"]
             assert await figure(replica, "wattbalance_paused") == "wattbalance_paused 0.0"
+
+
+async def test_whoever_asks_about_a_paused_daemon_is_told_and_json_stays_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "Wärmestau: 50 % in dc-1 ✂"
+    async with cluster(tmp_path, monkeypatch) as world:
+        world.add_node("n1")
+        world.add_pod("p")
+        async with world.replica() as replica:
+            await replica.knows("n1")
+            server = ("--server", f"http://127.0.0.1:{replica.daemon.listeners.addresses[0][1]}")
+            code, _, complained = await program("nodes", *server)
+            assert (code, complained) == (0, "")
+            outcome = await say(world, reason)
+            await eventually(lambda: replica.daemon.pause.now is not None)
+            want = f"warning: the daemon is {outcome.paused}\n"
+            assert reason in want
+            for arguments in (
+                ("nodes",),
+                ("explain", "p"),
+                ("nodes", "-o", "json"),
+                ("explain", "p", "-o", "json"),
+            ):
+                code, said, complained = await program(*arguments, *server, PYTHONIOENCODING="utf-8")
+                assert (code, complained) == (0, want)
+                if "json" in arguments:
+                    assert isinstance(json.loads(said), dict)
+            code, _, complained = await program("explain", "absent", *server, PYTHONIOENCODING="utf-8")
+            assert code == 1
+            assert want in complained
+            async with replica.session.get("/api/v1/nodes") as page:
+                assert page.headers["Wattbalance-Paused"].isascii()
+            async with replica.session.get("/metrics") as page:
+                assert "Wattbalance-Paused" not in page.headers
 
 
 async def test_what_was_decided_while_paused_is_no_ones_disobedience_after_it(

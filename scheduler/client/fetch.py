@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler.core.errors import SchedulerError
 from scheduler.report.explanation import Explanation, NotFound
-from scheduler.report.views import NodeView
+from scheduler.report.views import PAUSED_HEADER, NodeView
 
 # The daemon answers in milliseconds; a port-forward across the world may take seconds.
 PATIENCE_S = 15.0
@@ -55,6 +55,8 @@ class Daemon:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.paused = ""
+        """Who has paused the daemon, as its last answer said; empty if nobody."""
         self._parts = urllib.parse.urlsplit(self.url)
 
     def explain(self, namespace: str, pod: str) -> tuple[Explanation, bytes]:
@@ -104,6 +106,7 @@ class Daemon:
             connection.request("GET", parts.path + path, headers={"Accept": "application/json"})
             answer = connection.getresponse()
             body = answer.read(MOST_BYTES + 1)
+            self.paused = urllib.parse.unquote(answer.getheader(PAUSED_HEADER, ""))
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
             raise NoDaemon(f"no daemon answers at {self.url}: {why}\n{NEXT}") from error

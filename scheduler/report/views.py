@@ -78,6 +78,10 @@ class PodView(View, frozen=True):
     created_unix_s: float | None = None
 
 
+PAUSED_HEADER = "Wattbalance-Paused"
+"""On every answer of the JSON API while we are paused: who, since when and why, in a line, percent-encoded."""
+
+
 class PauseView(View, frozen=True):
     """Who paused us; whatever was left out is empty."""
 
