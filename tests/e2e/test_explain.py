@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane import Daemon, node_manifest, pod_manifest
-from tests.e2e.system import Replica, System, until_seen, view, wait_for
+from tests.e2e.system import NAMESPACE, Replica, System, until_seen, view, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -148,3 +150,35 @@ def test_nodes_are_listed(system: System, replica: Replica) -> None:
     ]
     found = json.loads(call(replica, "nodes", "-o", "json", "--pool", "dc-1").stdout)["items"]
     assert [node["name"] for node in found if node["name"].startswith("list-")] == ["list-a"]
+
+
+def test_the_leader_is_found_by_a_real_kubectl_which_says_why_it_cannot_forward(system: System) -> None:
+    """No kubelet runs here to forward anything; up to there it is the real way."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on the path")
+
+    def nodes() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "scheduler.cli", "nodes"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**environment, "KUBECONFIG": str(system.plane.kubeconfig())},
+        )
+
+    environment = {key: value for key, value in os.environ.items() if key != "WATTBALANCE_SERVER"}
+    done = nodes()
+    assert done.returncode == 1
+    assert "no running pod carries the label wattbalance.io/role=leader" in done.stderr
+    system.add_own_pod("wattbalance-0")
+    system.plane.request(
+        "PATCH",
+        f"/api/v1/namespaces/{NAMESPACE}/pods/wattbalance-0/status",
+        {"status": {"phase": "Running"}},
+    )
+    system.serve("wattbalance-0")
+    done = wait_for("it leads", lambda: "no running pod" not in (told := nodes()).stderr and told)
+    assert done.returncode == 1
+    assert f"kubectl port-forward to {NAMESPACE}/wattbalance-0: " in done.stderr
+    assert "--server http://127.0.0.1:9441" in done.stderr
