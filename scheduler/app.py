@@ -48,6 +48,7 @@ from scheduler.report.explain import Explainer
 from scheduler.report.metrics import MetricsPage
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
+from scheduler.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,12 @@ class Daemon:
         self.decider.on_no_fit = self.notices.no_fit
         self.store.on_faults = self.notices.bad_annotations
         self.bindings.on_past = self._tell_past
+        self.write_back = WriteBack(
+            self.cluster,
+            self.decider.log,
+            may_write=self.leadership.may_act,
+            term=lambda: self.leadership.term,
+        )
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
@@ -192,6 +199,7 @@ class Daemon:
                 ),
                 group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
                 group.create_task(guard("store.tick", self._tick()), name="store.tick"),
+                group.create_task(guard("decisions.write", self.write_back.run()), name="decisions.write"),
                 group.create_task(guard("config.reload", self.reload.run()), name="config.reload"),
                 *(
                     [group.create_task(guard("extender.binds", binder.run()), name="extender.binds")]
@@ -259,6 +267,8 @@ class Daemon:
 
     def _note_bound(self, pod: PodFacts) -> None:
         self.bindings.bound(pod, self._promised, self.clock.mono_s())
+        if self.settings.extender.annotate:
+            self.write_back.bound(pod)
 
     def _tell_past(self, binding: Binding, why: Past) -> None:
         pod = f"{binding.namespace}/{binding.name}"

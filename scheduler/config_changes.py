@@ -15,6 +15,7 @@ APPLIED = frozenset(
     {
         "annotations",
         "cluster.stale",
+        "extender.annotate",
         "extender.ignorable",
         "extender.kubernetes_version",
         "extender.reservation",

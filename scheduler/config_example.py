@@ -85,6 +85,7 @@ extender:
   prefix: /scheduler
   bind: false
   reservation: 30s               # how long a choice holds its GPUs until the binding is seen
+  annotate: true                 # write the decision on pods that kube-scheduler bound by it
   kubernetes_version: null       # "1.32", in quotes; check-config warns if bind with ignorable lacks it
   ignorable: null                # null: not known
 

@@ -248,6 +248,12 @@ class ExtenderSettings(Strict, frozen=True, kw_only=True):
         ),
     ] = "/scheduler"
     bind: Annotated[bool, Meta(description="Whether we bind (bindVerb); off: kube-scheduler does.")] = False
+    annotate: Annotated[
+        bool,
+        Meta(
+            description="Whether the decision is written on pods that kube-scheduler bound by it; needs patch on pods."
+        ),
+    ] = True
     reservation_s: Annotated[
         PositiveSeconds, Meta(description="How long a choice holds its GPUs until the binding is seen.")
     ] = field(name="reservation", default_factory=lambda: PositiveSeconds(30))

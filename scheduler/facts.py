@@ -25,6 +25,7 @@ from scheduler.reload import Reload
 from scheduler.report.families import Sources
 from scheduler.report.views import GpuView, NodeView, PauseView, PodView, Readiness
 from scheduler.telemetry.bus import TelemetrySubscriber
+from scheduler.writeback import WriteBack
 
 # Every reason there can be; a list that cannot be read is named by its kind.
 DEGRADED = (
@@ -52,6 +53,7 @@ class Replica(Protocol):
     verbs: Verbs
     listeners: Listeners
     bindings: Bindings
+    write_back: WriteBack
     leadership: Leadership
     knowledge: Knowledge
     reload: Reload
@@ -207,6 +209,7 @@ def sources(replica: Replica) -> Sources:
         reservations_lost=lost,
         bypassed_pods=lambda: replica.bindings.past,
         annotation_errors=lambda: store.intents.errors,
+        decisions_written=lambda: replica.write_back.results,
         extender_requests=lambda: counters.requests,
         extender_bad_requests=lambda: counters.refused,
         extender_full_node_requests=lambda: counters.full_nodes,

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from scheduler.bindings import DECISION_ANNOTATION, Binding, Bindings, Past
+from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.objects import Container, Meta, OwnerRef, Pod, PodSpec, Resources
 from scheduler.cluster.pods import PodFacts, pod_facts
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
-from scheduler.core.nouns import GPU_RESOURCE
+from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
 from scheduler.decision.record import DecisionRecord
 
 OURS = "wattbalance"

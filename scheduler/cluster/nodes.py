@@ -180,9 +180,7 @@ class Nodes:
         most = max(
             [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
         )
-        return snapshot.replace(
-            **columns, capability_max=most, model_sets=tuple(self._columns.model_sets)
-        )
+        return snapshot.replace(**columns, capability_max=most, model_sets=tuple(self._columns.model_sets))
 
     def pool_indexes(self, names: Sequence[str]) -> tuple[int, ...]:
         """Of pools by their names; of such as there are."""

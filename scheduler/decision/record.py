@@ -81,7 +81,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
         return [score * each.weight for each, score in zip(self.policies, ranked.scores, strict=True)]
 
 
-def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> dict[str, str | None]:
+def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> dict[str, str]:
     """What stands on a pod that was bound by a decision: where to, and how to find the record of it.
 
     A record that another replica made is not known; that it was ours is.

@@ -17,7 +17,7 @@ from scheduler.cluster.intent import Intent
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import PREFIX, Placement
+from scheduler.core.nouns import DECISION_ANNOTATION, Placement
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
@@ -32,7 +32,6 @@ MOST_SHOWN = 253
 NAMES_A_TURN = 2000
 # Of a name that is in other namespaces, or was: some of them are enough of a hint.
 MOST_ELSEWHERE = 5
-DECISION_ANNOTATION = PREFIX + "decision"
 
 _encode = msgspec.json.Encoder().encode
 

@@ -148,6 +148,10 @@ class Sources:
     annotation_errors: By = _counter(
         "Annotations with a value that could not be used; the default was.", "key"
     )
+    decisions_written: By = _counter(
+        "Decisions written on bound pods by result: written, gone (the pod), failed, dropped (more than can be written).",
+        "result",
+    )
     extender_requests: ByTwo = _counter("Extender requests by what became of them.", "verb", "result")
     extender_bad_requests: By = _counter("Extender requests that could not be answered.", "reason")
     extender_full_node_requests: Count = _counter(

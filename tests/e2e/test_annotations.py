@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from scheduler.core.nouns import PREFIX
+from scheduler.core.nouns import DECISION_ANNOTATION, PREFIX
 from tests.controlplane import Daemon
 from tests.e2e.system import SCHEDULER_NAME, Replica, System, until_seen, wait_for
 
@@ -148,3 +149,23 @@ def test_a_namespace_speaks_for_its_pods_until_it_says_no_more(
     finally:
         system.plane.request("PATCH", NAMESPACE, {"metadata": {"annotations": {PREFIX + "pools": None}}})
     wait_for("it says no more", lambda: not lands_far())
+
+
+def test_the_decision_stands_on_a_pod_once_it_is_bound(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    system.add_node("n1")
+    until_seen(replica, "n1")
+    system.add_pod("waits", annotations={PREFIX + "gpu-model": "*B200*"})
+    system.add_pod("placed")
+    assert system.bound("placed") == "n1"
+
+    def said(pod: str) -> str:
+        return str(system.pod(pod)["metadata"].get("annotations", {}).get(DECISION_ANNOTATION, ""))
+
+    decision = json.loads(wait_for("it is written", lambda: said("placed")))
+    [record] = replica.get("/api/v1/decisions?pod=placed")["items"]
+    assert (decision["node"], decision["cycle"]) == ("n1", record["cycle"])
+    assert decision["score"] == record["best"][0]["score"]
+    wait_for("the other was asked about", lambda: replica.get("/api/v1/decisions?pod=waits")["items"])
+    assert not said("waits"), "a change of a pod that waits would have it tried again"

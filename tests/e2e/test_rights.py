@@ -127,11 +127,19 @@ def test_all_of_the_role_is_used_and_nothing_else_is_asked_for(system: System) -
     assert [each["requestURI"] for each in ours if each["responseStatus"]["code"] in {401, 403}] == []
 
 
-def test_it_may_write_to_no_pod_outside_of_its_namespace(system: System) -> None:
-    wait_for("it may in its own", lambda: may(system, "patch", "", "pods", NAMESPACE))
-    # A Binding carries our annotations; that is how a decision comes onto somebody's pod.
+def test_it_may_change_pods_by_patch_and_binding_only(system: System) -> None:
+    wait_for("it may in its own namespace", lambda: may(system, "patch", "", "pods", NAMESPACE))
+    wait_for("the decision needs it elsewhere", lambda: may(system, "patch", "", "pods", "default"))
     wait_for("it may bind", lambda: may(system, "create", "", "pods/binding", "default"))
-    assert not may(system, "patch", "", "pods", "default")
+    for verb, resource in (
+        ("create", "pods"),
+        ("update", "pods"),
+        ("delete", "pods"),
+        ("patch", "pods/status"),
+        ("create", "pods/eviction"),
+        ("patch", "nodes"),
+    ):
+        assert not may(system, verb, "", resource, "default")
 
 
 def test_a_right_that_serving_needs_and_lacks_is_named_until_it_is_there(system: System) -> None:

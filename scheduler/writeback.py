@@ -1,0 +1,95 @@
+"""Writes our decision on pods that kube-scheduler bound by it, newest first and a few a second.
+
+Never on a pod that waits: there each change of the pod would make kube-scheduler try it anew. Where we bind, the
+decision travels in the Binding (extender/binder.py), and there is nothing left to write. On 1.32 and later any change
+of a bound pod lets kube-scheduler try refused pods again, hence the pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import ClusterPort
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ClusterError
+from scheduler.core.nouns import DECISION_ANNOTATION
+from scheduler.decision.record import DecisionLog, decision_annotation
+
+log = logging.getLogger(__name__)
+
+# At most, a second: of a burst of pods the decisions come a little later, and the API server does not notice.
+WRITES_PER_S = 20
+# Those that wait; the oldest go first. A thousand are 50 s of writing.
+MOST_WAITING = 1000
+
+
+class WriteBack:
+    """Notes bound pods without waiting; `run` writes.
+
+    Args:
+        cluster: where to.
+        decisions: what was decided.
+        may_write: whether this replica leads and acts.
+        term: of its leading.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterPort,
+        decisions: DecisionLog,
+        *,
+        may_write: Callable[[], bool],
+        term: Callable[[], int],
+    ) -> None:
+        self.results: Counter[str] = Counter()
+        """written | gone | dropped (too many) | failed."""
+        self._cluster = cluster
+        self._decisions = decisions
+        self._may_write = may_write
+        self._term = term
+        self._waiting: OrderedDict[str, PodFacts] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._told_forbidden = False
+
+    def bound(self, pod: PodFacts) -> None:
+        """A pod was bound. Nothing is noted of one without a decision of ours, or that carries it already."""
+        if not self._may_write() or self._decisions.of_pod(pod.uid) is None:
+            return
+        if DECISION_ANNOTATION in (pod.meta.annotations or {}):
+            return
+        self._waiting[pod.uid] = pod
+        if len(self._waiting) > MOST_WAITING:
+            self._waiting.popitem(last=False)
+            self.results["dropped"] += 1
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        while True:
+            await self._wake.wait()
+            while self._waiting:
+                _, pod = self._waiting.popitem(last=True)
+                await self._write(pod)
+                await asyncio.sleep(1 / WRITES_PER_S)
+            self._wake.clear()
+
+    async def _write(self, pod: PodFacts) -> None:
+        record = self._decisions.of_pod(pod.uid)
+        if record is None or not self._may_write():
+            return
+        said = decision_annotation(record, pod.node, self._term())
+        try:
+            await self._cluster.annotate_pod(pod.namespace, pod.name, pod.uid, {**said})
+        except (ApiNotFound, ApiConflict):
+            self.results["gone"] += 1
+        except ClusterError as error:
+            # Not tried again: the record and the log have it, and the next pod's may pass.
+            self.results["failed"] += 1
+            if isinstance(error, ApiForbidden) and not self._told_forbidden:
+                self._told_forbidden = True
+                log.warning("decisions cannot be written on pods: %s", error)
+        else:
+            self.results["written"] += 1

@@ -1,0 +1,129 @@
+"""Decisions on pods that kube-scheduler bound: newest first, paced, and never on one that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from scheduler import writeback
+from scheduler.cluster.pods import PodFacts, pod_facts
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
+from scheduler.core.nouns import DECISION_ANNOTATION
+from scheduler.decision.record import DecisionLog
+from scheduler.writeback import WriteBack
+from tests.builders import make_pod
+from tests.contracts.cluster_contract import beside, eventually
+from tests.fakes.cluster import FakeCluster
+from tests.test_bindings import record
+
+
+@dataclass
+class Writing(FakeCluster):
+    """A cluster that remembers annotations."""
+
+    written: list[tuple[str, str, dict[str, str | None]]] = field(default_factory=list)
+    fails: list[ClusterError] = field(default_factory=list)
+    pausing: asyncio.Event | None = None
+
+    async def annotate_pod(
+        self, namespace: str, name: str, uid: str, annotations: dict[str, str | None]
+    ) -> None:
+        if self.pausing is not None:
+            await self.pausing.wait()
+        if self.fails:
+            raise self.fails.pop(0)
+        self.written.append((name, uid, annotations))
+
+
+class World:
+    def __init__(self) -> None:
+        self.cluster = Writing()
+        self.decisions = DecisionLog()
+        self.leads = True
+        self.back = WriteBack(self.cluster, self.decisions, may_write=lambda: self.leads, term=lambda: 7)
+
+    def bound(self, name: str, *, decided: bool = True, annotated: bool = False) -> None:
+        if decided:
+            self.decisions.add(record(f"uid-{name}", result="placed"))
+        said = {DECISION_ANNOTATION: "{}"} if annotated else None
+        facts = pod_facts(make_pod(name, node="n1", annotations=said))
+        assert isinstance(facts, PodFacts)
+        self.back.bound(facts)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(writeback, "WRITES_PER_S", 10_000)
+    return World()
+
+
+async def test_a_bound_pod_gets_the_decision_that_bound_it(world: World) -> None:
+    async with beside(world.back.run()):
+        world.bound("p1")
+        await eventually(lambda: bool(world.cluster.written))
+    [(name, uid, annotations)] = world.cluster.written
+    assert (name, uid) == ("p1", "uid-p1")
+    said = json.loads(annotations[DECISION_ANNOTATION] or "")
+    assert said["node"] == "n1"
+    assert said["term"] == 7
+    assert said["cycle"]
+    assert world.back.results == {"written": 1}
+
+
+async def test_nothing_is_written_on_pods_without_a_decision_or_that_carry_it(world: World) -> None:
+    async with beside(world.back.run()):
+        world.bound("foreign", decided=False)
+        world.bound("ours", annotated=True)
+        world.leads = False
+        world.bound("seen by a standby")
+        world.leads = True
+        world.bound("last")
+        await eventually(lambda: bool(world.cluster.written))
+    assert [name for name, _, _ in world.cluster.written] == ["last"]
+
+
+async def test_the_newest_goes_first_and_the_oldest_makes_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "MOST_WAITING", 3)
+    world.cluster.pausing = asyncio.Event()
+    for index in range(5):
+        world.bound(f"p{index}")
+    async with beside(world.back.run()):
+        world.cluster.pausing.set()
+        await eventually(lambda: len(world.cluster.written) == 3)
+    assert [name for name, _, _ in world.cluster.written] == ["p4", "p3", "p2"]
+    assert world.back.results == {"dropped": 2, "written": 3}
+
+
+async def test_what_was_noted_while_leading_is_not_written_after(world: World) -> None:
+    world.bound("p1")
+    world.leads = False
+    async with beside(world.back.run()):
+        await asyncio.sleep(0.05)
+        world.leads = True
+        world.bound("p2")
+        await eventually(lambda: bool(world.cluster.written))
+    assert [name for name, _, _ in world.cluster.written] == ["p2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "want"),
+    [
+        (ApiNotFound("gone", status=404), "gone"),
+        (ApiConflict("another uid", status=409), "gone"),
+        (ApiUnavailable("away"), "failed"),
+        (ApiForbidden("may not", status=403), "failed"),
+    ],
+)
+async def test_an_error_costs_one_pods_annotation(error: ClusterError, want: str, world: World) -> None:
+    world.cluster.fails = [error]
+    async with beside(world.back.run()):
+        world.bound("p1")
+        await eventually(lambda: sum(world.back.results.values()) == 1)
+        world.bound("p2")
+        await eventually(lambda: bool(world.cluster.written))
+    assert world.back.results == {want: 1, "written": 1}
