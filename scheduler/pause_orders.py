@@ -130,8 +130,9 @@ class Orders:
         try:
             answer = await self._transport.call("create", target, body=body)
             name = msgspec.json.decode(answer, type=_Review).status.user_info.username
-        except (ApiNotFound, ApiForbidden, msgspec.DecodeError):
-            # Before 1.28, or not allowed; a token that is not accepted will be told by what follows.
+        except (ClusterError, msgspec.DecodeError):
+            # Before 1.28, or not allowed. Nobody is kept from pausing by that; what is wrong with more than this
+            # question will be told by what follows.
             name = ""
         if name:
             return name, True

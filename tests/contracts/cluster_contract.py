@@ -18,20 +18,24 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from scheduler.cluster.api_request import Limits
+from scheduler.cluster.api_request import Limits, Target
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import ConfigMap, Node, Partial, Pod
 from scheduler.cluster.port import Changed, ClusterEvent, EventNote, Gone, Kind, Listed, Only
 from scheduler.cluster.reflector import Pace
+from scheduler.cluster.transport import Transport
 from scheduler.core.clock import Clock, ManualClock, SystemClock
-from scheduler.core.errors import ApiConflict, ApiNotFound
+from scheduler.core.errors import ApiConflict, ApiNotFound, ApiRejected
+from scheduler.pause_orders import Orders
 from tests.controlplane import collection_path, node_manifest, pod_manifest
 from tests.fakes.server_credentials import from_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
+
+    from scheduler.cluster.access import Credentials
 
 Json = dict[str, object]
 
@@ -98,6 +102,18 @@ class Server:
         return KubernetesCluster(
             credentials, clock, instance="test-0", limits=limits, pace=QUICK_PACE, probe_every_s=0.5
         )
+
+    @contextlib.asynccontextmanager
+    async def as_administrator(self) -> AsyncIterator[tuple[Transport, Credentials]]:
+        """Requests of a person with all rights."""
+        assert isinstance(self.world, ApiWorld)
+        credentials = from_server(self.url, token=self.world.token, ca_file=self.world.ca_file, clock=CLOCK)
+        transport = Transport(credentials, CLOCK)
+        await transport.open()
+        try:
+            yield transport, credentials
+        finally:
+            await transport.close()
 
 
 class Relay:
@@ -385,6 +401,35 @@ class ClusterContract:
             seen = {each.object.metadata.name for each in found.events if not isinstance(each, Listed)}
             assert seen == want_names
             assert not cluster.counters.relists[Kind.CONFIGMAP]
+
+    async def test_a_pause_is_made_once_and_ended_by_its_own_uid_only(self, server: Server) -> None:
+        space = await make_namespace(server)
+        async with server.as_administrator() as (transport, credentials):
+            orders = Orders(transport, credentials, space)
+            first = await orders.pause("a drill")
+            assert first.done
+            assert first.paused is not None
+            assert (first.paused.reason, bool(first.paused.since)) == ("a drill", True)
+            assert "no replica has led" in first.lonely
+            again = await orders.pause("another")
+            assert (again.done, again.paused) == (False, first.paused)
+            target = Target(resource="configmaps", namespace=space, name="wattbalance-pause")
+            with pytest.raises(ApiConflict):
+                await transport.call("delete", target, body={"preconditions": {"uid": str(uuid.uuid4())}})
+            assert await orders.standing() == first.paused
+            ended = await orders.resume()
+            assert (ended.done, ended.paused) == (True, first.paused)
+            ended = await orders.resume()
+            assert (ended.done, ended.paused) == (False, None)
+            with pytest.raises(ApiNotFound, match="namespace absent does not exist"):
+                await Orders(transport, credentials, "absent").pause("a drill")
+
+    @pytest.mark.parametrize("data", [{"a": 5}, {"a b": "x"}], ids=["no text", "odd key"])
+    async def test_bad_data_of_a_configmap_are_rejected(self, data: Json, server: Server) -> None:
+        async with server.as_administrator() as (transport, _):
+            target = Target(resource="configmaps", namespace="default")
+            with pytest.raises(ApiRejected):
+                await transport.call("create", target, body={"metadata": {"name": "bad"}, "data": data})
 
     async def test_bind_sets_node_and_annotations_in_one_write(self, server: Server) -> None:
         space, node = await make_namespace(server), await make_node(server)
