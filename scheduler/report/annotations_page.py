@@ -44,7 +44,8 @@ else by the kind of its topmost owner:
 {{kinds}}
 ## Written by Wattbalance
 
-`{PREFIX}decision` is on a pod that Wattbalance bound itself (`extender.bind`): node, profile, score and the cycle's id.
+`{PREFIX}decision` is on a pod that was bound by a decision of Wattbalance: node, profile, score and the cycle's
+id. Where kube-scheduler binds it is written a moment after (`extender.annotate`), never on a pod that waits.
 `{PREFIX}retry`, `{PREFIX}energy`, `{PREFIX}cost` and `{PREFIX}co2e` are kept for it.
 
 ## Not annotations

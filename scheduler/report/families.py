@@ -149,7 +149,7 @@ class Sources:
         "Annotations with a value that could not be used; the default was.", "key"
     )
     decisions_written: By = _counter(
-        "Decisions written on bound pods by result: written, gone (the pod), failed, dropped (more than can be written).",
+        "Decisions written on bound pods by result: written, gone (the pod), failed, dropped (too many at once).",
         "result",
     )
     extender_requests: ByTwo = _counter("Extender requests by what became of them.", "verb", "result")
