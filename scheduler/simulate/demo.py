@@ -211,6 +211,8 @@ class Demo:
             f"nodes      {url}/api/v1/nodes",
             f"decisions  {url}/api/v1/decisions",
             f"metrics    {url}/metrics",
+            f"list       wattbalance nodes --server {url}",
+            f"ask why    wattbalance explain POD -n demo --server {url}",
             f"broker     {broker.kind} at {broker.url}",
             "Ctrl-C ends it with a summary",
         )
