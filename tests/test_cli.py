@@ -61,7 +61,17 @@ def end_of(*arguments: str) -> int:
     return caught.value.code
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["demo", "--help"], ["config", "example"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["version"],
+        ["demo", "--help"],
+        ["config", "example"],
+        ["explain", "--help"],
+        ["nodes", "--help"],
+    ],
+)
 def test_help_imports_no_room(arguments: list[str]) -> None:
     """Modules are judged, milliseconds only printed: the machine may be busy."""
     script = (

@@ -166,6 +166,8 @@ class Explainer:
             ]
         elif facts.node and record.chosen and record.chosen != facts.node:
             notes = [f"It was bound to {facts.node}, past our decision for {record.chosen}."]
+        elif facts.node and record.result == "no_fit":
+            notes = [f"It was bound to {facts.node}, though our decision left no node."]
         else:
             notes = []
         soft = record is not None and record.result == "passed_soft"

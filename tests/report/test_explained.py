@@ -186,6 +186,12 @@ async def test_a_pod_bound_past_our_decision_says_so(world: World) -> None:
     world.see(make_pod("p1", node=other))
     told = await world.explained("p1")
     assert told.notes[0] == f"It was bound to {other}, past our decision for {chosen}."
+    for name in ("n1", "n2"):
+        see_node(world.store, name, labels={"wattbalance.io/quarantine": ""})
+    assert world.decide(world.see(make_pod("p2"))) == ""
+    world.see(make_pod("p2", node="n1"))
+    told = await world.explained("p2")
+    assert told.notes[0] == "It was bound to n1, though our decision left no node."
 
 
 async def test_advisory_placement_says_what_kube_scheduler_adds() -> None:
