@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -576,6 +578,47 @@ async def test_a_fault_of_ours_in_checking_keeps_the_daemon(
     await world.reload.judge(content(**SWAPPED))
     assert world.settings is before
     assert "too deep" in str(world.reload.problems[0])
+
+
+async def test_a_check_that_does_not_end_is_said_once_and_the_file_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "CHECK_S", 0.01)
+    load_raw, over = config.load_raw, threading.Event()
+
+    def waits(raw: bytes, path: str) -> Settings:
+        over.wait()
+        return load_raw(raw, path)
+
+    monkeypatch.setattr(config, "load_raw", waits)
+    try:
+        for _ in range(3):
+            await world.reload.judge(content(mode="maybe"))
+            await world.reload.judge(content(**SWAPPED))
+        assert world.reload.results == {"ok": 0, "refused": 1}
+        assert world.store.pool_names[0] == "dc"
+        monkeypatch.setattr(reload, "CHECK_S", 60.0)
+    finally:
+        over.set()
+    async with asyncio.timeout(60.0):
+        while world.store.pool_names[0] != "aws":
+            await world.reload.judge(content(**SWAPPED))
+            await asyncio.sleep(0.005)
+    assert not world.reload.problems
+
+
+async def test_the_logs_level_is_exchanged(world: World) -> None:
+    root = logging.getLogger()
+    before = root.level
+    try:
+        await world.reload.judge(content(log={"level": "error"}))
+        assert root.level == logging.ERROR
+        root.setLevel(logging.DEBUG)
+        # Nothing is set where the file says what it said.
+        await world.reload.judge(content(log={"level": "error"}, **SWAPPED))
+        assert root.level == logging.DEBUG
+    finally:
+        root.setLevel(before)
 
 
 async def test_a_part_that_cannot_be_made_changes_nothing(

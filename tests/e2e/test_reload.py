@@ -33,6 +33,10 @@ def reloads(replica: Replica, result: str) -> float:
     return metric(replica, "wattbalance_config_reloads_total", result=result)
 
 
+def until_taken(replica: Replica, times: float) -> None:
+    wait_for("the file is taken", lambda: reloads(replica, "ok") == times)
+
+
 def lacks(replica: Replica, word: str) -> bool:
     return word in readiness(replica)["degraded"]
 
@@ -71,7 +75,7 @@ def test_pools_are_reordered_while_pods_are_placed(system: System) -> None:
             write(system, replica, pools=order)
             for name in under_way[2:]:
                 system.add_pod(name)
-            wait_for("it is taken", lambda before=before: reloads(replica, "ok") == before + 1)
+            until_taken(replica, before + 1)
             assert all(node.startswith(first) for node in place(3))
             placed.update({name: system.bound(name) for name in under_way})
     finally:
@@ -146,7 +150,7 @@ def test_a_restart_after_a_reload_begins_with_the_same_settings(system: System) 
     system.add_node("again-dc", site="dc-1")
     replica = system.serve(pools=[DC, AWS])
     write(system, replica, pools=[AWS])
-    wait_for("it is taken", lambda: reloads(replica, "ok") == 1)
+    until_taken(replica, 1)
     until_seen(replica, "again-dc")
     assert view(replica, "again-dc")["pool"] == "default"
     figure = metric(replica, "wattbalance_config_hash")
