@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from scheduler.cluster.port import Changed, Gone, Kind
@@ -75,6 +76,16 @@ def test_what_an_agent_finds_and_what_kubernetes_counts_add_up(
     told = view(store)
     assert [told.known_gpus, told.unknown_gpus] == [0, want_counts[0]]
     assert told.broken_gpus == want_counts[2]
+
+
+def test_the_agents_version_is_that_of_the_inventory_and_unknown_without_one() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node()), 0.0)
+    assert view(store).agent_version is None
+    store.see_inventory("n1", make_inventory())
+    assert view(store).agent_version is None
+    store.see_inventory("n1", msgspec.structs.replace(make_inventory(), agent_version="0.1.0"))
+    assert view(store).agent_version == "0.1.0"
 
 
 def test_after_an_inventory_was_cleared_what_kubernetes_counts_is_unknown() -> None:

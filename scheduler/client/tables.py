@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -223,7 +224,11 @@ def _heading(out: Console, text: str) -> None:
 
 
 def _line(out: Console, text: str) -> None:
-    out.print(Text(_clean(text)), soft_wrap=not out.is_terminal)
+    if not out.is_terminal:
+        out.print(Text(_clean(text)), soft_wrap=True)
+        return
+    indent = len(text) - len(text.lstrip())
+    out.print(Padding(Text(_clean(text.lstrip())), (0, 0, 0, indent)))
 
 
 def _cell(value: str | Text) -> Text:
