@@ -143,16 +143,22 @@ def test_a_bad_file_and_one_that_vanishes_change_nothing_and_are_said_on_our_own
         wait_for("nothing is missing", lambda: not lacks(replica, "restart_needed"))
     finally:
         daemon.stop()
-        system.plane.request("DELETE", f"{EVENTS}?fieldSelector=regarding.name=wb-0")
+        system.plane.request("DELETE", EVENTS)
 
 
 def test_a_restart_after_a_reload_begins_with_the_same_settings(system: System) -> None:
     system.add_node("again-dc", site="dc-1")
     replica = system.serve(pools=[DC, AWS])
+    wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
+    system.plane.request("DELETE", EVENTS)
     write(system, replica, pools=[AWS])
     until_taken(replica, 1)
     until_seen(replica, "again-dc")
     assert view(replica, "again-dc")["pool"] == "default"
+    # Outside of a pod the event is about the Lease that we hold.
+    told = wait_for("an event", lambda: events(system, "ConfigReloaded"))
+    assert [(e["regarding"]["kind"], e["regarding"]["name"]) for e in told] == [("Lease", "wattbalance")]
+    assert "pools" in told[0]["note"]
     figure = metric(replica, "wattbalance_config_hash")
     assert figure > 0
     assert replica.process.stop() == 0
