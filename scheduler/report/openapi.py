@@ -143,8 +143,8 @@ def _explain_operation(explanation: Schema, not_found: Schema) -> Schema:
         "summary": EXPLAIN_TEXT,
         "description": (
             "`decision` is the last one as it was recorded; `now` is a fresh evaluation, over all nodes that exist. "
-            "The terms of a node, added up in their order in double precision, are its score. `unblock` says what would "
-            "let a pod run that waits."
+            "The terms of a node, added up in their order in double precision, are its score. `unblock` says what "
+            "would let a pod run that waits."
         ),
         "parameters": [
             {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
