@@ -16,7 +16,6 @@ APPLIED = frozenset(
         "annotations",
         "cluster.stale",
         "extender.annotate",
-        "extender.annotate",
         "extender.ignorable",
         "extender.kubernetes_version",
         "extender.reservation",
