@@ -56,7 +56,9 @@ class WriteBack:
 
     def bound(self, pod: PodFacts) -> None:
         """A pod was bound. Nothing is noted of one without a decision of ours, or that carries it already."""
-        if not self._may_write() or self._decisions.of_pod(pod.uid) is None:
+        record = self._decisions.of_pod(pod.uid)
+        # What was only observed, while we were paused, is not what it was bound by.
+        if not self._may_write() or record is None or record.result == "observed":
             return
         if DECISION_ANNOTATION in (pod.meta.annotations or {}):
             return

@@ -399,6 +399,17 @@ async def test_what_was_decided_while_paused_is_no_ones_disobedience_after_it(
             world.api.bind("p", "default", other)
             await eventually(lambda: replica.daemon.store.pods[pod["metadata"]["uid"]].node == other)
             assert sum(replica.daemon.bindings.past.values()) == 0
+            # Nor is it written on the pod as what it was bound by; that of the next one is.
+            world.add_pod("next")
+            answer = await replica.filter(world.api.get("pods", "next", "default"), "n1")
+            world.api.bind("next", "default", *answer["NodeNames"])
+            await eventually(lambda: decided(world, "next"))
+            assert not decided(world, "p")
+
+
+def decided(world: World, pod: str) -> bool:
+    annotations = world.api.get("pods", pod, "default")["metadata"].get("annotations", {})
+    return "wattbalance.io/decision" in annotations
 
 
 async def test_a_replica_that_starts_knows_of_the_pause_before_it_acts(
