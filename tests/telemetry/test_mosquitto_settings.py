@@ -132,10 +132,10 @@ async def test_what_the_daemon_would_refuse_by_its_size_does_not_pass_the_broker
         with contextlib.suppress(aiomqtt.MqttError):
             async with site.client("n1") as node:
                 # Where the write fails first, the library keeps the hang-up for somebody who never asks.
-                node._disconnected.add_done_callback(  # noqa: SLF001 - it has no other name
+                node._disconnected.add_done_callback(
                     lambda hang_up: hang_up.cancelled() or hang_up.exception()
                 )
-                await node.publish(f"{ROOT}/n1/inventory", b"y" * 2 * MOST_PAYLOAD_BYTES, qos=1, timeout=30)
+                await node.publish(f"{ROOT}/n1/inventory", b"y" * 2 * MOST_PAYLOAD_BYTES, qos=1, timeout=5)
         async with site.client("n1") as node:
             await node.publish(f"{ROOT}/n1/inventory", b"x" * MOST_PAYLOAD_BYTES, qos=1)
         message = await asyncio.wait_for(anext(aiter(daemon.messages)), 30)
