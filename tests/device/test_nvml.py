@@ -23,7 +23,7 @@ from scheduler.device.nvml_codes import ERRORS, THROTTLES, error_of, fault_of, t
 from scheduler.device.protocol import DevicePort, FieldFault, Throttle
 from scheduler.telemetry.collect import Collector, make_inventory
 from scheduler.telemetry.sample import decode_inventory, decode_sample, encode
-from tests.contracts.device_contract import Bench, DeviceContract, DeviceFaultContract
+from tests.contracts.device_contract import PATIENCE_S, Bench, DeviceContract, DeviceFaultContract
 from tests.fakes.nvml_stub.stub import NvmlStub
 
 NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, NOT_FOUND, LOST, MISMATCH, NO_DATA, UNKNOWN = (
@@ -59,7 +59,9 @@ class StubHands:
 
     def raise_xid(self, gpu: int, xid: int) -> None:
         # The event thread registers on its own time, and nobody is told of what came before that.
+        ends_mono_s = time.monotonic() + PATIENCE_S
         while self._stub.listeners < self._stub.gpus:
+            assert time.monotonic() < ends_mono_s, f"{self._stub.listeners} GPUs have somebody who listens"
             time.sleep(0.002)
         self._stub.xid(gpu, xid)
 
