@@ -6,7 +6,7 @@ Pure; the store owns the only instance. Promise 5.4 of docs/architecture.md is k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -144,7 +144,9 @@ class Promises:
             self._give_back(held, now_mono_s)
             self._counters["reservations_expired"] += 1
 
-    def snapshot_for(self, request: PodRequest, *, held_on: str = "") -> Snapshot:
+    def snapshot_for(
+        self, request: PodRequest, *, held_on: str = "", beside: Iterable[PodFacts] = ()
+    ) -> Snapshot:
         """See Store.snapshot_for."""
         columns, rows = self._columns, self._rows
         own = self.reservations.get(request.uid)
@@ -153,6 +155,13 @@ class Promises:
             for facts in self._nominated.values()
             if facts.uid != request.uid
             and facts.priority >= request.priority
+            and facts.nominated_node in rows
+            and not self._promised(facts.uid, facts.nominated_node)
+        ]
+        others += [
+            facts
+            for facts in beside
+            if facts.uid not in (request.uid, *self._nominated)
             and facts.nominated_node in rows
             and not self._promised(facts.uid, facts.nominated_node)
         ]

@@ -10,7 +10,7 @@ measurements.py, what is promised in promises.py. These three are the store's ow
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -312,13 +312,16 @@ class Store:
             nominated_node=facts.nominated_node,
         )
 
-    def snapshot_for(self, request: PodRequest, *, held_on: str = "") -> Snapshot:
+    def snapshot_for(
+        self, request: PodRequest, *, held_on: str = "", beside: Iterable[PodFacts] = ()
+    ) -> Snapshot:
         """The snapshot with what only concerns this pod: its own reservation counted free, nominations honoured.
 
         A pod with a nominated node holds its GPUs there against pods of equal or lower priority. `held_on` is for
-        what-ifs: the node on which the pod is bound, its GPUs counted free there too.
+        what-ifs: the node on which the pod is bound, its GPUs counted free there too. So is `beside`: pods taken to be
+        on their way to their nominated node, whatever their priority.
         """
-        return self._promises.snapshot_for(request, held_on=held_on)
+        return self._promises.snapshot_for(request, held_on=held_on, beside=beside)
 
     def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
         """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.

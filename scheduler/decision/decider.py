@@ -6,13 +6,14 @@ Plain synchronous code; `now` is handed in. The store is changed only through it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.objects import Node
+from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import RENEWALS, SEVERAL
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
@@ -71,6 +72,8 @@ class Decider:
         """Nodes offered with room that our count says are full."""
         self.on_no_fit: Callable[[DecisionRecord], None] | None = None
         """Told of each filter decision that left no node."""
+        self.on_outcome: Callable[[Outcome, float], None] | None = None
+        """Told of each filter decision, with its instant; within the decision's turn."""
         self._cycle = 0
         self._strangers: list[str] = []
         self.use(profiles, filters)
@@ -95,13 +98,15 @@ class Decider:
         strangers: Sequence[Node] = (),
         *,
         held_on: str = "",
+        beside: Iterable[PodFacts] = (),
         failures: PolicyFailures | None = None,
     ) -> Judgement:
         """Judge candidates at this instant, changing nothing but the passing of time.
 
         `strangers` are nodes that the store does not know, judged from the object sent; their rows count on from
-        the snapshot's. For what-ifs: `held_on` is where the pod is bound, its GPUs counted free there; `failures`
-        counts policies that fail, instead of our own count.
+        the snapshot's. For what-ifs: `held_on` is where the pod is bound, its GPUs counted free there; `beside`
+        are pods taken to be on their way to their nominated node; `failures` counts policies that fail, instead of our
+        own count.
         """
         store = self.store
         store.tick(now_mono_s)
@@ -113,7 +118,7 @@ class Decider:
         promised = store.rows.get(request.nominated_node if own is None else own.node, -1)
         if own is not None and own.renewals >= RENEWALS:
             promised = -1
-        snapshot = store.snapshot_for(request, held_on=held_on)
+        snapshot = store.snapshot_for(request, held_on=held_on, beside=beside)
         return judge(
             request,
             rows,
@@ -164,7 +169,10 @@ class Decider:
         )
         if result == "no_fit" and self.on_no_fit is not None:
             self.on_no_fit(record)
-        return Outcome(request, judgement, kept, profile.placement, result, reserved, record)
+        outcome = Outcome(request, judgement, kept, profile.placement, result, reserved, record)
+        if self.on_outcome is not None:
+            self.on_outcome(outcome, now_mono_s)
+        return outcome
 
     def _answer(
         self, request: PodRequest, judgement: Judgement, profile: Profile, now_mono_s: float
