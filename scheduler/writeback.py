@@ -8,17 +8,14 @@ of a bound pod lets kube-scheduler try refused pods again, hence the pace.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterPort
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ClusterError
 from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.decision.record import DecisionLog, decision_annotation
-
-log = logging.getLogger(__name__)
+from scheduler.pod_writes import PodWrites
 
 # At most, a second: of a burst of pods the decisions come a little later, and the API server does not notice.
 WRITES_PER_S = 20
@@ -46,13 +43,14 @@ class WriteBack:
     ) -> None:
         self.results: Counter[str] = Counter()
         """written | gone | dropped (too many) | failed."""
-        self._cluster = cluster
+        self._writes = PodWrites(
+            cluster, self.results, "decisions cannot be written on pods", lambda: WRITES_PER_S
+        )
         self._decisions = decisions
         self._may_write = may_write
         self._term = term
         self._waiting: OrderedDict[str, PodFacts] = OrderedDict()
         self._wake = asyncio.Event()
-        self._told_forbidden = False
 
     def bound(self, pod: PodFacts) -> None:
         """A pod was bound. Nothing is noted of one without a decision of ours, or that carries it already."""
@@ -75,23 +73,12 @@ class WriteBack:
             while self._waiting:
                 _, pod = self._waiting.popitem(last=True)
                 await self._write(pod)
-                await asyncio.sleep(1 / WRITES_PER_S)
+                await self._writes.pause()
             self._wake.clear()
 
     async def _write(self, pod: PodFacts) -> None:
         record = self._decisions.of_pod(pod.uid)
         if record is None or not self._may_write():
             return
-        said = decision_annotation(record, pod.node, self._term())
-        try:
-            await self._cluster.annotate_pod(pod.namespace, pod.name, pod.uid, {**said})
-        except (ApiNotFound, ApiConflict):
-            self.results["gone"] += 1
-        except ClusterError as error:
-            # Not tried again: the record and the log have it, and the next pod's may pass.
-            self.results["failed"] += 1
-            if isinstance(error, ApiForbidden) and not self._told_forbidden:
-                self._told_forbidden = True
-                log.warning("decisions cannot be written on pods: %s", error)
-        else:
-            self.results["written"] += 1
+        # One that failed is not tried again: the record and the log have it, and the next pod's may pass.
+        await self._writes.write(pod, decision_annotation(record, pod.node, self._term()))
