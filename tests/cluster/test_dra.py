@@ -1,0 +1,181 @@
+"""Which GPUs DRA offers on a node and which of them claims hold: counted once, whatever comes in whatever order."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from scheduler.cluster.dra import Devices
+from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from tests.dra import GIB, gpu, make_claim, make_slice, mig, slice_manifest
+
+
+def seen(*things: ResourceSlice | ResourceClaim) -> Devices:
+    devices = Devices()
+    for thing in things:
+        if isinstance(thing, ResourceSlice):
+            devices.see_slice(thing.metadata.uid, thing)
+        else:
+            devices.see_claim(thing.metadata.uid, thing)
+    return devices
+
+
+def test_a_node_offers_the_gpus_of_its_slices_with_their_model_memory_and_uuids() -> None:
+    devices = seen(make_slice())
+    found = devices.by_node["n1"]
+    assert devices.units("n1") == 8
+    assert [each.uuid for each in found.gpus] == [f"n1-{index}" for index in range(8)]
+    assert found.models == {"nvidia h100 80gb hbm3"}
+    assert found.memory_bytes == 80 * GIB
+    assert devices.units("n2") == 0
+
+
+def test_attributes_may_carry_the_domain_of_the_driver() -> None:
+    device = gpu(0)
+    device["attributes"] = {f"gpu.nvidia.com/{name}": value for name, value in device["attributes"].items()}
+    device["capacity"] = {"gpu.nvidia.com/memory": {"value": "80Gi"}}
+    assert seen(make_slice(devices=[device])).by_node == seen(make_slice(devices=[gpu(0)])).by_node
+
+
+def test_devices_of_v1beta1_are_read_one_level_down() -> None:
+    raw = slice_manifest(devices=[gpu(0)])
+    (device,) = raw["spec"]["devices"]
+    raw["spec"]["devices"] = [{"name": device.pop("name"), "basic": device}]
+    raw["metadata"]["uid"] = "old"
+    assert seen(msgspec.convert(raw, ResourceSlice)).by_node == seen(make_slice(devices=[gpu(0)])).by_node
+
+
+def test_other_drivers_and_devices_that_are_no_gpus_are_none_of_ours() -> None:
+    network = {"name": "nic-0", "attributes": {"type": {"string": "nic"}}}
+    devices = seen(make_slice(driver="net.example.com"), make_slice("n2", [network, {"name": "bare"}]))
+    assert not devices.by_node
+
+
+def test_a_device_names_its_node_where_the_slice_does_not() -> None:
+    raw = slice_manifest(devices=[gpu(0, nodeName="n1"), gpu(1, nodeName="n2"), gpu(2)])
+    raw["metadata"]["uid"] = "fabric"
+    del raw["spec"]["nodeName"]
+    devices = seen(msgspec.convert(raw, ResourceSlice))
+    assert (devices.units("n1"), devices.units("n2")) == (1, 1), "of the third no node is known"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_pool_counts_once_all_slices_of_its_newest_generation_are_there(order: tuple[int, ...]) -> None:
+    slices = [
+        make_slice(devices=[gpu(0)], part=0, of=1, generation=1),
+        make_slice(devices=[gpu(0), gpu(1)], part=1, of=2, generation=2),
+        make_slice(devices=[gpu(2), gpu(3)], part=2, of=2, generation=2),
+    ]
+    devices = Devices()
+    for count, index in enumerate(order, 1):
+        devices.see_slice(f"s{index}", slices[index])
+        if count < 3:
+            want_units = 1 if order[:count] == (0,) else 4 if 0 not in order[:count] and count == 2 else 0
+            assert devices.units("n1") == want_units
+            assert devices.incomplete == (set() if want_units else {"n1"})
+    assert devices.units("n1") == 4
+    assert not devices.incomplete
+    assert devices.forget_slice("s1") == {"n1"}
+    assert devices.units("n1") == 0, "one slice of two is not the pool"
+
+
+def test_a_device_that_is_named_twice_is_one() -> None:
+    devices = seen(
+        make_slice(devices=[gpu(0), gpu(0)], part=0, of=2), make_slice(devices=[gpu(0)], part=1, of=2)
+    )
+    assert devices.units("n1") == 1
+
+
+def test_a_listing_forgets_what_it_does_not_name() -> None:
+    devices = seen(make_slice(), make_slice("n2"), make_claim(devices=["gpu-0"]))
+    assert devices.keep_slices({"n1-gpu.nvidia.com-0"}) == {"n2"}
+    assert devices.keep_claims(set()) == {"n1"}
+    assert (devices.units("n1"), devices.held("n1"), devices.units("n2")) == (8, 0, 0)
+
+
+def test_what_changes_nothing_concerns_no_node() -> None:
+    devices = seen(make_slice(), make_claim(devices=["gpu-0"], pods=("uid-a",)))
+    assert devices.see_slice("n1-gpu.nvidia.com-0", make_slice()) == set()
+    assert devices.see_claim("c1", make_claim(devices=["gpu-0"], pods=("uid-a",))) == set()
+    assert devices.see_claim("c2", make_claim("c2")) == set(), "not allocated"
+    assert devices.forget_claim("who") == devices.forget_slice("who") == set()
+
+
+def test_a_claim_holds_its_devices_whether_its_pod_is_bound_or_not() -> None:
+    devices = seen(make_claim(devices=["gpu-0", "gpu-3"]), make_slice())
+    assert devices.held("n1") == 2
+    assert devices.see_claim("c1", make_claim()) == {"n1"}, "deallocated"
+    assert devices.held("n1") == 0
+
+
+def test_a_claim_that_pods_share_counts_once_and_so_does_a_gpu_that_claims_share() -> None:
+    devices = seen(
+        make_slice(),
+        make_claim(devices=["gpu-0"], pods=("uid-a", "uid-b")),
+        make_claim("c2", devices=["gpu-0"], pods=("uid-c",)),
+    )
+    assert devices.held("n1") == 1
+    assert [claim.name for claim in devices.holders("n1")["n1-0"]] == ["c1", "c2"]
+
+
+def test_admin_access_holds_nothing() -> None:
+    assert seen(make_slice(), make_claim(devices=["gpu-0"], admin=True)).held("n1") == 0
+
+
+@pytest.mark.parametrize("by_counters", [False, True])
+def test_slices_of_a_gpu_are_no_gpus_beside_it_and_hold_the_whole_of_it(by_counters: bool) -> None:
+    parts = [mig(0, place, by_counters=by_counters) for place in range(7)]
+    offered = [gpu(0, parted=True), *parts, gpu(1, parted=True)]
+    devices = seen(make_slice(devices=offered))
+    assert devices.units("n1") == 2
+    devices.see_claim("c1", make_claim(devices=["gpu-0-mig-1g10gb-0"]))
+    devices.see_claim("c2", make_claim("c2", devices=["gpu-0-mig-1g10gb-1"]))
+    assert devices.held("n1") == 1, "two slices of one GPU"
+    devices.see_claim("c3", make_claim("c3", devices=["gpu-1"]))
+    assert devices.held("n1") == 2
+
+
+def test_slices_without_their_gpu_are_no_whole_gpus() -> None:
+    devices = seen(make_slice(devices=[mig(0, 0), gpu(1)]), make_claim(devices=["gpu-0-mig-1g10gb-0"]))
+    assert (devices.units("n1"), devices.held("n1")) == (1, 0)
+
+
+def test_a_tainted_gpu_is_not_to_be_had_unless_it_is_held() -> None:
+    broken = gpu(0, taints=[{"key": "gpu.nvidia.com/xid", "effect": "NoSchedule"}])
+    told = gpu(1, taints=[{"key": "example.com/note", "effect": "None"}])
+    devices = seen(make_slice(devices=[broken, told, gpu(2)]))
+    assert devices.units("n1") == 2
+    devices.see_claim("c1", make_claim(devices=["gpu-0"]))
+    assert (devices.units("n1"), devices.held("n1")) == (3, 1), "what is free stays the same"
+
+
+def test_the_claim_made_for_extended_resources_counts_only_what_its_pod_does_not() -> None:
+    claim = make_claim(devices=["gpu-0", "gpu-1"], pods=("uid-a",), extended_of="uid-a")
+    devices = seen(make_slice(), claim)
+    assert devices.held("n1") == 2, "its pod is counted nowhere yet"
+    assert devices.held("n1", {"uid-a": 2.0}.__getitem__) == 0
+    assert devices.held("n1", {"uid-a": 1.0}.__getitem__) == 1
+    assert devices.nodes_of_pod("uid-a") == {"n1"}
+    assert devices.nodes_of_pod("uid-b") == set()
+    devices.see_claim("c2", make_claim("c2", devices=["gpu-2"], pods=("uid-a",)))
+    assert devices.held("n1", {"uid-a": 2.0}.__getitem__) == 1, "a claim of its own counts beside"
+    devices.forget_claim("c1")
+    assert devices.nodes_of_pod("uid-a") == set()
+
+
+def test_a_slice_of_a_gpu_claimed_for_a_pod_is_not_covered_by_its_whole_gpus() -> None:
+    claim = make_claim(devices=["gpu-0", "gpu-1-mig-1g10gb-0"], extended_of="uid-a")
+    offered = [gpu(0, parted=True), gpu(1, parted=True), mig(1, 0)]
+    devices = seen(make_slice(devices=offered), claim)
+    assert devices.held("n1", {"uid-a": 1.0}.__getitem__) == 1
+
+
+def test_a_slice_that_changes_pool_or_driver_leaves_nothing_behind() -> None:
+    devices = seen(make_slice())
+    moved = make_slice("n2")
+    assert devices.see_slice("n1-gpu.nvidia.com-0", moved) == {"n1", "n2"}
+    assert (devices.units("n1"), devices.units("n2")) == (0, 8)
+    assert devices.see_slice("n1-gpu.nvidia.com-0", make_slice("n2", driver="other")) == {"n2"}
+    assert not devices.by_node
