@@ -9,12 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.cluster.snapshot import Snapshot
+from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.core.nouns import GPU_RESOURCE, Units
 
 Rows = NDArray[np.intp]
 GROWTH = 64
 # Sets of models told apart: a cluster has a dozen. Beyond that somebody invents them, and they are unknown.
 MOST_MODEL_SETS = 4096
+# Resources that are GPUs or parts of them: a cluster has a handful, MIG has two dozen profiles.
+MOST_RESOURCES = 64
 STATE_OK, STATE_UNKNOWN, STATE_LOST, STATE_HUNG = 0, 1, 2, 3
 # Both of these are broken to all arithmetic; the words differ for people.
 FIRST_BROKEN_STATE = STATE_LOST
@@ -32,6 +35,8 @@ class Columns:
         self.pool_sizes = [0] * pools
         self.model_sets: dict[frozenset[str], int] = {frozenset(): 0}
         """Sets of models that nodes have, with their index."""
+        self.resources: dict[str, int] = {GPU_RESOURCE: 0}
+        """Resources that are GPUs or parts of them, with their row in the columns of units."""
         self._allocate(0)
 
     def _allocate(self, rows: int) -> None:
@@ -43,6 +48,17 @@ class Columns:
         self.slot = np.zeros((rows, self.width), bool)
         self.known = np.zeros((rows, self.width), bool)
         self.state = np.zeros((rows, self.width), np.uint8)
+        self.memory_used_bytes = np.full((rows, self.width), np.nan, f8)
+        """Kept only of nodes with units that share a GPU's memory."""
+        # Per resource and node.
+        kinds = len(self.resources)
+        self.units = np.zeros((kinds, rows), f4)
+        self.unit_gpus = np.ones((kinds, rows), f4)
+        self.unit_memory_bytes = np.zeros((kinds, rows), f8)
+        self.unit_shared = np.zeros((kinds, rows), bool)
+        self.bound_units = np.zeros((kinds, rows), f4)
+        self.reserved_units = np.zeros((kinds, rows), f4)
+        self.free_units = np.zeros((kinds, rows), f4)
         # Per node, written by events.
         self.present = np.zeros(rows, bool)
         self.gpu_count = np.zeros(rows, f4)
@@ -57,6 +73,10 @@ class Columns:
         self.capability = np.ones(rows, f4)
         self.models = np.zeros(rows, np.int16)
         self.gpu_memory_bytes = np.zeros(rows, f8)
+        self.shared = np.zeros(rows, bool)
+        # What pods of the node have asked of memory that units share.
+        self.memory_bound_bytes = np.zeros(rows, f8)
+        self.memory_reserved_bytes = np.zeros(rows, f8)
         self.name_hash = np.zeros(rows, np.uint32)
         # Per node, folded.
         self.healthy = np.full(rows, np.inf, f4)
@@ -98,7 +118,12 @@ class Columns:
             cordoned=view(self.cordoned),  # type: ignore[arg-type]
             capability=view(self.capability),  # type: ignore[arg-type]
             models=view(self.models),  # type: ignore[arg-type]
-            gpu_memory_bytes=view(self.gpu_memory_bytes),  # type: ignore[arg-type]
+            units=view(self.units),  # type: ignore[arg-type]
+            unit_gpus=view(self.unit_gpus),  # type: ignore[arg-type]
+            unit_memory_bytes=view(self.unit_memory_bytes),  # type: ignore[arg-type]
+            bound_units=view(self.bound_units),  # type: ignore[arg-type]
+            reserved_units=view(self.reserved_units),  # type: ignore[arg-type]
+            free_units=view(self.free_units),  # type: ignore[arg-type]
             name_hash=view(self.name_hash),  # type: ignore[arg-type]
             # Rows without a node hold 1 and 0.
             capability_max=float(self.capability.max(initial=1)),
@@ -106,6 +131,8 @@ class Columns:
             pool_sizes=tuple(self.pool_sizes),
             stale_s=self.stale_s,
             model_sets=tuple(self.model_sets),
+            # A name that comes later has a column that this snapshot lacks.
+            resources=self.resources.copy(),
         )
 
     def model_index(self, models: frozenset[str]) -> int:
@@ -113,6 +140,23 @@ class Columns:
         if len(self.model_sets) >= MOST_MODEL_SETS:
             return self.model_sets.get(models, 0)
         return self.model_sets.setdefault(models, len(self.model_sets))
+
+    def resource_index(self, name: str) -> int | None:
+        """The row of a resource in the columns of units; a new one is kept. None if there are too many."""
+        if name not in self.resources:
+            if len(self.resources) >= MOST_RESOURCES:
+                return None
+            self.resources[name] = len(self.resources)
+            self._grow(self.width, self.rows)
+        return self.resources[name]
+
+    def indexed(self, units: Units) -> list[tuple[int, float]]:
+        """Resources by their rows; without those that no node has."""
+        return [(self.resources[name], count) for name, count in units if name in self.resources]
+
+    def gpus_of(self, units: Units, row: int) -> float:
+        """How much of a node's GPUs these units are."""
+        return float(sum(self.unit_gpus[index, row] * count for index, count in self.indexed(units)))
 
     def take_row(self) -> int:
         """A row nobody uses, reset."""
@@ -127,12 +171,17 @@ class Columns:
         self.received_mono_s[row] = -np.inf
         self.age_s[row] = np.inf
         self.slot[row] = False
-        self.bound[row] = self.reserved[row] = self.gpu_count[row] = self.pending[row] = 0
+        self.units[:, row] = self.bound_units[:, row] = self.reserved_units[:, row] = 0
+        self.unit_gpus[:, row] = 1
+        self.unit_memory_bytes[:, row] = 0
+        self.unit_shared[:, row] = self.shared[row] = False
+        self.memory_bound_bytes[row] = self.memory_reserved_bytes[row] = 0
+        self.gpu_count[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = False
         self.capability[row] = 1
         self.pool[row] = 0
         self.models[row] = self.gpu_memory_bytes[row] = 0
-        self.util[row] = np.nan
+        self.util[row] = self.memory_used_bytes[row] = np.nan
         self.state[row] = STATE_OK
         self.fold_readings(np.array([row]))
         self._free_rows.append(row)
@@ -154,15 +203,12 @@ class Columns:
 
     def _grow(self, width: int, rows: int) -> None:
         old = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
-        old_rows, old_width = self.rows, self.width
+        old_rows = self.rows
         self.width = width
         self._allocate(rows)
         for name, values in old.items():
             target = getattr(self, name)
-            if values.ndim == 2:
-                target[:old_rows, :old_width] = values
-            else:
-                target[:old_rows] = values
+            target[tuple(slice(length) for length in values.shape)] = values
         self._free_rows.extend(range(rows - 1, old_rows - 1, -1))
 
     def fold_readings(self, rows: Rows) -> None:
@@ -201,14 +247,54 @@ class Columns:
         self.node_power_w[rows] = np.where((slots > 0) & (measured.sum(1) == slots), total_w, np.nan)
         self.fold_holdings(rows)
 
-    def fold_holdings(self, rows: Rows | int) -> None:
-        """Fold what is bound and reserved into free GPUs, and into how many unknown GPUs count as busy."""
+    def fold_holdings(self, rows: Rows) -> None:
+        """Fold what is bound and reserved into free units and GPUs, and into how many unknown GPUs count as busy."""
+        bound, reserved, each = (
+            self.bound_units[:, rows],
+            self.reserved_units[:, rows],
+            self.unit_gpus[:, rows],
+        )
+        self.bound[rows] = (bound * each).sum(0)
+        self.reserved[rows] = (reserved * each).sum(0)
         unknown = self._unknown_count[rows]
         busy = np.minimum(unknown, self.bound[rows])
         floor = np.minimum(self._unknown_floor[rows] + busy * (1 - self.neutral_load), unknown)
         self.load_sum[rows] = self._known_sum[rows] + floor + self._broken_count[rows]
-        usable = np.minimum(self.gpu_count[rows], self.healthy[rows])
-        self.free[rows] = np.maximum(usable - self.bound[rows] - self.reserved[rows], 0)
+        self.free_units[:, rows], self.free[rows] = self.free_beside(bound + reserved, rows)
+        sharing = rows[self.shared[rows]]
+        if len(sharing):
+            self._fold_memory(sharing)
+
+    def free_beside(self, held_units: FloatColumn, rows: Rows | slice) -> tuple[FloatColumn, FloatColumn]:
+        """What is free of some nodes: units of each resource (resources, nodes), and GPUs in all (nodes,).
+
+        A broken GPU may have been any of the node's: where these are divided in several ways, each way lacks it.
+        """
+        each = self.unit_gpus[:, rows]
+        lost = np.maximum(self.gpu_count[rows] - self.healthy[rows], 0)
+        free = np.maximum(self.units[:, rows] - lost / each - held_units, 0)
+        return free, (free * each).sum(0)
+
+    def _fold_memory(self, rows: Rows) -> None:
+        free = self.shared_memory_free_bytes(
+            rows, self.memory_bound_bytes[rows] + self.memory_reserved_bytes[rows]
+        )
+        kept = self.unit_memory_bytes[:, rows]
+        self.unit_memory_bytes[:, rows] = np.where(self.unit_shared[:, rows], free, kept)
+
+    def shared_memory_free_bytes(self, rows: Rows, asked_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the fullest GPU of each node has free, shape (nodes,); 0 where that is not known.
+
+        The device plugin chooses the GPU, so none of them may have less. What pods there have asked for counts where
+        it is more than what is measured, evenly over the GPUs: they may not have taken it yet.
+        """
+        sound = self.slot[rows] & (self.state[rows] < FIRST_BROKEN_STATE)
+        used = np.where(sound, self.memory_used_bytes[rows], 0)
+        told = self.fresh[rows] & (self.gpu_memory_bytes[rows] > 0) & sound.any(1) & ~np.isnan(used).any(1)
+        asked_each = asked_bytes / np.maximum(sound.sum(1), 1)
+        free = self.gpu_memory_bytes[rows] - np.maximum(used.max(1, initial=0), asked_each)
+        # A full one is known: not 0, which is unknown.
+        return np.where(told, np.maximum(free, 1), 0)
 
     def write_readings(
         self,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec import UNSET
 
 from scheduler.cluster.columns import STATE_HUNG, STATE_LOST, STATE_OK, STATE_UNKNOWN, Columns
-from scheduler.cluster.nodes import MODEL_LABEL, NodeRecord, Nodes
+from scheduler.cluster.nodes import NodeRecord, Nodes
+from scheduler.cluster.shares import MODEL_LABEL
 from scheduler.telemetry.sample import Inventory, Sample
 
 STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_LOST, "hung": STATE_HUNG}
@@ -71,7 +74,7 @@ class Measurements:
     def _start_anew(self, row: int, gpus: int) -> None:
         columns = self._columns
         columns.forget_readings(row)
-        columns.util[row] = np.nan
+        columns.util[row] = columns.memory_used_bytes[row] = np.nan
         columns.state[row] = STATE_OK
         columns.slot[row] = False
         columns.slot[row, :gpus] = True
@@ -116,6 +119,10 @@ class Measurements:
             state += [STATES.get(s, STATE_UNKNOWN) for s in sample.state]
             received.append(mono_s)
             record.agent = sample.agent
+            if record.shared and sample.mem_used_bytes is not UNSET:
+                self._columns.memory_used_bytes[record.row, : len(sample.state)] = [
+                    math.nan if used is None else used for used in sample.mem_used_bytes
+                ]
         if rows:
             self._columns.write_readings(
                 np.array(rows, np.intp),

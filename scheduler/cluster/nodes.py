@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
-from scheduler.cluster.objects import Node, quantity
+from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.shares import MODEL_LABEL, Offer, is_gpu_resource, offers
 from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PoolSpec
+from scheduler.core.nouns import PREFIX, PoolSpec
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
 # GPU feature discovery's, where no agent tells.
-MODEL_LABEL = "nvidia.com/gpu.product"
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 DEFAULT_POOL = "default"
 
@@ -33,13 +33,22 @@ class NodeRecord:
     row: int
     labels: dict[str, str]
     pool: str
-    gpu_count: float
+    allocatable: Amounts = field(default_factory=dict)
+    """Of resources that are GPUs or parts of them."""
+    offers: dict[str, Offer] = field(default_factory=dict)
+    """What that comes to."""
+    contradictions: tuple[str, ...] = ()
+    """What its labels claim that allocatable does not have."""
     model: str = ""
     inventory: Inventory | None = None
     agent: str = ""
     cordoned_mono_s: float = -inf
     """When it was seen to become unschedulable; -inf if it came so, or never was."""
     pods: dict[str, PodFacts] = field(default_factory=dict)
+    shared: bool = False
+    """Whether units share a GPU's memory."""
+    memory_bytes: dict[str, float] = field(default_factory=dict)
+    """Then: what the pods that are here have asked for, by uid."""
 
 
 class Nodes:
@@ -82,9 +91,7 @@ class Nodes:
         pool = self._pool_index(labels)
         columns = self._columns
         row = columns.take_row()
-        record = NodeRecord(
-            name=name, row=row, labels=labels, pool=self.pool_names[pool], gpu_count=_gpus_of(node)
-        )
+        record = NodeRecord(name=name, row=row, labels=labels, pool=self.pool_names[pool])
         self.records[name] = record
         self.rows[name] = row
         self.names.extend([None] * (columns.rows - len(self.names)))
@@ -101,16 +108,14 @@ class Nodes:
         """Take what the node's object says now."""
         columns, row = self._columns, record.row
         labels = node.metadata.labels or {}
-        gpu_count = _gpus_of(node)
         pool = self._pool_index(labels)
         if columns.pool[row] != pool:
             columns.pool_sizes[columns.pool[row]] -= 1
             columns.pool_sizes[pool] += 1
             columns.pool[row] = pool
-        record.labels, record.pool, record.gpu_count = labels, self.pool_names[pool], gpu_count
+        record.labels, record.pool, record.allocatable = labels, self.pool_names[pool], _gpu_amounts(node)
         if record.inventory is None:
             record.model = labels.get(MODEL_LABEL, "")
-        columns.gpu_count[row] = gpu_count
         columns.quarantined[row] = QUARANTINE_LABEL in labels
         cordoned = bool(node.spec.unschedulable)
         if cordoned and not columns.cordoned[row]:
@@ -124,8 +129,34 @@ class Nodes:
         columns.capability[row] = self._capability(record.model)
         models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels)
         columns.models[row] = columns.model_index(models)
+        self._renew_offers(record)
         columns.fold_readings(np.array([row]))
         columns.renew_snapshot()
+
+    def _renew_offers(self, record: NodeRecord) -> None:
+        found = record.inventory.gpus if record.inventory is not None else None
+        record.offers, record.contradictions = offers(
+            record.allocatable,
+            record.labels,
+            model=record.model,
+            gpus=len(found) if found else None,
+        )
+        columns, row = self._columns, record.row
+        indexes = {name: columns.resource_index(name) for name in record.offers}
+        memory_bytes = columns.gpu_memory_bytes[row]
+        columns.units[:, row] = 0
+        columns.unit_gpus[:, row] = 1
+        columns.unit_shared[:, row] = False
+        columns.unit_memory_bytes[:, row] = memory_bytes
+        for name, offer in record.offers.items():
+            index = indexes[name]
+            if index is not None:
+                columns.units[index, row] = offer.units
+                columns.unit_gpus[index, row] = offer.gpus
+                columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes
+                columns.unit_shared[index, row] = offer.shared
+        record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
+        columns.gpu_count[row] = columns.units[:, row] @ columns.unit_gpus[:, row]
 
     def remove(self, name: str) -> NodeRecord | None:
         """Give the node's row back. Returns its record as it was, None if there was no such node."""
@@ -148,10 +179,23 @@ class Nodes:
         `snapshot.rows`, in the order given.
         """
         count = len(nodes)
-        gpus = np.array([_gpus_of(n) for n in nodes], np.float32)
         labels = [n.metadata.labels or {} for n in nodes]
         hardware = [_hardware(None, each) for each in labels]
         zeros = np.zeros(count, np.float32)
+        shape = (len(snapshot.resources), count)
+        units, unit_gpus = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        memory_bytes = np.tile(np.array([memory for _, memory in hardware], np.float64), (shape[0], 1))
+        for column, (node, each) in enumerate(zip(nodes, labels, strict=True)):
+            found, _ = offers(_gpu_amounts(node), each)
+            for name, offer in found.items():
+                # What no node of ours has stays kube-scheduler's to count.
+                if name in snapshot.resources:
+                    index = snapshot.resources[name]
+                    units[index, column], unit_gpus[index, column] = offer.units, offer.gpus
+                    # Nobody has measured what is free where units share it.
+                    own_bytes = offer.memory_bytes or memory_bytes[index, column]
+                    memory_bytes[index, column] = 0 if offer.shared else own_bytes
+        gpus = (units * unit_gpus).sum(0)
         added: dict[str, NDArray[np.generic]] = {
             "present": np.ones(count, bool),
             "gpu_count": gpus,
@@ -168,14 +212,19 @@ class Nodes:
             "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
             "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
             "models": np.array([self._columns.model_index(models) for models, _ in hardware], np.int16),
-            "gpu_memory_bytes": np.array([memory for _, memory in hardware], np.float64),
+            "units": units,
+            "unit_gpus": unit_gpus,
+            "unit_memory_bytes": memory_bytes,
+            "bound_units": np.zeros(shape, np.float32),
+            "reserved_units": np.zeros(shape, np.float32),
+            "free_units": units,
             "capability": np.array(
                 [self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32
             ),
             "name_hash": np.array([zlib.crc32(n.metadata.name.encode()) for n in nodes], np.uint32),
         }
         columns: dict[str, object] = {
-            name: np.concatenate([getattr(snapshot, name), column]) for name, column in added.items()
+            name: np.concatenate([getattr(snapshot, name), column], axis=-1) for name, column in added.items()
         }
         most = max(
             [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
@@ -218,5 +267,5 @@ def _hardware(inventory: Inventory | None, labels: Mapping[str, str]) -> tuple[f
     return (frozenset({model}) if model else frozenset()), max(memory_bytes, 0.0)
 
 
-def _gpus_of(node: Node) -> float:
-    return max(quantity((node.status.allocatable or {}).get(GPU_RESOURCE)), 0.0)
+def _gpu_amounts(node: Node) -> Amounts:
+    return {name: each for name, each in (node.status.allocatable or {}).items() if is_gpu_resource(name)}

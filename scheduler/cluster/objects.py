@@ -11,6 +11,9 @@ import msgspec
 
 from scheduler.core.nouns import GPU_RESOURCE
 
+Amounts = dict[str, str | int | float]
+"""Quantities by resource: strings, but JSON numbers are legal too."""
+
 
 class Slim(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """Base: camelCase on the wire, unknown fields skipped."""
@@ -39,10 +42,10 @@ class Meta(Slim, frozen=True):
 
 
 class Resources(Slim, frozen=True):
-    """Container resources; quantities are strings, but JSON numbers are legal too."""
+    """Container resources."""
 
-    requests: dict[str, str | int | float] | None = None
-    limits: dict[str, str | int | float] | None = None
+    requests: Amounts | None = None
+    limits: Amounts | None = None
 
 
 class Container(Slim, frozen=True):
@@ -105,7 +108,7 @@ class PodSpec(Slim, frozen=True):
     affinity: Affinity | None = None
     topology_spread_constraints: list[SpreadConstraint] | None = None
     volumes: list[Volume] | None = None
-    overhead: dict[str, str | int | float] | None = None
+    overhead: Amounts | None = None
     resource_claims: list[Present] | None = None
 
 
@@ -133,7 +136,7 @@ class NodeSpec(Slim, frozen=True):
 class NodeStatus(Slim, frozen=True):
     """status of a node."""
 
-    allocatable: dict[str, str | int | float] | None = None
+    allocatable: Amounts | None = None
 
 
 class Node(Slim, frozen=True):

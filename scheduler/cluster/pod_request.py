@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.objects import Meta
-from scheduler.core.nouns import PodRequest
+from scheduler.core.nouns import PodRequest, Units
 
 
 def pod_request(  # noqa: PLR0913 - a request has as many parts
@@ -16,6 +16,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
     pool_indexes: Callable[[Sequence[str]], tuple[int, ...]],
     *,
     gpus: int,
+    shares: Units,
     waited_s: float,
     priority: int,
     nominated_node: str,
@@ -29,7 +30,8 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         intent: What its annotations, its owners' and its namespace's come to.
         profile: Name and expected load of the profile of its workload.
         pool_indexes: Of pools by their names.
-        gpus: How many whole ones it asks for.
+        gpus: Units of nvidia.com/gpu that it asks for.
+        shares: Units of what is parts of GPUs.
         waited_s: How long ago it was created.
         priority: The pod's.
         nominated_node: For which kube-scheduler has others make room.
@@ -42,6 +44,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         namespace=meta.namespace,
         name=meta.name,
         gpus=gpus,
+        shares=shares,
         workload=intent.workload,
         profile=name,
         expected_load=expected_load,

@@ -9,10 +9,13 @@ from scheduler.cluster.objects import (
     Meta,
     OwnerRef,
     Pod,
+    PodSpec,
     quantity,
     requested,
     states_soft_preference,
 )
+from scheduler.cluster.shares import is_gpu_resource
+from scheduler.core.nouns import GPU_RESOURCE, Units
 
 FINISHED = ("Succeeded", "Failed")
 
@@ -25,6 +28,9 @@ class PodFacts:
     namespace: str
     name: str
     gpus: float
+    """Units of nvidia.com/gpu."""
+    shares: Units
+    """Units of what is parts of GPUs."""
     node: str
     nominated_node: str
     priority: int
@@ -33,6 +39,11 @@ class PodFacts:
     meta: Meta
     """Slimmed to what intent needs: our annotations and the controller."""
 
+    @property
+    def units(self) -> Units:
+        """All that it asks for of GPUs, by resource."""
+        return ((GPU_RESOURCE, self.gpus), *self.shares) if self.gpus else self.shares
+
 
 def pod_facts(pod: Pod) -> PodFacts | None:
     """Read a pod; None if it holds no GPU now and will not: none asked for, or finished.
@@ -40,7 +51,8 @@ def pod_facts(pod: Pod) -> PodFacts | None:
     A terminating pod still holds its GPUs until it is gone or its containers have ended.
     """
     gpus = requested(pod.spec)
-    if gpus <= 0 or pod.status.phase in FINISHED:
+    shares = _shares(pod.spec)
+    if (gpus <= 0 and not shares) or pod.status.phase in FINISHED:
         return None
     meta = pod.metadata
     return PodFacts(
@@ -48,6 +60,7 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         namespace=meta.namespace,
         name=meta.name,
         gpus=gpus,
+        shares=shares,
         node=pod.spec.node_name,
         nominated_node=pod.status.nominated_node_name,
         priority=pod.spec.priority or 0,
@@ -71,6 +84,20 @@ def wants_device(pod: Pod) -> bool:
         for part in (spec.containers, spec.init_containers)
         for container in part or ()
     )
+
+
+def _shares(spec: PodSpec) -> Units:
+    names = {
+        name
+        for part in (spec.containers, spec.init_containers)
+        for container in part or ()
+        if container.resources is not None
+        for amounts in (container.resources.limits, container.resources.requests)
+        for name in amounts or ()
+        if name != GPU_RESOURCE and is_gpu_resource(name)
+    }
+    asked = ((name, requested(spec, name)) for name in sorted(names))
+    return tuple((name, units) for name, units in asked if units > 0)
 
 
 def _names_device(container: Container) -> bool:

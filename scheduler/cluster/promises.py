@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import Reservation, Reservations
-from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import PodRequest
+from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.core.nouns import PodRequest, Units
 
 PENDING_FLOOR = 1e-3
 # Within this, a half-life of seconds fades by less than PENDING_FLOOR.
@@ -60,16 +61,31 @@ class Promises:
             self.drop(request.uid, now_mono_s)
         row = self._rows.get(node)
         columns = self._columns
-        if row is None or columns.free[row] < request.gpus:
+        if row is None or not self._has_room(row, request.units):
             return False
-        load = request.gpus * request.expected_load
-        self.reservations.make(
-            request.uid, node, request.gpus, load, now_mono_s, waits_for_volume=request.waits_for_volume
+        load = columns.gpus_of(request.units, row) * request.expected_load
+        made = self.reservations.make(
+            request.uid,
+            node,
+            request.units,
+            load,
+            now_mono_s,
+            memory_bytes=request.gpu_memory_bytes * sum(count for _, count in request.units),
+            waits_for_volume=request.waits_for_volume,
         )
-        columns.reserved[row] += request.gpus
+        columns.memory_reserved_bytes[row] += made.memory_bytes
+        for index, count in columns.indexed(request.units):
+            columns.reserved_units[index, row] += count
         self.expect(row, load, now_mono_s)
-        columns.fold_holdings(row)
+        columns.fold_holdings(np.array([row]))
         return True
+
+    def _has_room(self, row: int, units: Units) -> bool:
+        columns = self._columns
+        return all(
+            name in columns.resources and columns.free_units[columns.resources[name], row] >= count
+            for name, count in units
+        )
 
     def drop(self, uid: str, now_mono_s: float, *, keep_load: bool = False) -> None:
         """Take a promise back, if there is one, and what is left of its load unless that is coming all the same."""
@@ -79,10 +95,14 @@ class Promises:
 
     def _give_back(self, held: Reservation, now_mono_s: float, *, keep_load: bool = False) -> None:
         row, columns = self._rows[held.node], self._columns
-        columns.reserved[row] = max(float(columns.reserved[row]) - held.gpus, 0)
+        for index, count in columns.indexed(held.units):
+            left = float(columns.reserved_units[index, row]) - count
+            columns.reserved_units[index, row] = max(left, 0)
+        left = float(columns.memory_reserved_bytes[row]) - held.memory_bytes
+        columns.memory_reserved_bytes[row] = max(left, 0)
         if not keep_load:
             self.expect(row, -held.load * self._faded(held, now_mono_s), now_mono_s)
-        columns.fold_holdings(row)
+        columns.fold_holdings(np.array([row]))
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
         """A pod was bound: its promise is over. Returns whether this node had been promised to it."""
@@ -95,14 +115,23 @@ class Promises:
     def evict(self, node: str, now_mono_s: float) -> None:
         """Take back the youngest promises of a node until the rest fits beside what is bound there."""
         row, columns = self._rows[node], self._columns
-        room = min(float(columns.gpu_count[row]), float(columns.healthy[row])) - float(columns.bound[row])
-        if columns.reserved[row] <= max(room, 0):
+        over = self._overdrawn(row)
+        if not over:
             return
         for held in reversed(self.reservations.on_node(node)):
-            if columns.reserved[row] <= max(room, 0):
+            if not over:
                 break
-            self.drop(held.uid, now_mono_s)
-            self._counters["reservations_evicted"] += 1
+            if any(index in over for index, _ in columns.indexed(held.units)):
+                self.drop(held.uid, now_mono_s)
+                self._counters["reservations_evicted"] += 1
+                over = self._overdrawn(row)
+
+    def _overdrawn(self, row: int) -> set[int]:
+        """Resources of a node of which more is promised than is left beside what is bound."""
+        columns = self._columns
+        room, _ = columns.free_beside(columns.bound_units[:, [row]], np.array([row]))
+        over: list[int] = np.flatnonzero(columns.reserved_units[:, row] > room[:, 0]).tolist()
+        return set(over)
 
     def drop_node(self, node: str) -> None:
         """A node is going, and what was promised there with it."""
@@ -167,21 +196,53 @@ class Promises:
         ]
         if own is None and not others and held_on not in rows:
             return columns.snapshot
-        bound = columns.bound
+        bound = columns.bound_units
         if held_on in rows:
             bound = bound.copy()
-            bound[rows[held_on]] = max(float(bound[rows[held_on]]) - request.gpus, 0)
-        claim = bound + columns.reserved
+            self._add(bound, held_on, request.units, sign=-1)
+            bound.clip(0, out=bound)
+        claim = bound + columns.reserved_units
         if own is not None and own.node in rows:
-            claim[rows[own.node]] -= own.gpus
+            self._add(claim, own.node, own.units, sign=-1)
         for facts in others:
-            claim[rows[facts.nominated_node]] += facts.gpus
-        free = np.maximum(np.minimum(columns.gpu_count, columns.healthy) - claim, 0)
+            self._add(claim, facts.nominated_node, facts.units)
+        free_units, free = columns.free_beside(claim, slice(None))
         pending = columns.pending
         if own is not None and own.node in rows:
             pending = pending.copy()
             pending[rows[own.node]] -= own.load * self._faded(own, self._faded_mono_s)
-        return columns.snapshot.replace(free_gpus=free, bound_gpus=bound, pending_load=pending)
+        return columns.snapshot.replace(
+            free_units=free_units,
+            free_gpus=free,
+            bound_units=bound,
+            bound_gpus=(bound * columns.unit_gpus).sum(0),
+            pending_load=pending,
+            unit_memory_bytes=self._memory_without(request, own, held_on),
+        )
+
+    def _memory_without(
+        self, request: PodRequest, own: Reservation | None, held_on: str
+    ) -> NDArray[np.float64]:
+        """What units have of memory if this pod had none of it yet, where it is promised or bound."""
+        columns = self._columns
+        node = held_on or (own.node if own is not None else "")
+        row = self._rows.get(node, -1)
+        if row < 0 or not columns.shared[row] or not request.gpu_memory_bytes:
+            return columns.unit_memory_bytes
+        rows = np.array([row])
+        asked = columns.memory_bound_bytes[rows] + columns.memory_reserved_bytes[rows]
+        asked -= request.gpu_memory_bytes * sum(count for _, count in request.units)
+        free = columns.shared_memory_free_bytes(rows, asked)
+        if held_on and free[0]:
+            # What it has taken is in the measurement.
+            free += request.gpu_memory_bytes
+        memory_bytes = columns.unit_memory_bytes.copy()
+        memory_bytes[columns.unit_shared[:, row], row] = free
+        return memory_bytes
+
+    def _add(self, held: FloatColumn, node: str, units: Units, *, sign: int = 1) -> None:
+        for index, count in self._columns.indexed(units):
+            held[index, self._rows[node]] += sign * count
 
     def _promised(self, uid: str, node: str) -> bool:
         """Whether the pod's GPUs on this node are counted by a reservation already."""

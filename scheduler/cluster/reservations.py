@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
+from scheduler.core.nouns import Units
+
 # kube-scheduler binds within seconds of its filter call; 30 s covers a slow API server and the pod's back-off.
 RESERVATION_S = 30.0
 # VolumeBinding waits 600 s for a claim (its bindTimeoutSeconds); ten more so that it always gives up first.
@@ -29,13 +31,16 @@ class Reservation:
 
     uid: str
     node: str
-    gpus: float
+    units: Units
+    """What was asked for, by resource."""
     load: float
     """Expected load that was added for it, in GPUs."""
     load_mono_s: float
     """Instant from which that load fades."""
     made_mono_s: float
     until_mono_s: float
+    memory_bytes: float = 0.0
+    """What was asked for of memory, over all units."""
     renewals: int = 0
 
 
@@ -75,10 +80,11 @@ class Reservations:
         self,
         uid: str,
         node: str,
-        gpus: float,
+        units: Units,
         load: float,
         now_mono_s: float,
         *,
+        memory_bytes: float = 0.0,
         waits_for_volume: bool = False,
     ) -> Reservation:
         """Promise GPUs. The caller has released the pod's previous reservation and checked what is free."""
@@ -86,11 +92,12 @@ class Reservations:
         made = Reservation(
             uid=uid,
             node=node,
-            gpus=gpus,
+            units=units,
             load=load,
             load_mono_s=now_mono_s,
             made_mono_s=now_mono_s,
             until_mono_s=now_mono_s + length_s,
+            memory_bytes=memory_bytes,
         )
         self._keep(made)
         return made

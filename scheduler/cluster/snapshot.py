@@ -6,12 +6,14 @@ synchronous turn. `copy()` and `take()` give independent ones for what-ifs and r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scheduler.core.nouns import PodRequest
 
 FloatColumn = NDArray[np.float32]
 BoolColumn = NDArray[np.bool_]
@@ -20,7 +22,9 @@ AnyColumn = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Node-level columns, all of shape (rows,). A row without a node has `present` False and neutral values.
+    """Node-level columns of shape (rows,), where nothing else is said.
+
+    A row without a node has `present` False and neutral values.
 
     Unknown never reaches a column as NaN: the store's fold has already counted an unknown GPU that is allocated as
     fully loaded, a free one at the neutral load or its last reading, whichever is higher, and a broken one as fully
@@ -29,7 +33,7 @@ class Snapshot:
 
     present: BoolColumn
     gpu_count: FloatColumn
-    """Allocatable whole GPUs."""
+    """Allocatable GPUs, parts added up."""
     healthy_gpus: FloatColumn
     """GPUs not known to be broken; infinite where no agent has told what the node has."""
     free_gpus: FloatColumn
@@ -54,8 +58,19 @@ class Snapshot:
     """Relative capability of the node's GPU model (configuration, default 1)."""
     models: NDArray[np.int16]
     """Which GPU models are in the node: an index into `model_sets`; 0 where nobody has told."""
-    gpu_memory_bytes: NDArray[np.float64]
-    """Memory of its smallest GPU; 0 where nobody has told."""
+    units: FloatColumn
+    """Allocatable units of each resource that is GPUs or parts of them, shape (resources, rows)."""
+    unit_gpus: FloatColumn
+    """How much of a GPU one unit is, likewise; 1 where a node has none of them."""
+    unit_memory_bytes: NDArray[np.float64]
+    """What one unit has of memory, likewise: its own, or its GPU's, or where units share that, what is measured free;
+    0 where nobody has told."""
+    bound_units: FloatColumn
+    """Likewise."""
+    reserved_units: FloatColumn
+    """Likewise."""
+    free_units: FloatColumn
+    """Likewise; never negative."""
     name_hash: NDArray[np.uint32]
     """Stable hash of the node's name: the last tie-break, so that near-ties pack like first-fit."""
     capability_max: float
@@ -63,6 +78,8 @@ class Snapshot:
     pool_sizes: tuple[int, ...]
     """Nodes per pool, in the configuration's order, `default` last."""
     stale_s: float
+    resources: Mapping[str, int]
+    """Names of the resources, with their row in the columns of units."""
     model_sets: tuple[frozenset[str], ...] = (frozenset(),)
     """Sets of models, in small letters, that nodes have; most have one model. The first, of none, is: unknown."""
 
@@ -73,9 +90,38 @@ class Snapshot:
         """Count the rows."""
         object.__setattr__(self, "rows", len(self.present))
 
+    def asked_gpus(self, request: PodRequest) -> FloatColumn:
+        """How much of the GPUs of each node the pod would take, shape (rows,)."""
+        parts = [
+            self.unit_gpus[self.resources[name]] * np.float32(count)
+            for name, count in request.units
+            if name in self.resources
+        ]
+        # Of what no node has, there is no telling how much of a GPU it is.
+        return sum(parts[1:], start=parts[0]) if parts else np.zeros(self.rows, np.float32)
+
+    def has_room(self, request: PodRequest) -> BoolColumn:
+        """Where as many units are free as the pod asks for, by our count; shape (rows,)."""
+        return self._enough(self.free_units, request)
+
+    def units_of(self, name: str, units: FloatColumn) -> FloatColumn:
+        """One resource's row of a column of units; zeros where no node has it."""
+        index = self.resources.get(name)
+        return np.zeros(self.rows, np.float32) if index is None else units[index]
+
+    def is_large_enough(self, request: PodRequest) -> BoolColumn:
+        """Where there are as many units at all; shape (rows,)."""
+        return self._enough(self.units, request)
+
+    def _enough(self, units: FloatColumn, request: PodRequest) -> BoolColumn:
+        enough = np.ones(self.rows, np.bool_)
+        for name, count in request.units:
+            enough &= self.units_of(name, units) >= count
+        return enough
+
     def take(self, rows: NDArray[np.intp]) -> Snapshot:
         """An independent snapshot of some rows, in the order given."""
-        return self._map(lambda column: column[rows])
+        return self._map(lambda column: column[..., rows])
 
     def copy(self) -> Snapshot:
         """An independent, writable snapshot for what-ifs."""

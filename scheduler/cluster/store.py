@@ -3,8 +3,8 @@
 Everyone else reads `snapshot` (columns), `pods`, `nodes` and counters, and asks for changes through the methods here.
 State is rebuilt from the API alone: nothing that matters lives only here.
 
-What the cluster's events mean for pods is here; what they mean for nodes is in nodes.py, what agents tell in
-measurements.py, what is promised in promises.py. These three are the store's own: nobody else calls them.
+What the cluster's events mean for pods is in holdings.py; what they mean for nodes is in nodes.py, what agents tell in
+measurements.py, what is promised in promises.py. These four are the store's own: nobody else calls them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.holdings import Holdings
 from scheduler.cluster.intent import Fault, Intent, IntentSettings
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
@@ -61,16 +62,12 @@ class Store:
         self.intents = intents
         self.reservations = Reservations(settings.reservation_s) if reservations is None else reservations
         """What is promised to whom; made and taken back through `reserve` and `release` only."""
-        self.pods: dict[str, PodFacts] = {}
         self.synced: set[Kind] = set()
         self.counters: Counter[str] = Counter()
-        self.waiting: dict[str, PodFacts] = {}
-        """GPU pods without a node."""
         self.on_bound: Callable[[PodFacts], None] | None = None
         """Told of each binding that is seen after the first listing."""
         self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
         """Told of the bad annotations of each pod that is asked about."""
-        self._orphans: dict[str, dict[str, PodFacts]] = {}
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
@@ -89,6 +86,12 @@ class Store:
             self.reservations,
             half_life_s=settings.half_life_s,
         )
+        self._holdings = Holdings(
+            self._columns, self._nodes.records, self._promises, intents, self._expected_load
+        )
+        self.pods = self._holdings.pods
+        self.waiting = self._holdings.waiting
+        """GPU pods without a node."""
         self.nodes: dict[str, NodeRecord] = self._nodes.records
         self.rows: dict[str, int] = self._nodes.rows
         self.names: list[str | None] = self._nodes.names
@@ -138,7 +141,7 @@ class Store:
         if isinstance(thing, Pod):
             facts = None if gone else pod_facts(thing)
             if facts is None:
-                self._pod_gone(thing.metadata.uid, now_mono_s)
+                self._holdings.forget(thing.metadata.uid, now_mono_s)
                 if gone or thing.status.phase in FINISHED:
                     self.intents.forget_pod(thing.metadata.uid)
             else:
@@ -172,7 +175,7 @@ class Store:
                 held.uid for held in promised if held.uid not in event.keys and held.uid not in self.pods
             ]
             for uid in gone:
-                self._pod_gone(uid, now_mono_s)
+                self._holdings.forget(uid, now_mono_s)
                 self.intents.forget_pod(uid)
         elif event.kind is Kind.NODE:
             for name in self.nodes.keys() - event.keys:
@@ -189,10 +192,13 @@ class Store:
         record = self.nodes.get(name)
         if record is None:
             record = self._nodes.add(node)
-            for facts in self._orphans.pop(name, {}).values():
-                self._hold(record, facts)
+            self._holdings.adopt(record)
             self._measurements.see_node(name)
+        before = (record.shared, record.offers.keys())
         self._nodes.update(record, node, now_mono_s)
+        if before != (record.shared, record.offers.keys()):
+            # Pods there may hold what had no column until now.
+            self._holdings.add_up(record)
 
     def _node_gone(self, name: str) -> None:
         self._promises.drop_node(name)
@@ -200,76 +206,13 @@ class Store:
         if record is None:
             return
         self._measurements.node_gone(record)
-        if record.pods:
-            # Their pods are still in the API until garbage collection; the node may come back under its name.
-            self._orphans[name] = record.pods
-
-    # --- pods ----------------------------------------------------------------------------------------------------
+        self._holdings.orphan(record)
 
     def _pod_seen(self, facts: PodFacts, now_mono_s: float) -> None:
-        before = self.pods.get(facts.uid)
-        if before is not None and before.node and before.node != facts.node:
-            # No API server moves a pod; a uid that comes twice must not hold GPUs on two nodes.
-            self._pod_gone(facts.uid, now_mono_s)
-            before = None
-        self.pods[facts.uid] = facts
-        self._promises.nominate(facts)
-        if not facts.node:
-            self.waiting[facts.uid] = facts
-            return
-        if before is not None and before.node == facts.node:
-            self._replace_facts(before, facts)
-            return
-        self.waiting.pop(facts.uid, None)
-        self._bound(facts, now_mono_s, was_waiting=before is not None)
-        if self.on_bound is not None and Kind.POD in self.synced:
+        synced = Kind.POD in self.synced
+        bound = self._holdings.see(facts, now_mono_s, synced=synced)
+        if bound and synced and self.on_bound is not None:
             self.on_bound(facts)
-
-    def _replace_facts(self, before: PodFacts, facts: PodFacts) -> None:
-        record = self.nodes.get(facts.node)
-        held = record.pods if record else self._orphans.setdefault(facts.node, {})
-        held[facts.uid] = facts
-        if record is not None and before.gpus != facts.gpus:
-            self._sum_bound(record)
-
-    def _bound(self, facts: PodFacts, now_mono_s: float, *, was_waiting: bool) -> None:
-        """A binding is a fact: it takes the pod's own reservation, else evicts the youngest of that node."""
-        promised = self._promises.settle(facts.uid, facts.node, now_mono_s)
-        record = self.nodes.get(facts.node)
-        if record is None:
-            self._orphans.setdefault(facts.node, {})[facts.uid] = facts
-            return
-        self._hold(record, facts)
-        if not promised and (was_waiting or Kind.POD in self.synced):
-            # Placed past us, or on another node than ours: its load is coming there all the same.
-            self._promises.expect(record.row, facts.gpus * self._expected_load(facts), now_mono_s)
-        self._promises.evict(record.name, now_mono_s)
-
-    def _hold(self, record: NodeRecord, facts: PodFacts) -> None:
-        record.pods[facts.uid] = facts
-        self._sum_bound(record)
-
-    def _sum_bound(self, record: NodeRecord) -> None:
-        # Added up anew, over one node's few pods: one absurd amount, taken off again, would leave rounding behind.
-        self._columns.bound[record.row] = sum(facts.gpus for facts in record.pods.values())
-        self._columns.fold_holdings(record.row)
-
-    def _pod_gone(self, uid: str, now_mono_s: float) -> None:
-        facts = self.pods.pop(uid, None)
-        self.waiting.pop(uid, None)
-        self._promises.forget_pod(uid, now_mono_s)
-        if facts is None or not facts.node:
-            return
-        record = self.nodes.get(facts.node)
-        if record is not None and record.pods.pop(uid, None) is not None:
-            if self._columns.fresh[record.row]:
-                # The mirror image of a binding: what ended is still in the measurement for some half-lives.
-                self._promises.expect(record.row, -facts.gpus * self._expected_load(facts), now_mono_s)
-            self._sum_bound(record)
-        elif facts.node in self._orphans:
-            self._orphans[facts.node].pop(uid, None)
-            if not self._orphans[facts.node]:
-                del self._orphans[facts.node]
 
     def _expected_load(self, facts: PodFacts) -> float:
         workload = self.intents.workload(facts.meta, facts.priority_class)
@@ -290,6 +233,7 @@ class Store:
             profiles[intent.workload],
             self._nodes.pool_indexes,
             gpus=int(facts.gpus) if facts else 0,
+            shares=facts.shares if facts else (),
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
@@ -307,6 +251,7 @@ class Store:
             profile,
             self._nodes.pool_indexes,
             gpus=int(facts.gpus),
+            shares=facts.shares,
             waited_s=waited_s,
             priority=facts.priority,
             nominated_node=facts.nominated_node,
@@ -368,7 +313,11 @@ class Store:
 
     def see_inventory(self, node: str, inventory: Inventory) -> None:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
+        record = self.nodes.get(node)
+        shared = record is not None and record.shared
         self._measurements.see_inventory(node, inventory)
+        if record is not None and record.shared != shared:
+            self._holdings.add_up(record)
 
     def forget_inventory(self, node: str) -> None:
         """What an agent had said of a node's GPUs was cleared: only what Kubernetes counts is known of them."""

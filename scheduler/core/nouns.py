@@ -11,6 +11,10 @@ GPU_RESOURCE = "nvidia.com/gpu"
 DECISION_ANNOTATION = PREFIX + "decision"
 
 
+Units = tuple[tuple[str, float], ...]
+"""Resource names, each with how many units of it; a resource is there at most once."""
+
+
 class Workload(StrEnum):
     """What kind of work a pod is; picks its profile."""
 
@@ -84,7 +88,10 @@ class PodRequest:
     namespace: str
     name: str
     gpus: int
-    """Whole GPUs, counted as Kubernetes counts init and sidecar containers."""
+    """Units of `nvidia.com/gpu`, counted as Kubernetes counts init and sidecar containers. A unit is a whole GPU,
+    except on a node that replicates its GPUs."""
+    shares: Units = ()
+    """Units of other resources that are parts of GPUs: shared ones, and slices."""
     workload: Workload = Workload.BATCH
     profile: str = "batch"
     expected_load: float = 0.9
@@ -103,6 +110,11 @@ class PodRequest:
     """True if the spec states a soft preference (preferred affinity, ScheduleAnyway)."""
     waits_for_volume: bool = False
     """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
+
+    @property
+    def units(self) -> Units:
+        """All that it asks for of GPUs, by resource."""
+        return ((GPU_RESOURCE, self.gpus), *self.shares) if self.gpus else self.shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

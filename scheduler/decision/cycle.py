@@ -122,7 +122,7 @@ def judge(
     offered[rows] = True
     codes = _codes(request, snapshot, filters, failures)
     passing = offered & (codes == 0)
-    fits = passing & (snapshot.free_gpus >= request.gpus)
+    fits = passing & snapshot.has_room(request)
     full = passing ^ fits
     last = None
     if last_choices is not None and len(last_choices):

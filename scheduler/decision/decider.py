@@ -196,8 +196,8 @@ class Decider:
             self.store.release(request.uid, now_mono_s)
             self.store.reservations.note_choice(request.uid, node, now_mono_s)
             return kept, "full_by_our_count", False
-        if not request.gpus:
-            # A slice or a share, which kube-scheduler alone counts: there is nothing to promise.
+        if not request.units:
+            # A device of a kind that kube-scheduler alone counts: there is nothing to promise.
             self.store.reservations.note_choice(request.uid, node, now_mono_s)
             return kept, "placed", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)

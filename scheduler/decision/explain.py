@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import PodRequest, Reason
+from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.core.nouns import GPU_RESOURCE, PodRequest, Reason
 from scheduler.decision.cycle import (
     BAND_FITS,
     BAND_FULL,
@@ -61,7 +61,7 @@ def evaluate(
     store = decider.store
     failures = PolicyFailures()
     exists = store.snapshot.present
-    large = exists & (store.snapshot.gpu_count >= request.gpus)
+    large = exists & store.snapshot.is_large_enough(request)
     offered = large & ~store.snapshot.cordoned
     if held_on in store.rows:
         # It runs there, whatever has been closed since.
@@ -151,17 +151,11 @@ class _Look:
     # --- what would unblock it -----------------------------------------------------------------------------------
 
     def unblock(self) -> tuple[Hindrance, ...]:
-        judgement, gpus = self.judgement, self.request.gpus
+        judgement = self.judgement
         if not (judgement.offered | self.closed | self.small).any():
             return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),)
         if not (judgement.offered | self.closed).any():
-            sizes = np.where(self.small, judgement.snapshot.gpu_count, -1)
-            largest = int(sizes.argmax())
-            text = (
-                f"No node has {gpus} GPUs; the largest has {sizes[largest]:g}. "
-                "Ask for fewer, or add a larger node."
-            )
-            return (Hindrance("node_size", text, nodes=(self.name(largest),)),)
+            return (self._node_size(),)
         found = (
             self._quarantine(),
             self._cordon(),
@@ -175,6 +169,26 @@ class _Look:
             # kube-scheduler may not offer those that fit; what would open others is worth knowing then.
             return (self._fits(), *(each for each in told if each.helps))
         return tuple(told)
+
+    def _node_size(self) -> Hindrance:
+        # Of several resources, the one that the fewest nodes have enough of.
+        snapshot, asked = self.judgement.snapshot, self._scarcest(self.judgement.snapshot.units)
+        sizes = np.where(self.small, snapshot.units_of(asked[0], snapshot.units), -1)
+        largest = int(sizes.argmax())
+        if sizes[largest] <= 0:
+            return Hindrance(
+                "node_size", f"No node has {asked[0]}: its allocatable tells, kubectl describe node."
+            )
+        text = f"No node has {words(asked)}; the largest has {sizes[largest]:g}. Ask for fewer, or add a larger node."
+        return Hindrance("node_size", text, nodes=(self.name(largest),))
+
+    def _scarcest(self, units: FloatColumn) -> tuple[str, float]:
+        """Which resource of those asked for the fewest nodes have enough of, and how many units are asked."""
+        snapshot = self.judgement.snapshot
+        return min(
+            self.request.units,
+            key=lambda each: np.count_nonzero(snapshot.units_of(each[0], units) >= each[1]),
+        )
 
     def _fits(self) -> Hindrance:
         text = (
@@ -233,10 +247,8 @@ class _Look:
             return None
 
         def repaired(now: Snapshot) -> Snapshot:
-            free = np.maximum(now.gpu_count - now.bound_gpus - now.reserved_gpus, 0)
-            return now.replace(
-                healthy_gpus=np.full_like(now.healthy_gpus, np.inf), free_gpus=np.maximum(free, now.free_gpus)
-            )
+            free = np.maximum(now.units - now.bound_units - now.reserved_units, now.free_units)
+            return now.replace(healthy_gpus=np.full_like(now.healthy_gpus, np.inf), free_units=free)
 
         helped = self._again(change=repaired)
         remedy = "The agent's log and `wattbalance agent --once` on the node say what is wrong with them."
@@ -282,18 +294,24 @@ class _Look:
         return found
 
     def _free(self) -> Hindrance | None:
-        judgement, gpus = self.judgement, self.request.gpus
-        big = judgement.full
+        snapshot, big = self.judgement.snapshot, self.judgement.full
         if not big.any():
             return None
-        free = np.where(big, judgement.snapshot.free_gpus, -1)
+        asked = self._scarcest(snapshot.free_units)
+        free = np.where(big, snapshot.units_of(asked[0], snapshot.free_units), -1)
         # As the cycle breaks ties, so that the answer stands still.
         nearest = int(free.argmax())
-        lacking = gpus - float(free[nearest])
+        lacking = asked[1] - float(free[nearest])
         count = int(np.count_nonzero(big))
         nodes = "1 node has" if count == 1 else f"{count:,} nodes have"
         text = (
-            f"{nodes} no {gpus} GPUs free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
+            f"{nodes} no {words(asked)} free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
             f"{lacking:g} more must end there."
         )
         return Hindrance("free_gpus", text, nodes=self.examples(big), lacking_gpus=lacking)
+
+
+def words(asked: tuple[str, float]) -> str:
+    """So many of a resource, as people say it."""
+    name, count = asked
+    return f"{count:g} {'GPUs' if name == GPU_RESOURCE else name}"

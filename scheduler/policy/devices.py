@@ -18,6 +18,8 @@ from scheduler.core.nouns import PodRequest, Reason
 from scheduler.policy import base
 
 NAME = "devices"
+# Slices are sevenths: sums of them round.
+TOLERANCE = np.float32(1e-3)
 
 
 class Args(base.Args, frozen=True, kw_only=True):
@@ -32,13 +34,14 @@ class Devices:
 
     def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`not enough healthy GPUs` where it is the broken ones that the pod lacks."""
-        lacking = snapshot.healthy_gpus < request.gpus
+        asked = snapshot.asked_gpus(request) - TOLERANCE
+        lacking = snapshot.healthy_gpus < asked
         broken = snapshot.healthy_gpus < snapshot.gpu_count
         if np.count_nonzero(broken):
             # Where there would be too few even if none were broken, kube-scheduler knows of pods that end: trusted.
             unheld = snapshot.gpu_count - snapshot.bound_gpus
             spare = snapshot.healthy_gpus - snapshot.bound_gpus
-            lacking |= broken & (spare < request.gpus) & (unheld >= request.gpus)
+            lacking |= broken & (spare < asked) & (unheld >= asked)
         return lacking * np.uint8(Reason.BROKEN_GPUS)
 
 

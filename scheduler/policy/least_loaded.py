@@ -1,6 +1,6 @@
 """Prefer nodes whose GPUs are measured to be doing little.
 
-Reads: load_sum, pending_load, gpu_count, capability.
+Reads: load_sum, pending_load, gpu_count, capability, unit_gpus.
 Unknown: the store's fold has counted an unknown GPU that is allocated as fully loaded, and a free one at the neutral
 load or its last reading, so an unread node looks neither idle nor full; one that is lost or hung counts as fully
 loaded, so that a node never gains by what breaks in it.
@@ -35,7 +35,7 @@ class LeastLoaded:
         """(1 - load after placing) x relative capability."""
         # Count the pod itself: without it a 2-GPU node looks as idle as an 8-GPU one and gets as many pods.
         load = snapshot.load_sum + snapshot.pending_load
-        load += np.float32(request.gpus * request.expected_load)
+        load += snapshot.asked_gpus(request) * np.float32(request.expected_load)
         load /= np.maximum(snapshot.gpu_count, np.float32(1))
         load.clip(0, 1, out=load)
         np.subtract(np.float32(1), load, out=load)

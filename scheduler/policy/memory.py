@@ -1,8 +1,10 @@
 """Keep pods on GPUs with as much memory as they ask for.
 
-Reads: gpu_memory_bytes.
-Unknown: a GPU of which nobody tells the memory is not known to have enough.
-The smallest GPU of a node counts, since the device plugin chooses among them.
+Reads: unit_memory_bytes.
+Unknown: a GPU of which nobody tells the memory, or a shared one of which nobody measures it, is not known to have
+enough.
+The smallest GPU of a node counts, and of shared ones that with least memory free, since the device plugin chooses
+among them. A slice has its own.
 """
 
 from __future__ import annotations
@@ -31,9 +33,14 @@ class Memory:
     def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`not enough GPU memory`, or `GPU memory unknown`."""
         codes: base.CodeArray = np.zeros(snapshot.rows, np.uint8)
-        if request.gpu_memory_bytes:
-            codes[snapshot.gpu_memory_bytes < request.gpu_memory_bytes] = Reason.TOO_LITTLE_MEMORY
-            codes[snapshot.gpu_memory_bytes == 0] = Reason.UNKNOWN_MEMORY
+        if not request.gpu_memory_bytes:
+            return codes
+        for name, _ in request.units:
+            index = snapshot.resources.get(name)
+            if index is not None:
+                memory_bytes = snapshot.unit_memory_bytes[index]
+                codes[memory_bytes < request.gpu_memory_bytes] = Reason.TOO_LITTLE_MEMORY
+                codes[memory_bytes == 0] = Reason.UNKNOWN_MEMORY
         return codes
 
 

@@ -1,6 +1,6 @@
 """Prefer the node that the pod fills best, so that whole nodes stay free for large jobs.
 
-Reads: free_gpus, gpu_count, healthy_gpus.
+Reads: free_gpus, gpu_count, healthy_gpus, unit_gpus.
 Unknown: a GPU without a reading is free, if Kubernetes says so. One that is lost or hung is neither free nor used, so
 that it does not make its node look fuller, and thus better, than before it broke.
 """
@@ -33,7 +33,7 @@ class Pack:
         # Unused by pods: what is free, and what is broken. Healthy counts may be infinite: nobody has told.
         left = snapshot.gpu_count - np.minimum(snapshot.healthy_gpus, snapshot.gpu_count)
         left += snapshot.free_gpus
-        left -= np.float32(request.gpus)
+        left -= snapshot.asked_gpus(request)
         left *= np.float32(1 / snapshot.gpu_count_max)
         left.clip(0, 1, out=left)
         np.subtract(np.float32(1), left, out=left)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.reservations import ENDS_KEPT, LAST_CHOICE_S, RENEWALS, Reservation, Reservations
 
+ONE = (("nvidia.com/gpu", 1),)
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["make", "make for a volume", "renew", "release", "wait"]),
@@ -25,7 +26,7 @@ def test_what_is_looked_up_fast_is_what_a_plain_list_would_say(
     book, plain, now = Reservations(30.0), dict[str, Reservation](), 100.0
     for step, uid, node, by_s in steps:
         if step.startswith("make") and uid not in plain:
-            plain[uid] = book.make(uid, node, 1, 0.9, now, waits_for_volume=step.endswith("volume"))
+            plain[uid] = book.make(uid, node, ONE, 0.9, now, waits_for_volume=step.endswith("volume"))
         elif step == "renew" and uid in plain and book.renew(uid, now):
             held = book.get(uid)
             assert held is not None
@@ -52,7 +53,7 @@ def test_what_is_looked_up_fast_is_what_a_plain_list_would_say(
 def test_promises_that_were_taken_back_leave_nothing_behind() -> None:
     book = Reservations(30.0)
     for number in range(10 * ENDS_KEPT):
-        book.make(f"p{number}", f"n{number}", 1, 0.9, 0.0)
+        book.make(f"p{number}", f"n{number}", ONE, 0.9, 0.0)
         book.release(f"p{number}")
     assert len(book) == 0
     assert book.take_expired(1e9) == []
@@ -63,7 +64,7 @@ def test_promises_that_were_taken_back_leave_nothing_behind() -> None:
 
 def test_a_renewed_promise_does_not_end_at_its_first_end() -> None:
     book = Reservations(30.0)
-    book.make("a", "n1", 1, 0.9, 0.0)
+    book.make("a", "n1", ONE, 0.9, 0.0)
     assert book.renew("a", 20.0)
     assert book.take_expired(30.0) == []
     assert [held.uid for held in book.take_expired(50.0)] == ["a"]
@@ -71,7 +72,7 @@ def test_a_renewed_promise_does_not_end_at_its_first_end() -> None:
 
 def test_a_promise_can_be_renewed_twice_only() -> None:
     book = Reservations(30.0)
-    book.make("a", "n1", 1, 0.9, 0.0)
+    book.make("a", "n1", ONE, 0.9, 0.0)
     assert [book.renew("a", 1.0) for _ in range(RENEWALS + 1)] == [True] * RENEWALS + [False]
 
 

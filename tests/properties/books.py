@@ -16,7 +16,7 @@ from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.reservations import Reservation, Reservations
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import PoolSpec
+from scheduler.core.nouns import PoolSpec, Units
 from scheduler.decision.decider import Decider
 from tests.builders import make_decider, make_store
 
@@ -27,6 +27,12 @@ MAY_BE_UNBOUNDED = {"healthy_gpus", "reading_age_s"}
 
 def gpus_of(pod: Pod) -> int:
     return int(pod.spec.containers[0].resources.limits["nvidia.com/gpu"])  # type: ignore[index,union-attr]  # make_pod's shape
+
+
+def promised(held: Reservation) -> float:
+    """GPUs of a promise: these books know of whole ones only."""
+    ((_, gpus),) = held.units
+    return gpus
 
 
 class CheckedReservations(Reservations):
@@ -40,13 +46,16 @@ class CheckedReservations(Reservations):
         self,
         uid: str,
         node: str,
-        gpus: float,
+        units: Units,
         load: float,
         now_mono_s: float,
         *,
+        memory_bytes: float = 0.0,
         waits_for_volume: bool = False,
     ) -> Reservation:
-        made = super().make(uid, node, gpus, load, now_mono_s, waits_for_volume=waits_for_volume)
+        made = super().make(
+            uid, node, units, load, now_mono_s, memory_bytes=memory_bytes, waits_for_volume=waits_for_volume
+        )
         self._check(made)
         return made
 
@@ -76,7 +85,7 @@ class Books(RuleBasedStateMachine):
         return sum(facts.gpus for facts in store.pods.values() if facts.node == node)
 
     def _reserved(self, store: Store, node: str) -> float:
-        return sum(held.gpus for held in store.reservations.on_node(node))
+        return sum(promised(held) for held in store.reservations.on_node(node))
 
     def _held(self) -> list[Reservation]:
         return [held for node in [*NODES, "nowhere"] for held in self.store.reservations.on_node(node)]
@@ -88,9 +97,9 @@ class Books(RuleBasedStateMachine):
     def _was_free(self, made: Reservation) -> None:
         store = self.store
         assert made.node in store.rows, "promised on a node that is unknown"
-        others = self._reserved(store, made.node) - made.gpus
+        others = self._reserved(store, made.node) - promised(made)
         free = self._usable(store, made.node) - self._bound(store, made.node) - others
-        assert made.gpus <= free, f"promised {made.gpus} of {free}"
+        assert promised(made) <= free, f"promised {made.units} of {free}"
         facts = store.pods.get(made.uid)
         assert facts is None or not facts.node, "promised to a pod that is bound"
         self.made.append(made.uid)
@@ -117,7 +126,7 @@ class Books(RuleBasedStateMachine):
                 key=lambda held: len(self.made) - self.made[::-1].index(held.uid),
             )
             room = max(self._usable(self.store, node) - self._bound(self.store, node), 0)
-            while sum(held.gpus for held in here) > room:
+            while sum(promised(held) for held in here) > room:
                 want_kept.remove(here.pop().uid)
         kept = {held.uid for held in self._held()} - {uid}
         assert kept == want_kept, "the youngest of the node, until the sum fits, and only those"

@@ -1,0 +1,133 @@
+"""Which pods hold what of which nodes. Pure; the store owns the only instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from scheduler.cluster.columns import Columns
+from scheduler.cluster.intents import Intents
+from scheduler.cluster.nodes import NodeRecord
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.promises import Promises
+
+
+class Holdings:
+    """Pods that ask for GPUs, with their effect on columns."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        records: dict[str, NodeRecord],
+        promises: Promises,
+        intents: Intents,
+        expected_load: Callable[[PodFacts], float],
+    ) -> None:
+        self.pods: dict[str, PodFacts] = {}
+        self.waiting: dict[str, PodFacts] = {}
+        """Those without a node."""
+        self._columns = columns
+        self._records = records
+        self._promises = promises
+        self._intents = intents
+        self._expected_load = expected_load
+        self._orphans: dict[str, dict[str, PodFacts]] = {}
+        """By nodes that are not there."""
+
+    def adopt(self, record: NodeRecord) -> None:
+        """A node has come; its pods may have been told of before."""
+        for facts in self._orphans.pop(record.name, {}).values():
+            self._hold(record, facts)
+
+    def orphan(self, record: NodeRecord) -> None:
+        """A node has gone: its pods are in the API until garbage collection; it may come back under its name."""
+        if record.pods:
+            self._orphans[record.name] = record.pods
+
+    def see(self, facts: PodFacts, now_mono_s: float, *, synced: bool) -> bool:
+        """A pod as it is now. `synced`: all pods have been listed, so what is new is new. Returns if it was bound."""
+        before = self.pods.get(facts.uid)
+        if before is not None and before.node and before.node != facts.node:
+            # No API server moves a pod; a uid that comes twice must not hold GPUs on two nodes.
+            self.forget(facts.uid, now_mono_s)
+            before = None
+        self.pods[facts.uid] = facts
+        self._promises.nominate(facts)
+        if not facts.node:
+            self.waiting[facts.uid] = facts
+            return False
+        if before is not None and before.node == facts.node:
+            self._replace_facts(before, facts)
+            return False
+        self.waiting.pop(facts.uid, None)
+        self._bound(facts, now_mono_s, is_news=before is not None or synced)
+        return True
+
+    def forget(self, uid: str, now_mono_s: float) -> None:
+        """A pod is gone, or has ended."""
+        facts = self.pods.pop(uid, None)
+        self.waiting.pop(uid, None)
+        self._promises.forget_pod(uid, now_mono_s)
+        if facts is None or not facts.node:
+            return
+        record = self._records.get(facts.node)
+        if record is not None and record.pods.pop(uid, None) is not None:
+            if self._columns.fresh[record.row]:
+                # The mirror image of a binding: what ended is still in the measurement for some half-lives.
+                self._promises.expect(record.row, -self._load_of(facts, record), now_mono_s)
+            self.add_up(record)
+        elif facts.node in self._orphans:
+            self._orphans[facts.node].pop(uid, None)
+            if not self._orphans[facts.node]:
+                del self._orphans[facts.node]
+
+    def add_up(self, record: NodeRecord) -> None:
+        """Sum what the pods of a node hold of it.
+
+        Anew, over one node's few pods: one absurd amount, taken off again, would leave rounding behind.
+        """
+        columns, row = self._columns, record.row
+        columns.memory_bound_bytes[row] = self._memory_asked(record) if record.shared else 0
+        columns.bound_units[:, row] = 0
+        for facts in record.pods.values():
+            for index, count in columns.indexed(facts.units):
+                columns.bound_units[index, row] += count
+        columns.fold_holdings(np.array([row]))
+
+    def _replace_facts(self, before: PodFacts, facts: PodFacts) -> None:
+        record = self._records.get(facts.node)
+        held = record.pods if record else self._orphans.setdefault(facts.node, {})
+        held[facts.uid] = facts
+        if record is not None and before.units != facts.units:
+            self.add_up(record)
+
+    def _bound(self, facts: PodFacts, now_mono_s: float, *, is_news: bool) -> None:
+        """A binding is a fact: it takes the pod's own reservation, else evicts the youngest of that node."""
+        promised = self._promises.settle(facts.uid, facts.node, now_mono_s)
+        record = self._records.get(facts.node)
+        if record is None:
+            self._orphans.setdefault(facts.node, {})[facts.uid] = facts
+            return
+        self._hold(record, facts)
+        if not promised and is_news:
+            # Placed past us, or on another node than ours: its load is coming there all the same.
+            self._promises.expect(record.row, self._load_of(facts, record), now_mono_s)
+        self._promises.evict(record.name, now_mono_s)
+
+    def _hold(self, record: NodeRecord, facts: PodFacts) -> None:
+        record.pods[facts.uid] = facts
+        self.add_up(record)
+
+    def _memory_asked(self, record: NodeRecord) -> float:
+        before, record.memory_bytes = record.memory_bytes, {}
+        for uid, facts in record.pods.items():
+            if uid not in before:
+                each = self._intents.resolve(facts.meta, facts.priority_class).value("gpu-memory") or 0
+                before[uid] = each * sum(count for _, count in facts.units)
+            record.memory_bytes[uid] = before[uid]
+        return sum(record.memory_bytes.values())
+
+    def _load_of(self, facts: PodFacts, record: NodeRecord) -> float:
+        """What a pod is expected to keep busy of a node, in GPUs."""
+        return self._columns.gpus_of(facts.units, record.row) * self._expected_load(facts)
