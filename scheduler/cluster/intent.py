@@ -95,9 +95,11 @@ def contradictions(words: Mapping[str, Word], pools: AbstractSet[str] | None) ->
         found += [("min-power", text), ("max-power", text)]
     for one, other in (("gang", "gang-size"), ("gang-size", "gang"), ("max-latency", "client-region")):
         if one in say and other not in say:
-            found.append((one, f"expected it together with {other}, got it alone"))
+            found.append((one, f"expected it together with {other}, got {quoted(texts[one])} alone"))
     if say.get("flex") and say.get("power") == "firm":
-        found.append(("flex", "expected 0 beside power: firm, which gives nothing away"))
+        message = f"expected 0 beside power: firm, which gives nothing away; got {texts['flex']}"
+        found.append(("flex", message))
     if "checkpoint-interval" in say and say.get("preemptible") is False:
-        found.append(("checkpoint-interval", "expected preemptible: true beside it, got false"))
+        message = f"expected preemptible: true beside it, got {texts['checkpoint-interval']} beside false"
+        found.append(("checkpoint-interval", message))
     return found

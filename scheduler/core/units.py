@@ -13,6 +13,12 @@ from decimal import Decimal
 MOST_DURATION_S = 10 * 365 * 86_400.0
 # Half an exbibyte, far beyond any node: 18 digits, so that what can be written can be read, and exactly.
 MOST_BYTES = 2**59
+# A terawatt, a third of what all of mankind generates: what can be written can be read, to the microwatt or nearly so.
+MOST_POWER_W = 1e12
+# The end of the year 9999, of which RFC 3339 knows no later one.
+MOST_UNIX_S = 253_402_300_800
+# What the writers below keep; the readers keep no more, so that each value has one spelling, which gives it back.
+_DURATION_DIGITS, _WATT_DIGITS, _FRAC_DIGITS, _INSTANT_DIGITS = 9, 6, 11, 6
 
 _NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?"
 _DURATION = re.compile(
@@ -65,12 +71,12 @@ def parse_duration(text: str) -> float:
         raise QuantityError(
             f"expected a duration of at most {format_duration(MOST_DURATION_S)}, got {quoted(text)}"
         )
-    return seconds
+    return round(seconds, _DURATION_DIGITS)
 
 
 def format_duration(seconds: float) -> str:
     """Write a duration so that `parse_duration` gives it back, to the nanosecond."""
-    rest = Decimal(repr(round(seconds, 9)))
+    rest = Decimal(repr(round(seconds, _DURATION_DIGITS)))
     if 0 < rest < 1:
         return _plain(rest * 1000) + "ms"
     text = ""
@@ -85,12 +91,15 @@ def parse_watts(text: str) -> float:
     match = _WATTS.fullmatch(text)
     if match is None:
         raise _refuse("a power such as 250W or 1.5kW", text, "W", _WATT_WORDS, _WATTS)
-    return float(Decimal(match[1]) * _WATT_UNITS[match[2]])
+    power_w = float(Decimal(match[1]) * _WATT_UNITS[match[2]])
+    if power_w > MOST_POWER_W:
+        raise QuantityError(f"expected at most {format_watts(MOST_POWER_W)}, got {quoted(text)}")
+    return round(power_w, _WATT_DIGITS)
 
 
 def format_watts(power_w: float) -> str:
     """Write watts so that `parse_watts` gives them back, to the microwatt."""
-    value = Decimal(repr(round(power_w, 6)))
+    value = Decimal(repr(round(power_w, _WATT_DIGITS)))
     unit = "MW" if value >= 1_000_000 else "kW" if value >= 1000 else "W"
     return _plain(value / _WATT_UNITS[unit]) + unit
 
@@ -124,12 +133,12 @@ def parse_percent(text: str) -> float:
     frac = float(Decimal(match[1]) / 100)
     if frac > 1:
         raise QuantityError(f"expected a share of at most 100%, got {quoted(text)}")
-    return frac
+    return round(frac, _FRAC_DIGITS)
 
 
 def format_percent(frac: float) -> str:
     """Write a fraction of one as a percentage, to a billionth of a percent."""
-    return _plain(Decimal(repr(round(frac, 11))) * 100) + "%"
+    return _plain(Decimal(repr(round(frac, _FRAC_DIGITS))) * 100) + "%"
 
 
 def parse_instant(text: str) -> float:
@@ -161,7 +170,10 @@ def parse_instant(text: str) -> float:
         raise QuantityError(f"expected an instant that there is, from 1970 on, got {quoted(text)}")
     zone_s = (zone_h * 60 + zone_min) * 60 * (-1 if match[8] == "-" else 1)
     seconds = ((_days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second - zone_s
-    return float(seconds + Decimal(f"0.{match[7] or 0}"))
+    unix_s = round(float(seconds + Decimal(f"0.{match[7] or 0}")), _INSTANT_DIGITS)
+    if not 0 <= unix_s < MOST_UNIX_S:
+        raise QuantityError(f"expected an instant from 1970 to 9999 in UTC, got {quoted(text)}")
+    return unix_s
 
 
 def _days(year: int, month: int, day: int) -> int:
@@ -178,7 +190,7 @@ def _days(year: int, month: int, day: int) -> int:
 
 def format_instant(unix_s: float) -> str:
     """Write an instant in UTC so that `parse_instant` gives it back, to the microsecond."""
-    whole_days, rest = divmod(Decimal(repr(round(unix_s, 6))), 86_400)
+    whole_days, rest = divmod(Decimal(repr(round(unix_s, _INSTANT_DIGITS))), 86_400)
     days = int(whole_days) + 719_468
     era, day_of_era = divmod(days, 146_097)
     year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36_524 - day_of_era // 146_096) // 365

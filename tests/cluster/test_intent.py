@@ -152,16 +152,16 @@ def test_a_chain_in_a_circle_ends() -> None:
                 ("min-power", "max-power"), "expected min-power below max-power, got 400W and 300W"
             ),
         ),
-        ({"gang": "g"}, {"gang": "expected it together with gang-size, got it alone"}),
-        ({"gang_size": "3"}, {"gang-size": "expected it together with gang, got it alone"}),
-        ({"max_latency": "5ms"}, {"max-latency": "expected it together with client-region, got it alone"}),
+        ({"gang": "g"}, {"gang": "expected it together with gang-size, got 'g' alone"}),
+        ({"gang_size": "3"}, {"gang-size": "expected it together with gang, got '3' alone"}),
+        ({"max_latency": "5ms"}, {"max-latency": "expected it together with client-region, got '5ms' alone"}),
         (
             {"flex": "25%", "power": "firm"},
-            {"flex": "expected 0 beside power: firm, which gives nothing away"},
+            {"flex": "expected 0 beside power: firm, which gives nothing away; got 25%"},
         ),
         (
             {"checkpoint_interval": "5m", "preemptible": "false"},
-            {"checkpoint-interval": "expected preemptible: true beside it, got false"},
+            {"checkpoint-interval": "expected preemptible: true beside it, got 5m beside false"},
         ),
         ({"flex": "0", "power": "firm"}, {}),
         ({"min_power": "300W", "max_power": "300W"}, {}),

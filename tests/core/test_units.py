@@ -138,6 +138,24 @@ def test_more_than_ten_years_and_more_than_all_are_refused() -> None:
         units.parse_duration("3651d")
     with pytest.raises(QuantityError, match="at most 100%"):
         units.parse_percent("101%")
+    with pytest.raises(QuantityError, match="at most 1000000MW"):
+        units.parse_watts("999999999999999999MW")
+
+
+@pytest.mark.parametrize(
+    ("text", "parse", "write"),
+    [
+        ("0.1234567891234s", units.parse_duration, units.format_duration),
+        ("0.0000000000001s", units.parse_duration, units.format_duration),
+        ("0.1234567891W", units.parse_watts, units.format_watts),
+        ("0.0000000001%", units.parse_percent, units.format_percent),
+        ("1970-01-01T00:00:00.999999999Z", units.parse_instant, units.format_instant),
+    ],
+)
+def test_what_is_finer_than_can_be_written_is_not_read(
+    text: str, parse: Callable[[str], float], write: Callable[[float], str]
+) -> None:
+    assert parse(write(parse(text))) == parse(text)
 
 
 @pytest.mark.parametrize("parse", PARSERS)
@@ -195,6 +213,9 @@ def test_a_written_instant_reads_back_and_is_the_calendars(unix_us: int) -> None
         "1969-12-31T23:59:59Z",
         "2027-03-01T24:00:00Z",
         "2027-03-01T06:00:00+24:00",
+        "1970-01-01T00:00:00+01:00",
+        "9999-12-31T23:59:59-01:00",
+        "9999-12-31T23:59:60Z",
         "٢٠٢٧-03-01T06:00:00Z",
     ],
 )
