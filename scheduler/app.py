@@ -22,7 +22,9 @@ from scheduler import __version__, config
 from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
+from scheduler.cluster.intent import Fault
 from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.objects import Meta
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Kind, Listed, Only
 from scheduler.cluster.readings import StoreHandler
@@ -131,7 +133,7 @@ class Daemon:
         self.notices = Notices(self.cluster.note, self.leadership.may_act, clock)
         self.cluster.events.may_write = self.leadership.may_act
         self.decider.on_no_fit = self.notices.no_fit
-        self.store.on_faults = self.notices.bad_annotations
+        self.store.on_faults = self._note_faults
         self.bindings.on_past = self._tell_past
         self.write_back = WriteBack(
             self.cluster,
@@ -139,6 +141,7 @@ class Daemon:
             may_write=self.leadership.may_act,
             term=lambda: self.leadership.term,
         )
+        self.bindings.is_observed = self.decider.is_observed
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
@@ -267,8 +270,17 @@ class Daemon:
 
     def _note_bound(self, pod: PodFacts) -> None:
         self.bindings.bound(pod, self._promised, self.clock.mono_s())
-        if self.settings.extender.annotate:
+        if self.settings.extender.annotate and not self.decider.is_observed(pod.node):
             self.write_back.bound(pod)
+
+    def _note_faults(self, pod: Meta, faults: tuple[Fault, ...]) -> None:
+        """Told once it is decided: nothing is written about a pod that goes to a pool that is only observed."""
+        asyncio.get_running_loop().call_soon(self._tell_faults, pod, faults)
+
+    def _tell_faults(self, pod: Meta, faults: tuple[Fault, ...]) -> None:
+        record = self.decider.log.of_pod(pod.uid)
+        if record is None or record.result != "observed":
+            self.notices.bad_annotations(pod, faults)
 
     def _tell_past(self, binding: Binding, why: Past) -> None:
         pod = f"{binding.namespace}/{binding.name}"

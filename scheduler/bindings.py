@@ -14,7 +14,8 @@ from enum import StrEnum
 from scheduler.cluster.objects import Pod, requested
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterEvent, Gone, Listed
-from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
+from scheduler.cluster.shares import is_gpu_resource
+from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.decision.record import DecisionRecord
 
 # What the API server fills in where a pod names none.
@@ -98,6 +99,8 @@ class Bindings:
         self.past: Counter[str] = Counter({reason.value: 0 for reason in Past})
         """By reason, zeros too: a series that is not there cannot be watched."""
         self.on_past: Callable[[Binding, Past], None] | None = None
+        self.is_observed: Callable[[str], bool] = lambda _: False
+        """Whether a node is in a pool that is only observed: whoever binds there may."""
         self._decision_of = decision_of
         self._judges = judges
         self._is_asked = is_asked
@@ -116,8 +119,8 @@ class Bindings:
         """Take other names and resources. Pods that are bound already are not held against anybody."""
         self._names = frozenset(scheduler_names)
         managed = frozenset(managed_resources)
-        self._gpus = GPU_RESOURCE in managed
-        others = managed - {GPU_RESOURCE}
+        self._counted = frozenset(name for name in managed if is_gpu_resource(name))
+        others = managed - self._counted
         self._added |= others.difference(self._others)
         self._others = tuple(sorted(others))
         if not others:
@@ -132,7 +135,7 @@ class Bindings:
 
     def bound(self, pod: PodFacts, promised: str, now_mono_s: float) -> None:
         """A GPU pod was bound. `promised` is the node where it held a promise; empty if none."""
-        if self._gpus:
+        if any(name in self._counted for name, _ in pod.units):
             self._judge(Binding.of(pod), promised, now_mono_s)
 
     def see(self, event: ClusterEvent, now_mono_s: float, *, synced: bool) -> None:
@@ -162,7 +165,7 @@ class Bindings:
             if added:
                 self._waiting_added.add(uid)
             return
-        if self._gpus and requested(spec) > 0:
+        if any(requested(spec, name) > 0 for name in self._counted):
             # The store told of this one.
             return
         self._bound_others.add(uid)
@@ -172,7 +175,7 @@ class Bindings:
             self._judge(Binding.of_object(pod), "", now_mono_s)
 
     def _judge(self, binding: Binding, promised: str, now_mono_s: float) -> None:
-        if not self._judges() or binding.decided:
+        if not self._judges() or binding.decided or self.is_observed(binding.node):
             return
         past = self._past(binding, promised)
         if past is None:

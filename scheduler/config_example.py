@@ -39,6 +39,7 @@ pools:
   - name: aws-a
     kind: cloud
     selector: {site: aws-a}
+    # mode: observe              # act elsewhere, and only observe here (docs/adr/0010-observed-pools.md)
 
 # decisive: the extender's filter returns the one chosen node. advisory: it scores, kube-scheduler chooses.
 profiles:

@@ -24,6 +24,7 @@ from scheduler.config_settings import (
     Face,
     LeaseSettings,
     ListenerSettings,
+    Mode,
     PoolSettings,
     TelemetrySettings,
 )
@@ -74,6 +75,7 @@ def check(data: dict[str, object], checker: Checker) -> None:
         _check_lease(lease, checker)
     pools = _parts(data, "pools", PoolSettings, checker)
     _check_pools(pools, checker)
+    _check_modes(data, pools, checker)
     names = {pool.settings.name for pool in pools.values() if pool.has("name")}
     _check_annotations(data, names | {DEFAULT_POOL}, checker)
     for index, namespace in _parts(data, "namespaces", NamespaceSettings, checker).items():
@@ -155,6 +157,17 @@ def _check_pools(pools: dict[int, _Part[PoolSettings]], checker: Checker) -> Non
                 f"expected pools that share no node, got a selector that overlaps pools[{index_a}]{called}"
             )
             checker.refuse(("pools", index_b, "selector"), message)
+
+
+def _check_modes(data: dict[str, object], pools: dict[int, _Part[PoolSettings]], checker: Checker) -> None:
+    """Who observes everything has no election, no label and no promises to act in a single pool with."""
+    if data.get("mode") != Mode.OBSERVE:
+        return
+    for index, pool in pools.items():
+        if pool.has("mode") and pool.settings.mode is Mode.ACT:
+            message = "expected observe or nothing beside `mode: observe`, got 'act'"
+            hint = "to act in some pools only, let the file's `mode` be act, and observe in the others"
+            checker.refuse(("pools", index, "mode"), f"{message}: {hint}")
 
 
 def _check_listeners(listeners: dict[int, _Part[ListenerSettings]], checker: Checker) -> None:

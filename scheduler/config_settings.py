@@ -147,6 +147,12 @@ class PoolSettings(Strict, frozen=True, kw_only=True):
     spill: Annotated[SpillSettings, Meta(description="When work flows over into later pools.")] = field(
         default_factory=SpillSettings
     )
+    mode: Annotated[
+        Mode | None,
+        Meta(
+            description="observe: its nodes are only observed, others are acted on; null: as the file's `mode` says."
+        ),
+    ] = None
 
     def spec(self) -> PoolSpec:
         """Give the pool as the other rooms know it."""
@@ -155,6 +161,7 @@ class PoolSettings(Strict, frozen=True, kw_only=True):
             kind=self.kind.value,
             selector=dict(self.selector),
             spill_after_s=float(self.spill.after_s),
+            observe=self.mode is Mode.OBSERVE,
         )
 
 

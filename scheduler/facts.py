@@ -23,7 +23,7 @@ from scheduler.listeners import Listeners
 from scheduler.pause import Pause
 from scheduler.reload import Reload
 from scheduler.report.families import Sources
-from scheduler.report.views import GpuView, NodeView, PauseView, PodView, Readiness
+from scheduler.report.views import GpuView, NodeView, PauseView, PodView, Readiness, ResourceView
 from scheduler.telemetry.bus import TelemetrySubscriber
 from scheduler.writeback import WriteBack
 
@@ -97,7 +97,7 @@ class Facts:
         return NodeView(
             name=name,
             pool=record.pool,
-            gpus=int(gpus),
+            gpus=round(gpus, 3),
             free_gpus=float(snapshot.free_gpus[row]),
             bound_gpus=float(snapshot.bound_gpus[row]),
             reserved_gpus=float(snapshot.reserved_gpus[row]),
@@ -111,7 +111,18 @@ class Facts:
             fresh=fresh,
             cordoned=bool(snapshot.cordoned[row]),
             quarantine=record.labels.get(QUARANTINE_LABEL),
+            observed=self._replica.decider.is_observed(name),
             agent_version=(record.inventory.agent_version or None) if record.inventory else None,
+            resources={
+                name: ResourceView(
+                    units=offer.units,
+                    gpus_each=round(offer.gpus, 3),
+                    bound=float(snapshot.units_of(name, snapshot.bound_units)[row]),
+                    free=float(snapshot.units_of(name, snapshot.free_units)[row]),
+                )
+                for name, offer in record.offers.items()
+            },
+            contradictions=list(record.contradictions),
             devices=[
                 GpuView(uuid=gpu.uuid, model=gpu.model, state=state, util_frac=util_frac, power_w=power_w)
                 for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
@@ -145,6 +156,7 @@ class Facts:
             namespace=facts.namespace,
             uid=uid,
             gpus=facts.gpus,
+            resources=dict(facts.units),
             profile=decider.profiles[workload].name,
             workload=workload.value,
             node=facts.node,
@@ -205,6 +217,7 @@ def sources(replica: Replica) -> Sources:
         policy_failures=lambda: decider.failures.counts,
         count_disagreements=lambda: decider.disagreements,
         waiting_pods=lambda: len(store.waiting),
+        contradicting_nodes=lambda: sum(bool(node.contradictions) for node in store.nodes.values()),
         reservations=lambda: len(store.reservations),
         reservations_lost=lost,
         bypassed_pods=lambda: replica.bindings.past,

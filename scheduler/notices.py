@@ -12,7 +12,9 @@ from collections.abc import Callable
 from scheduler.bindings import Binding, Past
 from scheduler.cluster.intent import POD, Fault
 from scheduler.cluster.objects import Meta
+from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.port import EventNote
+from scheduler.cluster.shares import words
 from scheduler.core.clock import Clock
 from scheduler.core.nouns import Reason
 from scheduler.decision.record import DecisionRecord
@@ -20,6 +22,7 @@ from scheduler.decision.record import DecisionRecord
 NO_NODE_FITS = "NoNodeFits"
 PLACED_PAST_US = "PlacedPastWattbalance"
 BAD_ANNOTATION = "BadAnnotation"
+LABELS_CONTRADICT = "LabelsContradictAllocatable"
 # The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
 SAME_AGAIN_S = 300.0
 # Something else about the same pod: reasons that flap must not become a stream of writes.
@@ -146,6 +149,24 @@ class Notices:
             )
         )
 
+    def contradictions(self, node: NodeRecord) -> None:
+        """A node's labels claim GPUs that its allocatable does not have; or that is over, and may be told again."""
+        about = "; ".join(node.contradictions)
+        if not about or not self._may_write() or not self._is_news(node.uid, LABELS_CONTRADICT, about):
+            return
+        self._write(
+            EventNote(
+                kind="Node",
+                namespace="",
+                name=node.name,
+                uid=node.uid,
+                reason=LABELS_CONTRADICT,
+                note=f"Allocatable counts: {about}. Look at the node's device plugin and GPU feature discovery.",
+                about=about,
+                warning=True,
+            )
+        )
+
     def _is_news(self, uid: str, reason: str, about: str) -> bool:
         now_mono_s = self._clock.mono_s()
         said, said_mono_s = self._said.get((uid, reason), ("", float("-inf")))
@@ -160,7 +181,7 @@ class Notices:
 
 def _refusal(record: DecisionRecord) -> str:
     asked = f"{record.asked} node" if record.asked == 1 else f"{record.asked} nodes"
-    gpus = f"{record.gpus} GPU" if record.gpus == 1 else f"{record.gpus} GPUs"
+    gpus = words(tuple(record.resources.items()))
     if not record.reasons:
         return f"No node fits: kube-scheduler offered none for {gpus}."
     reasons = "; ".join(f"{count}: {text}" for text, count in sorted(record.reasons.items()))

@@ -234,6 +234,7 @@ def exchange(running: Running, settings: Settings) -> None:
     before, running.settings = running.settings, settings
     running.store.use(store_settings, intents, running.clock.mono_s())
     running.decider.use(profiles, filters)
+    running.decider.drop_observed_promises(running.clock.mono_s())
     running.bindings.use(settings.scheduler_names, settings.managed_resources)
     running.knowledge.use(settings)
     running.cluster.probe_every_s = parts.probe_every_s(settings)

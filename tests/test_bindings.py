@@ -14,7 +14,7 @@ from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
 from scheduler.decision.record import DecisionRecord
 
 OURS = "wattbalance"
-MIG = "nvidia.com/mig-1g.5gb"
+FPGA = "example.com/fpga"
 NOW = 1000.0
 
 
@@ -29,6 +29,7 @@ def record(uid: str, chosen: str = "", result: str = "placed") -> DecisionRecord
         profile="batch",
         placement="decisive",
         gpus=1,
+        resources={"nvidia.com/gpu": 1},
         asked=2,
         fitting=1,
         chosen=chosen,
@@ -176,24 +177,24 @@ def test_a_missing_decision_may_be_next_door_where_each_answers_its_own_kube_sch
 
 
 def test_gpus_that_are_not_managed_are_nobodys_business() -> None:
-    world = World(MIG)
+    world = World(FPGA)
     assert world.bound(a_pod()) is None
 
 
 def test_managed_resources_that_the_store_does_not_count_are_seen_in_the_watch() -> None:
-    world = World(GPU_RESOURCE, MIG)
+    world = World(GPU_RESOURCE, FPGA)
     see = world.bindings.see
     slice_pod, gpu_pod, plain = (
-        a_pod("slice", asks={MIG: "1"}),
+        a_pod("slice", asks={FPGA: "1"}),
         a_pod("gpu"),
         a_pod("plain", asks={"cpu": 1}),
     )
-    see(Changed(Kind.POD, a_pod("old", asks={MIG: 1})), NOW, synced=False)
+    see(Changed(Kind.POD, a_pod("old", asks={FPGA: 1})), NOW, synced=False)
     see(Listed(Kind.POD, frozenset({"old"})), NOW, synced=True)
-    see(Changed(Kind.POD, a_pod("slice", node="", asks={MIG: 1})), NOW, synced=True)
+    see(Changed(Kind.POD, a_pod("slice", node="", asks={FPGA: 1})), NOW, synced=True)
     assert not world.told
     for _ in range(3):
-        for pod in (slice_pod, gpu_pod, plain, a_pod("old", asks={MIG: 1})):
+        for pod in (slice_pod, gpu_pod, plain, a_pod("old", asks={FPGA: 1})):
             see(Changed(Kind.POD, pod), NOW, synced=True)
     # Once each; the GPU pod is the store's to tell of.
     assert world.told == [("slice", Past.NO_DECISION)]

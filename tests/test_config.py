@@ -175,6 +175,12 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
     [
         # pools
         ("pools: [{name: default, selector: {a: b}}]", "pools[0].name", "default is the pool"),
+        ("pools: [{name: a, selector: {a: b}, mode: look}]", "pools[0].mode", "observe"),
+        (
+            "mode: observe\npools: [{name: a, selector: {a: b}, mode: act}]",
+            "pools[0].mode",
+            "expected observe or nothing beside `mode: observe`, got 'act'",
+        ),
         (
             "pools: [{name: a, selector: {a: b}}, {name: a, selector: {a: c}}]",
             "pools[1].name",

@@ -12,12 +12,12 @@ from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store
 from scheduler.facts import Facts, Replica, nodes_skewed
 from scheduler.report.views import NodeView
-from tests.builders import make_inventory, make_node, make_sample, make_store, see_node
+from tests.builders import make_decider, make_inventory, make_node, make_sample, make_store, see_node
 
 
 def view(store: Store, name: str = "n1") -> NodeView:
-    # Of a replica, a node's view asks the store alone.
-    found = Facts(cast("Replica", SimpleNamespace(store=store))).node(name)
+    # Of a replica, a node's view asks these alone.
+    found = Facts(cast("Replica", SimpleNamespace(store=store, decider=make_decider(store)))).node(name)
     assert found is not None
     return found
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from scheduler.cluster.shares import words
 from scheduler.decision.evaluation import Candidate, Evaluation, RuledOut
 from scheduler.report.explanation import Decision, Explanation
 from scheduler.report.views import NodeView
@@ -54,8 +55,8 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
             node.name,
             node.pool,
             _coloured(state, "" if state == "ok" else "yellow"),
-            str(node.gpus),
-            f"{node.free_gpus:g}",
+            f"{node.gpus:g}",
+            f"{round(node.free_gpus, 2):g}",
             UNKNOWN if node.load_frac is None else f"{node.load_frac:.0%}",
             UNKNOWN if node.power_w is None else f"{node.power_w:,.0f} W",
             UNKNOWN if node.reading_age_s is None else span(node.reading_age_s),
@@ -70,8 +71,8 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
 
 
 def node_state(node: NodeView) -> str:
-    """What keeps pods or measurements off a node, in words; `ok` if nothing does."""
-    found = []
+    """What keeps pods, measurements or us off a node, in words; `ok` if nothing does."""
+    found = ["observed"] if node.observed else []
     if node.cordoned:
         found.append("cordoned")
     if node.quarantine is not None:
@@ -109,7 +110,7 @@ def _print_pod(out: Console, told: Explanation) -> None:
     lines = [("Pod", f"{told.namespace}/{told.name}"), ("State", state)]
     if told.reserved_node:
         lines.append(("Promised", f"GPUs of {told.reserved_node}"))
-    lines.append(("GPUs", UNKNOWN if told.gpus is None else f"{told.gpus:g}"))
+    lines.append(("GPUs", UNKNOWN if told.resources is None else words(tuple(told.resources.items()))))
     lines.append(("Workload", f"{told.workload} (from {told.workload_from})"))
     for each in told.annotations:
         problem = f": does not count: {each.problem}" if each.problem else ""

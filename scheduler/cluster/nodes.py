@@ -30,6 +30,7 @@ class NodeRecord:
     """What the store keeps of a node beside its columns."""
 
     name: str
+    uid: str
     row: int
     labels: dict[str, str]
     pool: str
@@ -91,7 +92,9 @@ class Nodes:
         pool = self._pool_index(labels)
         columns = self._columns
         row = columns.take_row()
-        record = NodeRecord(name=name, row=row, labels=labels, pool=self.pool_names[pool])
+        record = NodeRecord(
+            name=name, uid=node.metadata.uid, row=row, labels=labels, pool=self.pool_names[pool]
+        )
         self.records[name] = record
         self.rows[name] = row
         self.names.extend([None] * (columns.rows - len(self.names)))

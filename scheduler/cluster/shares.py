@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from scheduler.cluster.objects import Amounts, quantity
-from scheduler.core.nouns import GPU_RESOURCE
+from scheduler.core.nouns import GPU_RESOURCE, Units
 
 # GPU feature discovery's, where no agent tells.
 MODEL_LABEL = "nvidia.com/gpu.product"
@@ -44,6 +44,17 @@ class Offer:
 def is_gpu_resource(name: str) -> bool:
     """Whether a resource is GPUs, replicas of them or slices."""
     return name in (GPU_RESOURCE, GPU_RESOURCE + SHARED_SUFFIX) or name.startswith(MIG_PREFIX)
+
+
+def words(units: Units) -> str:
+    """So many of some resources, as people say it."""
+    return " and ".join(f"{count:g} {_noun(name, count)}" for name, count in units) or "no GPU"
+
+
+def _noun(name: str, count: float) -> str:
+    if name != GPU_RESOURCE:
+        return name
+    return "GPU" if count == 1 else "GPUs"
 
 
 def offers(

@@ -68,6 +68,8 @@ class Store:
         """Told of each binding that is seen after the first listing."""
         self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
         """Told of the bad annotations of each pod that is asked about."""
+        self.on_contradictions: Callable[[NodeRecord], None] | None = None
+        """Told of each node whose labels come to claim what its allocatable does not have."""
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
@@ -194,11 +196,13 @@ class Store:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
             self._measurements.see_node(name)
-        before = (record.shared, record.offers.keys())
+        before, contradictions = (record.shared, record.offers.keys()), record.contradictions
         self._nodes.update(record, node, now_mono_s)
         if before != (record.shared, record.offers.keys()):
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
+        if record.contradictions != contradictions and self.on_contradictions is not None:
+            self.on_contradictions(record)
 
     def _node_gone(self, name: str) -> None:
         self._promises.drop_node(name)

@@ -126,3 +126,5 @@ class PoolSpec:
     selector: dict[str, str] = field(default_factory=dict)
     spill_after_s: float = 0.0
     """How long a pod waits for this pool before later pools open to it; 0 = at once."""
+    observe: bool = False
+    """Whether its nodes are only observed (docs/adr/0010): nothing keeps a pod off them, or picks among them."""

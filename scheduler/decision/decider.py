@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from scheduler.cluster.objects import Node
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import RENEWALS, SEVERAL
+from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
 from scheduler.decision.cycle import (
     BAND_FULL,
     Judgement,
+    Mask,
     PolicyFailures,
     Rows,
     best_rows,
@@ -72,6 +75,8 @@ class Decider:
         """Nodes offered with room that our count says are full."""
         self.on_no_fit: Callable[[DecisionRecord], None] | None = None
         """Told of each filter decision that left no node."""
+        self.on_observed: Callable[[Outcome, float], None] | None = None
+        """Told of each filter decision that was left to kube-scheduler, since its place is only observed."""
         self.on_outcome: Callable[[Outcome, float], None] | None = None
         """Told of each filter decision, with its instant; within the decision's turn."""
         self._cycle = 0
@@ -84,6 +89,10 @@ class Decider:
         self.filters = filters
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
         self.reason_texts = reason_texts(self.store.pool_names)
+        observed = [pool.observe for pool in self.store.settings.pools]
+        # Beside them `default`, which follows the file's mode.
+        self._observed = np.array([*observed, False]) if any(observed) else None
+        """Which pools are only observed, by index; None if none is."""
 
     @property
     def profile_facts(self) -> dict[Workload, tuple[str, float]]:
@@ -170,13 +179,36 @@ class Decider:
         if result == "no_fit" and self.on_no_fit is not None:
             self.on_no_fit(record)
         outcome = Outcome(request, judgement, kept, profile.placement, result, reserved, record)
+        if result == "observed" and self.on_observed is not None:
+            self.on_observed(outcome, now_mono_s)
         if self.on_outcome is not None:
             self.on_outcome(outcome, now_mono_s)
         return outcome
 
+    def is_observed(self, node: str) -> bool:
+        """Whether a node is in a pool that is only observed."""
+        row = self.store.rows.get(node)
+        return row is not None and bool(self._of_observed(self.store.snapshot)[row])
+
+    def drop_observed_promises(self, now_mono_s: float) -> None:
+        """Take back what is promised on nodes that were acted on before, and are only observed now."""
+        for held in self.store.reservations.made_before(inf):
+            if self.is_observed(held.node):
+                self.store.release(held.uid, now_mono_s)
+
+    def _of_observed(self, snapshot: Snapshot) -> Mask:
+        """Rows of nodes in observed pools."""
+        if self._observed is None:
+            return np.zeros(snapshot.rows, bool)
+        return self._observed[snapshot.pool]
+
     def _answer(
         self, request: PodRequest, judgement: Judgement, profile: Profile, now_mono_s: float
     ) -> tuple[Rows, str, bool]:
+        observed = self._left_alone(judgement)
+        if len(observed):
+            self.store.release(request.uid, now_mono_s)
+            return observed, "observed", False
         if judgement.choice < 0:
             self.store.release(request.uid, now_mono_s)
             return np.empty(0, np.intp), "no_fit", False
@@ -202,12 +234,29 @@ class Decider:
             return kept, "placed", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)
 
+    def _left_alone(self, judgement: Judgement) -> Rows:
+        """All nodes of observed pools that were offered, where kube-scheduler is to choose among them (docs/adr/0010).
+
+        That is where our own choice would be one of them, or where nothing that we act on fits: what keeps a pod off
+        a node of ours does not keep it off an observed one.
+        """
+        if self._observed is None:
+            return np.empty(0, np.intp)
+        observed = self._of_observed(judgement.snapshot)
+        if judgement.choice >= 0 and not observed[judgement.choice]:
+            return np.empty(0, np.intp)
+        return np.flatnonzero(judgement.offered & observed)
+
     def scores(
         self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float, *, unknown: int = 0
     ) -> NDArray[np.float64]:
         """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
         profile = self.profiles[request.workload]
         previous = self.log.of_pod(request.uid)
+        observed = self._of_observed(self.store.snapshot)[rows]
+        if len(rows) and observed.all():
+            self.results["prioritize", profile.name, "observed"] += 1
+            return np.zeros(len(rows))
         judgement = self.judge(request, rows, now_mono_s)
         if previous is not None and previous.result == "passed_soft":
             # The pod's own soft preferences choose among equals: our opinion was the filter.
@@ -227,6 +276,7 @@ class Decider:
         scores = judgement.total[rows]
         if np.count_nonzero(judgement.codes):
             scores[judgement.codes[rows] > 0] = 0.0
+        scores[observed] = 0.0
         return scores
 
     def acceptable(
@@ -245,7 +295,10 @@ class Decider:
         may say no. `unknown` is how many more candidates there were of which nobody knows anything but the name.
         """
         judgement = self.judge(request, rows, now_mono_s)
-        accepted: NDArray[np.bool_] = judgement.codes[rows] == 0
+        # Of what is only observed, every candidate stays.
+        accepted: NDArray[np.bool_] = (judgement.codes[rows] == 0) | self._of_observed(judgement.snapshot)[
+            rows
+        ]
         result = "observed" if observe else "accepted" if accepted.any() else "no_fit"
         record = self._record(
             PREEMPT,
@@ -307,6 +360,7 @@ class Decider:
             profile=profile.name,
             placement=profile.placement.value,
             gpus=request.gpus,
+            resources=dict(request.units),
             asked=int(np.count_nonzero(judgement.offered)) + unknown,
             fitting=fitting,
             chosen=self._name(judgement.choice) if one_node else "",

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from scheduler.cluster.shares import words
 from scheduler.cluster.snapshot import FloatColumn, Snapshot
-from scheduler.core.nouns import GPU_RESOURCE, PodRequest, Reason
+from scheduler.core.nouns import PodRequest, Reason
 from scheduler.decision.cycle import (
     BAND_FITS,
     BAND_FULL,
@@ -179,7 +180,7 @@ class _Look:
             return Hindrance(
                 "node_size", f"No node has {asked[0]}: its allocatable tells, kubectl describe node."
             )
-        text = f"No node has {words(asked)}; the largest has {sizes[largest]:g}. Ask for fewer, or add a larger node."
+        text = f"No node has {words((asked,))}; the largest has {sizes[largest]:g}. Ask for fewer, or add a larger node."
         return Hindrance("node_size", text, nodes=(self.name(largest),))
 
     def _scarcest(self, units: FloatColumn) -> tuple[str, float]:
@@ -305,13 +306,7 @@ class _Look:
         count = int(np.count_nonzero(big))
         nodes = "1 node has" if count == 1 else f"{count:,} nodes have"
         text = (
-            f"{nodes} no {words(asked)} free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
+            f"{nodes} no {words((asked,))} free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
             f"{lacking:g} more must end there."
         )
         return Hindrance("free_gpus", text, nodes=self.examples(big), lacking_gpus=lacking)
-
-
-def words(asked: tuple[str, float]) -> str:
-    """So many of a resource, as people say it."""
-    name, count = asked
-    return f"{count:g} {'GPUs' if name == GPU_RESOURCE else name}"

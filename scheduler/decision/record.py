@@ -58,6 +58,9 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     placement: str
     """decisive: we name one node | advisory: kube-scheduler chooses by our scores and its own"""
     gpus: int
+    """Units of nvidia.com/gpu asked for."""
+    resources: dict[str, float]
+    """All units asked for, by resource; of shared GPUs and slices, too."""
     asked: int
     """How many nodes kube-scheduler offered."""
     fitting: int

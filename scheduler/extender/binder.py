@@ -46,8 +46,12 @@ class Binder:
         leads: Callable[[], bool],
         term: Callable[[], int],
         paused: Callable[[], str] = lambda: "",
+        is_observed: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`paused` says who has paused us, and why; empty while nobody has."""
+        """`paused` says who has paused us, and why; empty while nobody has.
+
+        Onto a node that `is_observed` we bind as kube-scheduler asks, and leave no word of ours on the pod.
+        """
         self.results: Counter[str] = Counter()
         """bound | already | conflict | gone | cordoned | unknown_node | not_leading | paused | failed | unknown."""
         self.unknown: dict[str, BindArgs] = {}
@@ -59,6 +63,7 @@ class Binder:
         self._leads = leads
         self._term = term
         self._paused = paused
+        self._is_observed = is_observed
 
     async def bind(self, args: BindArgs) -> str:
         """Bind a pod. Returns what to tell kube-scheduler: nothing if the pod is bound to that node."""
@@ -129,7 +134,9 @@ class Binder:
                     args.name,
                     args.uid,
                     args.node,
-                    decision_annotation(self._decisions.of_pod(args.uid), args.node, self._term()),
+                    {}
+                    if self._is_observed(args.node)
+                    else decision_annotation(self._decisions.of_pod(args.uid), args.node, self._term()),
                     may_send=lambda: self._why_not_now() is None,
                 )
         except ApiNotFound:

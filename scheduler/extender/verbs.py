@@ -80,6 +80,7 @@ class Verbs:
                 leads=lambda: fence.leads(),  # noqa: PLW0108 - app.py sets it later
                 term=lambda: fence.term(),  # noqa: PLW0108 - likewise
                 paused=lambda: fence.paused(),  # noqa: PLW0108 - likewise
+                is_observed=decider.is_observed,
             )
         self.clock = clock
         self.fence = fence
@@ -137,7 +138,7 @@ class Verbs:
         failed, unresolvable = self._failed(outcome)
         if args.nodes is not None:
             return self._nodes_answer(args, rows, outcome, failed)
-        chosen = outcome.kept.size and outcome.placement is Placement.DECISIVE
+        chosen = _names_no_failures(outcome)
         return filter_answer(
             self._answers(),
             kept_rows=outcome.kept,
@@ -155,7 +156,7 @@ class Verbs:
         Once a node is chosen, nothing is named: kube-scheduler only takes the list that comes back. The pod's own
         nominated node stays preemptible, so that the pod waits for it.
         """
-        if outcome.kept.size and outcome.placement is Placement.DECISIVE:
+        if _names_no_failures(outcome):
             return np.empty(0, np.intp), np.empty(0, bool)
         failed = outcome.judgement.failed
         return failed, failed != self.store.rows.get(outcome.request.nominated_node, -1)
@@ -261,6 +262,13 @@ class Verbs:
     def _log_decision(record: DecisionRecord) -> None:
         if _log.isEnabledFor(logging.INFO):
             _log.info("decision", extra=kv(decision=record))
+
+
+def _names_no_failures(outcome: Outcome) -> bool:
+    """Whether the nodes that are kept are all that is told."""
+    return bool(outcome.kept.size) and (
+        outcome.placement is Placement.DECISIVE or outcome.result == "observed"
+    )
 
 
 def _missing(names: list[str], known: NDArray[np.bool_]) -> list[str]:

@@ -143,6 +143,7 @@ class Explainer:
             state="bound" if facts.node else "waiting",
             node=facts.node,
             gpus=facts.gpus,
+            resources=dict(facts.units),
             scheduler=facts.scheduler_name,
             workload=workload.value,
             workload_from=intent.workload_by,
@@ -164,6 +165,8 @@ class Explainer:
                 "The decision is about an earlier pod of this name; none about this one is kept: "
                 + self._no_record(facts)
             ]
+        elif record.result == "observed":
+            notes = [_observed(facts, record)]
         elif facts.node and record.chosen and record.chosen != facts.node:
             notes = [f"It was bound to {facts.node}, past our decision for {record.chosen}."]
         elif facts.node and record.result == "no_fit":
@@ -208,6 +211,7 @@ class Explainer:
             uid=record.uid,
             state="gone",
             gpus=record.gpus,
+            resources=record.resources,
             workload=record.profile,
             workload_from="the decision",
             notes=[GONE],
@@ -229,6 +233,17 @@ class Explainer:
                 f"that is kept was about one. {self._since()} An older one is in the log, if it was made"
             )
         return NotFound(error=text, namespaces=elsewhere)
+
+
+def _observed(facts: PodFacts, record: DecisionRecord) -> str:
+    ours = f"we would have chosen {record.chosen}" if record.chosen else "we would have left no node"
+    return f"It was only observed: {ours}, and kube-scheduler {_chose(facts, record)}."
+
+
+def _chose(facts: PodFacts, record: DecisionRecord) -> str:
+    if not facts.node:
+        return "has not bound it yet"
+    return "chose the same" if facts.node == record.chosen else f"chose {facts.node}"
 
 
 def created(stamp: str | None) -> float | None:

@@ -68,6 +68,9 @@ class Explanation(View, frozen=True):
     node: str = ""
     """Where it is bound."""
     gpus: float | None = None
+    """Units of nvidia.com/gpu that it asks for."""
+    resources: dict[str, float] | None = None
+    """All units that it asks for, by resource."""
     scheduler: str = ""
     """The schedulerName in its spec."""
     workload: str = ""

@@ -136,6 +136,9 @@ class Sources:
         "Nodes that kube-scheduler offered as having room and that are full by our count."
     )
     waiting_pods: Count = _gauge("GPU pods without a node.")
+    contradicting_nodes: Count = _gauge(
+        "Nodes whose labels claim shared GPUs or slices that their allocatable does not have."
+    )
     reservations: Count = _gauge("Pods to which GPUs are promised and which are not bound yet.")
     reservations_lost: By = _counter("Promises that ended without their pod being bound.", "reason")
     bypassed_pods: By = _counter(
@@ -269,6 +272,7 @@ POOL_QUARANTINED = _pool(
     "quarantined_nodes",
     "Nodes of the pool that carry the label wattbalance.io/quarantine, of whatever value.",
 )
+POOL_OBSERVED = _pool("observed", "1 if the pool is only observed (`pools[].mode`), else 0.")
 POOL_CORDONED = _pool("cordoned_nodes", "Nodes of the pool that are cordoned.")
 POOL_GPUS = _pool("gpus", "GPUs of the pool by state, summed over its nodes.", "state")
 POOL_UNKNOWN = _pool(
@@ -291,6 +295,7 @@ POOL_FAMILIES = (
     POOL_NODES,
     POOL_QUARANTINED,
     POOL_CORDONED,
+    POOL_OBSERVED,
     POOL_GPUS,
     POOL_UNKNOWN,
     POOL_LOAD,

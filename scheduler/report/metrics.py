@@ -32,6 +32,7 @@ from scheduler.report.families import (
     POOL_GPUS,
     POOL_LOAD,
     POOL_NODES,
+    POOL_OBSERVED,
     POOL_POWER,
     POOL_POWER_UNKNOWN,
     POOL_QUARANTINED,
@@ -90,13 +91,14 @@ class _Pool:
     nodes: int = 0
     quarantined: int = 0
     cordoned: int = 0
+    observed: bool = False
     bound: float = 0.0
     broken: float = 0.0
     free: float = 0.0
     reserved: float = 0.0
     unknown_gpus: float = 0.0
     power_w: float | None = None
-    power_unknown_gpus: int = 0
+    power_unknown_gpus: float = 0
     load_sum: float = 0.0
     load_gpus: float = 0.0
 
@@ -104,6 +106,7 @@ class _Pool:
         self.nodes += 1
         self.quarantined += node.quarantine is not None
         self.cordoned += node.cordoned
+        self.observed = node.observed
         self.bound += node.bound_gpus
         self.broken += node.broken_gpus
         self.free += node.free_gpus
@@ -204,6 +207,7 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
     yield POOL_NODES, [_line(POOL_NODES, (name,), pool.nodes) for name, pool in pools]
     yield POOL_QUARANTINED, [_line(POOL_QUARANTINED, (name,), pool.quarantined) for name, pool in pools]
     yield POOL_CORDONED, [_line(POOL_CORDONED, (name,), pool.cordoned) for name, pool in pools]
+    yield POOL_OBSERVED, [_line(POOL_OBSERVED, (name,), pool.observed) for name, pool in pools]
     yield (
         POOL_GPUS,
         [_line(POOL_GPUS, (name, state), value) for name, pool in pools for state, value in _gpus_of(pool)],
@@ -223,7 +227,7 @@ def _summaries(gathered: _Gathered) -> Iterator[tuple[Described, list[str]]]:
     )
 
 
-def _gpus_there(node: NodeView) -> int:
+def _gpus_there(node: NodeView) -> float:
     """By the count of Kubernetes or of the agent, whichever is larger."""
     return max(node.gpus, len(node.devices))
 

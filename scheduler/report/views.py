@@ -29,13 +29,25 @@ class GpuView(View, frozen=True):
     power_w: float | None = None
 
 
+class ResourceView(View, frozen=True):
+    """GPUs of a node, or parts of them, under one resource name."""
+
+    units: float
+    """Allocatable."""
+    gpus_each: float
+    """How much of a GPU one unit is."""
+    bound: float
+    free: float
+    """Neither bound, nor reserved, nor known to be broken."""
+
+
 class NodeView(View, frozen=True):
     """One node. Null means unknown, never zero."""
 
     name: str
     pool: str
-    gpus: int
-    """Allocatable GPUs. Broken, known and unknown ones add up to these, or to what the agent found if that is more."""
+    gpus: float
+    """Allocatable GPUs, parts of them added up. Broken, known and unknown ones add up to these, or to what the agent found if that is more."""
     free_gpus: float
     """Neither bound, nor reserved, nor broken."""
     bound_gpus: float = 0.0
@@ -57,8 +69,14 @@ class NodeView(View, frozen=True):
     cordoned: bool = False
     quarantine: str | None = None
     """The quarantine label's value, which may be empty; null if the node does not carry it."""
+    observed: bool = False
+    """Whether its pool is only observed (`pools[].mode: observe`)."""
     agent_version: str | None = None
     """Of the agent that sent the node's inventory; null if none has."""
+    resources: dict[str, ResourceView] = {}
+    """What Kubernetes counts, by resource."""
+    contradictions: list[str] = []
+    """What its labels claim that its allocatable does not have."""
     devices: list[GpuView] = []
 
 
@@ -69,6 +87,9 @@ class PodView(View, frozen=True):
     namespace: str
     uid: str
     gpus: float
+    """Units of nvidia.com/gpu."""
+    resources: dict[str, float] = {}
+    """All units that it asks for, by resource."""
     profile: str = ""
     workload: str = ""
     node: str = ""

@@ -409,7 +409,7 @@ def test_in_the_record_the_terms_of_every_node_add_up_to_its_score(
 def record_of(uid: str, cycle: str, verb: str = "filter") -> DecisionRecord:
     values = {"unix_s": 0.0, "verb": verb, "namespace": "", "pod": "", "profile": "", "placement": ""}
     return DecisionRecord(
-        cycle=cycle, uid=uid, gpus=1, asked=0, fitting=0, chosen="", result="no_fit", reserved=False,
+        cycle=cycle, uid=uid, gpus=1, resources={}, asked=0, fitting=0, chosen="", result="no_fit", reserved=False,
         reasons={}, policies=(), best=(), **values,  # type: ignore[arg-type]  # texts, and one float
     )  # fmt: skip
 

@@ -84,6 +84,7 @@ class World:
                 profile="training",
                 placement="decisive",
                 gpus=1,
+                resources={"nvidia.com/gpu": 1},
                 asked=5,
                 fitting=2,
                 chosen="n1",
