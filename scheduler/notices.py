@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from scheduler.bindings import Binding, Past
 from scheduler.cluster.intent import POD, Fault
-from scheduler.cluster.objects import Meta
 from scheduler.cluster.nodes import NodeRecord
+from scheduler.cluster.objects import Meta
 from scheduler.cluster.port import EventNote
 from scheduler.cluster.shares import words
 from scheduler.core.clock import Clock

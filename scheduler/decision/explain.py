@@ -180,7 +180,10 @@ class _Look:
             return Hindrance(
                 "node_size", f"No node has {asked[0]}: its allocatable tells, kubectl describe node."
             )
-        text = f"No node has {words((asked,))}; the largest has {sizes[largest]:g}. Ask for fewer, or add a larger node."
+        text = (
+            f"No node has {words((asked,))}; the largest has {sizes[largest]:g}. "
+            "Ask for fewer, or add a larger node."
+        )
         return Hindrance("node_size", text, nodes=(self.name(largest),))
 
     def _scarcest(self, units: FloatColumn) -> tuple[str, float]:

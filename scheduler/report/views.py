@@ -47,7 +47,10 @@ class NodeView(View, frozen=True):
     name: str
     pool: str
     gpus: float
-    """Allocatable GPUs, parts of them added up. Broken, known and unknown ones add up to these, or to what the agent found if that is more."""
+    """Allocatable GPUs, parts of them added up.
+
+    Broken, known and unknown ones add up to these, or to what the agent found if that is more.
+    """
     free_gpus: float
     """Neither bound, nor reserved, nor broken."""
     bound_gpus: float = 0.0
