@@ -46,15 +46,15 @@ profiles:
   training:
     placement: decisive
     expected_load: 0.9           # how busy such a pod keeps each of its GPUs, 0 to 1
-    policies: {pack: {weight: 3}, least-loaded: {weight: 1}}
+    policies: {pack: {weight: 3}, least-loaded: {weight: 1}, image: {weight: 0.25}}
   inference:
     placement: decisive
     expected_load: 0.4
-    policies: {least-loaded: {weight: 3}, freshness: {weight: 1}}
+    policies: {least-loaded: {weight: 3}, freshness: {weight: 1}, spread: {weight: 1}, image: {weight: 0.25}}
   batch:
     placement: decisive
     expected_load: 0.9
-    policies: {pack: {weight: 3}, least-loaded: {weight: 1}}
+    policies: {pack: {weight: 3}, least-loaded: {weight: 1}, image: {weight: 0.25}}
 
 # All filters are on; this turns one off.
 filters: {}                      # {quarantine: off}

@@ -165,6 +165,11 @@ class PoolSettings(Strict, frozen=True, kw_only=True):
         )
 
 
+# A pull costs minutes once, a bad place costs for as long as the pod runs. So it weighs less than one GPU of eight that
+# is left over (3 x 1/8 of `pack`), less than a twelfth of a node's load (1/3 of a quarter), and half of what the first
+# sibling on a node does. kube-scheduler gives it a thirteenth of all weights of its own.
+IMAGE_WEIGHT = 0.25
+
 Policies = Annotated[
     dict[str, PolicyUse],
     Meta(
@@ -185,7 +190,11 @@ class Profile(Strict, frozen=True, kw_only=True):
     ] = Placement.DECISIVE
     expected_load: Load = 0.9
     policies: Policies = field(
-        default_factory=lambda: {"pack": PolicyUse(weight=3.0), "least-loaded": PolicyUse(weight=1.0)}
+        default_factory=lambda: {
+            "pack": PolicyUse(weight=3.0),
+            "least-loaded": PolicyUse(weight=1.0),
+            "image": PolicyUse(weight=IMAGE_WEIGHT),
+        }
     )
 
 
@@ -194,7 +203,13 @@ class InferenceProfile(Profile, frozen=True, kw_only=True):
 
     expected_load: Load = 0.4
     policies: Policies = field(
-        default_factory=lambda: {"least-loaded": PolicyUse(weight=3.0), "freshness": PolicyUse(weight=1.0)}
+        default_factory=lambda: {
+            "least-loaded": PolicyUse(weight=3.0),
+            "freshness": PolicyUse(weight=1.0),
+            # The first sibling on a node halves that node's spread: as much as a sixth of its load (0.5 x 1 / 3).
+            "spread": PolicyUse(weight=1.0),
+            "image": PolicyUse(weight=IMAGE_WEIGHT),
+        }
     )
 
 

@@ -74,9 +74,9 @@ def test_the_least_file_gets_the_documented_defaults() -> None:
 @pytest.mark.parametrize(
     ("workload", "want_load", "want_policies"),
     [
-        (Workload.TRAINING, 0.9, {"pack": 3.0, "least-loaded": 1.0}),
-        (Workload.BATCH, 0.9, {"pack": 3.0, "least-loaded": 1.0}),
-        (Workload.INFERENCE, 0.4, {"least-loaded": 3.0, "freshness": 1.0}),
+        (Workload.TRAINING, 0.9, {"pack": 3.0, "least-loaded": 1.0, "image": 0.25}),
+        (Workload.BATCH, 0.9, {"pack": 3.0, "least-loaded": 1.0, "image": 0.25}),
+        (Workload.INFERENCE, 0.4, {"least-loaded": 3.0, "freshness": 1.0, "spread": 1.0, "image": 0.25}),
     ],
 )
 def test_each_workload_has_a_built_in_profile(
@@ -153,7 +153,7 @@ log: {level: warn}
     assert messages["telemetry.neutral_load"].endswith("got .nan")
     assert messages["pools[0].selector.site"].endswith('got no, which YAML reads as false: write "no"')
     assert messages["profiles.training.policies.lest-loaded"] == (
-        "expected one of freshness, least-loaded, pack, got an unknown name; did you mean least-loaded?"
+        "expected one of freshness, image, least-loaded, pack, spread, got an unknown name; did you mean least-loaded?"
     )
 
 
@@ -521,9 +521,10 @@ def test_the_schema_describes_every_setting_and_its_default() -> None:
     assert parts["Profile"]["properties"]["policies"]["default"] == {
         "pack": {"weight": 3.0},
         "least-loaded": {"weight": 1.0},
+        "image": {"weight": 0.25},
     }
     policies = parts["Profile"]["properties"]["policies"]
-    assert set(policies["properties"]) == {"pack", "least-loaded", "freshness"}
+    assert set(policies["properties"]) == {"pack", "least-loaded", "freshness", "spread", "image"}
     assert all(reference["$ref"].rpartition("/")[2] in parts for reference in policies["properties"].values())
 
 

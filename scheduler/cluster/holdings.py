@@ -8,6 +8,7 @@ import numpy as np
 
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.intents import Intents
+from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.promises import Promises
@@ -23,6 +24,7 @@ class Holdings:
         promises: Promises,
         intents: Intents,
         expected_load: Callable[[PodFacts], float],
+        neighbours: Neighbours,
     ) -> None:
         self.pods: dict[str, PodFacts] = {}
         self.waiting: dict[str, PodFacts] = {}
@@ -32,6 +34,7 @@ class Holdings:
         self._promises = promises
         self._intents = intents
         self._expected_load = expected_load
+        self._neighbours = neighbours
         self._orphans: dict[str, dict[str, PodFacts]] = {}
         """By nodes that are not there."""
 
@@ -44,6 +47,8 @@ class Holdings:
         """A node has gone: its pods are in the API until garbage collection; it may come back under its name."""
         if record.pods:
             self._orphans[record.name] = record.pods
+        for facts in record.pods.values():
+            self._neighbours.remove(facts.meta, record.row)
 
     def see(self, facts: PodFacts, now_mono_s: float, *, synced: bool) -> bool:
         """A pod as it is now. `synced`: all pods have been listed, so what is new is new. Returns if it was bound."""
@@ -73,6 +78,7 @@ class Holdings:
             return
         record = self._records.get(facts.node)
         if record is not None and record.pods.pop(uid, None) is not None:
+            self._neighbours.remove(facts.meta, record.row)
             if self._columns.fresh[record.row]:
                 # The mirror image of a binding: what ended is still in the measurement for some half-lives.
                 self._promises.expect(record.row, -self._load_of(facts, record), now_mono_s)
@@ -99,6 +105,10 @@ class Holdings:
         record = self._records.get(facts.node)
         held = record.pods if record else self._orphans.setdefault(facts.node, {})
         held[facts.uid] = facts
+        if record is not None and before.meta.owner_references != facts.meta.owner_references:
+            # Somebody has adopted it.
+            self._neighbours.remove(before.meta, record.row)
+            self._neighbours.add(facts.meta, record.row)
         if record is not None and before.units != facts.units:
             self.add_up(record)
 
@@ -117,6 +127,7 @@ class Holdings:
 
     def _hold(self, record: NodeRecord, facts: PodFacts) -> None:
         record.pods[facts.uid] = facts
+        self._neighbours.add(facts.meta, record.row)
         self.add_up(record)
 
     def _memory_asked(self, record: NodeRecord) -> float:

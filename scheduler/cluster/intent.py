@@ -48,6 +48,8 @@ class Intent:
     words: Mapping[str, Word] = field(default_factory=dict)
     """By key; only those that are good."""
     faults: tuple[Fault, ...] = ()
+    siblings_of: tuple[str, ...] = ()
+    """Uids of the controllers whose pods are this one's siblings, its own first."""
 
     def value(self, key: str) -> Value:
         """What was said of a key; None if nothing, or nothing good."""

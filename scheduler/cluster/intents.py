@@ -84,6 +84,8 @@ class Intents:
         """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod, however often it is asked."""
         self._counted: dict[str, tuple[int, ...]] = {}
         """Pod uid -> hashes of its bad values, which may be long themselves."""
+        self._replica_sets: dict[str, tuple[str, ...]] = {}
+        """Deployment -> its ReplicaSets, the old ones too: pods of all of them are replicas of one thing."""
 
     def see_owner(self, kind: Kind, owner: Partial) -> None:
         """An owner was added or changed."""
@@ -92,20 +94,33 @@ class Intents:
         annotations = our_annotations(meta)
         if not annotations and controller is None:
             # Nothing to inherit through it: 10,000 plain owners then cost nothing.
-            self.owners.pop(meta.uid, None)
+            self.forget_owner(meta.uid)
             return
         parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
+        before = self.owners.get(meta.uid)
+        if before is not None and before.parent_uid != parent_uid:
+            self.forget_owner(meta.uid)
         self.owners[meta.uid] = Owner(kind, meta.name, annotations, parent_uid, parent_kind)
+        beside = self._replica_sets.get(parent_uid, ())
+        if kind is Kind.REPLICASET and parent_uid and meta.uid not in beside:
+            self._replica_sets[parent_uid] = (*beside, meta.uid)
 
     def forget_owner(self, uid: str) -> None:
         """An owner is gone."""
-        self.owners.pop(uid, None)
+        owner = self.owners.pop(uid, None)
+        if owner is None or owner.parent_uid not in self._replica_sets:
+            return
+        left = tuple(each for each in self._replica_sets[owner.parent_uid] if each != uid)
+        if left:
+            self._replica_sets[owner.parent_uid] = left
+        else:
+            del self._replica_sets[owner.parent_uid]
 
     def keep_owners(self, kind: Kind, uids: AbstractSet[str]) -> None:
         """A full list of this kind: owners of it that the list does not name are gone."""
         gone = [uid for uid, owner in self.owners.items() if owner.kind is kind and uid not in uids]
         for uid in gone:
-            del self.owners[uid]
+            self.forget_owner(uid)
 
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""
@@ -128,11 +143,21 @@ class Intents:
             found, by = Workload(workload.value), workload.where
         else:
             found, by = self._inferred(meta, priority_class, chain)
-        if not words and not faults:
-            return Intent(workload=found, workload_by=by)
+        siblings_of = self._siblings_of(meta)
         for fault in faults:
             self._count(meta.uid, fault)
-        return Intent(workload=found, workload_by=by, words=words, faults=tuple(faults))
+        return Intent(
+            workload=found, workload_by=by, words=words, faults=tuple(faults), siblings_of=siblings_of
+        )
+
+    def _siblings_of(self, meta: Meta) -> tuple[str, ...]:
+        """Its own controller, and where that is a Deployment's ReplicaSet, the others of that Deployment."""
+        controller = controller_of(meta)
+        if controller is None or not controller.uid:
+            return ()
+        owner = self.owners.get(controller.uid)
+        beside = self._replica_sets.get(owner.parent_uid, ()) if owner is not None else ()
+        return (controller.uid, *(uid for uid in beside if uid != controller.uid))
 
     def workload(self, meta: Meta, priority_class: str) -> Workload:
         """The pod's class of work."""

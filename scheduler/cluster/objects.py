@@ -51,6 +51,7 @@ class Resources(Slim, frozen=True):
 class Container(Slim, frozen=True):
     """One container; `restart_policy: Always` on an init container makes it a sidecar."""
 
+    image: str = ""
     resources: Resources | None = None
     restart_policy: str | None = None
 
@@ -133,10 +134,18 @@ class NodeSpec(Slim, frozen=True):
     unschedulable: bool | None = None
 
 
+class NodeImage(Slim, frozen=True):
+    """One image that a node has; `names` are its tags and its digest."""
+
+    names: list[str] | None = None
+    size_bytes: int = 0
+
+
 class NodeStatus(Slim, frozen=True):
     """status of a node."""
 
     allocatable: Amounts | None = None
+    images: list[NodeImage] | None = None
 
 
 class Node(Slim, frozen=True):

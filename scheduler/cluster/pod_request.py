@@ -22,6 +22,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
     nominated_node: str,
     soft_preferences: bool = False,
     waits_for_volume: bool = False,
+    images: tuple[str, ...] = (),
 ) -> PodRequest:
     """Make it.
 
@@ -37,6 +38,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         nominated_node: For which kube-scheduler has others make room.
         soft_preferences: Whether its spec states some.
         waits_for_volume: Whether it uses a claim that may bind late.
+        images: Of its containers, by full names.
     """
     name, expected_load = profile
     return PodRequest(
@@ -56,4 +58,6 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         gpu_memory_bytes=intent.value("gpu-memory") or 0,
         soft_preferences=soft_preferences,
         waits_for_volume=waits_for_volume,
+        siblings_of=intent.siblings_of,
+        images=images,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from sys import intern
 
+from scheduler.cluster.images import images_of
 from scheduler.cluster.objects import (
     Container,
     Meta,
@@ -38,6 +40,8 @@ class PodFacts:
     priority_class: str
     meta: Meta
     """Slimmed to what intent needs: our annotations and the controller."""
+    images: tuple[str, ...] = ()
+    """Of its containers, by full names; kept while it waits."""
 
     @property
     def units(self) -> Units:
@@ -67,6 +71,7 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         scheduler_name=pod.spec.scheduler_name,
         priority_class=pod.spec.priority_class_name,
         meta=_slimmed(meta),
+        images=() if pod.spec.node_name else tuple(map(intern, images_of(pod.spec))),
     )
 
 

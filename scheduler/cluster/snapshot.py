@@ -82,6 +82,11 @@ class Snapshot:
     """Names of the resources, with their row in the columns of units."""
     model_sets: tuple[frozenset[str], ...] = (frozenset(),)
     """Sets of models, in small letters, that nodes have; most have one model. The first, of none, is: unknown."""
+    neighbours: FloatColumn | None = None
+    """Pods of the request's own owner on the node, bound or promised; None if it has none anywhere."""
+    image_bytes: FloatColumn | None = None
+    """How much of the request's images is on the node, each image weighed by the share of nodes that have it; None if
+    no node has any of it."""
 
     rows: int = field(init=False)
     """Length of every column; kept, since a decision asks for it two dozen times."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduler.cluster.beside import Beside
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.holdings import Holdings
+from scheduler.cluster.images import images_of
 from scheduler.cluster.intent import Fault, Intent, IntentSettings
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.measurements import Measurements
@@ -28,28 +29,14 @@ from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import PodRequest, PoolSpec, Workload
+from scheduler.cluster.store_settings import StoreSettings
+from scheduler.core.nouns import PodRequest, Workload
 from scheduler.telemetry.sample import Inventory, Sample
 
 __all__ = ["QUARANTINE_LABEL", "Store", "StoreSettings"]
 
 # No limit is meant more exactly than this.
 TICK_S = 0.005
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSettings:
-    """What the store needs of the configuration."""
-
-    pools: tuple[PoolSpec, ...] = ()
-    half_life_s: float = 5.0
-    stale_s: float = 10.0
-    neutral_load: float = 0.5
-    reservation_s: float = 30.0
-    capabilities: dict[str, float] = field(default_factory=dict)
-    """GPU model glob -> relative capability; the first that matches counts, default 1."""
-    expected_loads: dict[Workload, float] = field(default_factory=dict)
-    """What one GPU of a pod of this class is expected to be busy."""
 
 
 class Store:
@@ -88,8 +75,14 @@ class Store:
             self.reservations,
             half_life_s=settings.half_life_s,
         )
+        self._beside = Beside(self.reservations, self._nodes.rows)
         self._holdings = Holdings(
-            self._columns, self._nodes.records, self._promises, intents, self._expected_load
+            self._columns,
+            self._nodes.records,
+            self._promises,
+            intents,
+            self._expected_load,
+            self._beside.neighbours,
         )
         self.pods = self._holdings.pods
         self.waiting = self._holdings.waiting
@@ -201,6 +194,7 @@ class Store:
         if before != (record.shared, record.offers.keys()):
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
+        self._beside.images.see(record.row, node.status.images)
         if record.contradictions != contradictions and self.on_contradictions is not None:
             self.on_contradictions(record)
 
@@ -211,6 +205,7 @@ class Store:
             return
         self._measurements.node_gone(record)
         self._holdings.orphan(record)
+        self._beside.images.forget(record.row)
 
     def _pod_seen(self, facts: PodFacts, now_mono_s: float) -> None:
         synced = Kind.POD in self.synced
@@ -243,6 +238,7 @@ class Store:
             nominated_node=pod.status.nominated_node_name,
             soft_preferences=has_soft_preference(pod),
             waits_for_volume=waits_for_volume(pod),
+            images=images_of(pod.spec),
         )
 
     def request_again(
@@ -259,6 +255,7 @@ class Store:
             waited_s=waited_s,
             priority=facts.priority,
             nominated_node=facts.nominated_node,
+            images=facts.images,
         )
 
     def snapshot_for(
@@ -270,15 +267,19 @@ class Store:
         what-ifs: the node on which the pod is bound, its GPUs counted free there too. So is `beside`: pods taken to be
         on their way to their nominated node, whatever their priority.
         """
-        return self._promises.snapshot_for(request, held_on=held_on, beside=beside)
+        snapshot = self._promises.snapshot_for(request, held_on=held_on, beside=beside)
+        return self._beside.add_to(snapshot, request, held_on=held_on)
 
-    def with_strangers(self, snapshot: Snapshot, nodes: Sequence[Node]) -> Snapshot:
+    def with_strangers(
+        self, snapshot: Snapshot, nodes: Sequence[Node], request: PodRequest | None = None
+    ) -> Snapshot:
         """The snapshot with rows appended for nodes that are judged from the object sent, load unknown.
 
         Such a node may be a template that does not exist yet; it never gets a promise. Rows count on from
         `snapshot.rows`, in the order given.
         """
-        return self._nodes.with_strangers(snapshot, nodes)
+        more = self._nodes.with_strangers(snapshot, nodes)
+        return self._beside.with_strangers(more, nodes, request)
 
     def node_power_w(self, row: int) -> float | None:
         """Measured watts of all GPUs of a node; None where any of them is unknown."""
@@ -307,7 +308,10 @@ class Store:
         facts = self.pods.get(request.uid)
         if facts is not None and facts.node:
             return False
-        return self._promises.reserve(request, node, now_mono_s)
+        promised = self._promises.reserve(request, node, now_mono_s)
+        if promised:
+            self._beside.promise(request, node)
+        return promised
 
     def release(self, uid: str, now_mono_s: float) -> None:
         """Take a promise back, if there is one."""

@@ -110,6 +110,10 @@ class PodRequest:
     """True if the spec states a soft preference (preferred affinity, ScheduleAnyway)."""
     waits_for_volume: bool = False
     """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
+    siblings_of: tuple[str, ...] = ()
+    """Uids of controllers whose pods are its siblings: its own first, then those of one Deployment; empty: none."""
+    images: tuple[str, ...] = ()
+    """The image of each container, by its full name; empty where that is not known any more."""
 
     @property
     def units(self) -> Units:

@@ -189,12 +189,18 @@ def _codes(
 def _scores(
     request: PodRequest, snapshot: Snapshot, profile: Profile, failures: PolicyFailures
 ) -> tuple[tuple[str, ...], tuple[float, ...], tuple[ScoreArray, ...], NDArray[np.float64]]:
-    """Ask the scores: names, shares of the weight, raw scores, and their sum; one that fails is left out."""
+    """Ask the scores: names, shares of the weight, raw scores, and their sum.
+
+    One that fails is left out, and so is one that does not apply: what it would say of all nodes alike would only
+    bring their sums nearer to each other.
+    """
     names: list[str] = []
     weights: list[float] = []
     scores: list[ScoreArray] = []
     for weighted in profile.scores:
         try:
+            if weighted.conditional is not None and not weighted.conditional.applies(request, snapshot):
+                continue
             score = weighted.policy.score(request, snapshot)
             if not _sound(score, snapshot.rows):
                 raise ValueError("not finite in [0, 1]")

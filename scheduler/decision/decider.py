@@ -131,7 +131,7 @@ class Decider:
         return judge(
             request,
             rows,
-            store.with_strangers(snapshot, strangers) if strangers else snapshot,
+            store.with_strangers(snapshot, strangers, request) if strangers else snapshot,
             self.profiles[request.workload],
             self.filters,
             self.failures if failures is None else failures,

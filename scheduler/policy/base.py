@@ -39,3 +39,12 @@ class Score(Protocol):
     def score(self, request: PodRequest, snapshot: Snapshot) -> ScoreArray:
         """Score for each row."""
         ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A score that says nothing of some pods: it is left out then, and the others share the whole weight."""
+
+    def applies(self, request: PodRequest, snapshot: Snapshot) -> bool:
+        """Whether it tells nodes apart for this pod."""
+        ...

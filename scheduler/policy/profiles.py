@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scheduler.core.nouns import Placement, Workload
-from scheduler.policy.base import Filter, Score
+from scheduler.policy.base import Conditional, Filter, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,13 @@ class Weighted:
     name: str
     weight: float
     policy: Score
+    conditional: Conditional | None = field(init=False, compare=False)
+    """The policy, if it may not apply; kept, since to find out costs more than to score."""
+
+    def __post_init__(self) -> None:
+        """Find out."""
+        conditional = self.policy if isinstance(self.policy, Conditional) else None
+        object.__setattr__(self, "conditional", conditional)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -261,6 +261,36 @@ def test_a_failing_score_is_counted_and_dropped_and_the_others_decide(answer: ob
     assert judgement.total[all_rows(store)].tolist() == pytest.approx([0.2, 0.8])
 
 
+class Sometimes(ByNode):
+    """A score that may have nothing to say."""
+
+    def applies(self, request: PodRequest, snapshot: Snapshot) -> bool:
+        del snapshot
+        return request.gpus > 1
+
+
+def test_a_score_that_does_not_apply_is_left_out_and_counts_as_no_failure() -> None:
+    store = store_with("a", "b")
+    failures = PolicyFailures()
+    profile = profile_of(
+        Weighted("always", 1.0, ByNode(store, {"a": 0.2, "b": 0.8})),
+        Weighted("sometimes", 3.0, Sometimes(store, {"a": 1.0, "b": 0.0})),
+    )
+
+    def of(gpus: int) -> Judgement:
+        request = make_request(gpus=gpus)
+        return judge(request, all_rows(store), store.snapshot, profile, [], failures)
+
+    assert (of(1).policies, of(1).weights, chosen(store, of(1))) == (("always",), (1.0,), "b")
+    assert of(1).total[all_rows(store)].tolist() == pytest.approx([0.2, 0.8])
+    assert (of(2).policies, of(2).weights, chosen(store, of(2))) == (
+        ("always", "sometimes"),
+        (0.25, 0.75),
+        "a",
+    )
+    assert failures.counts == {}
+
+
 def test_with_every_score_failing_the_name_hash_still_chooses() -> None:
     store = store_with("a", "b")
     failures = PolicyFailures()

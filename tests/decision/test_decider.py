@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.cluster.objects import OwnerRef
 from scheduler.cluster.reservations import LAST_CHOICE_S, RENEWALS, RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PREFIX, Placement, PodRequest, PoolSpec, Reason
@@ -404,6 +405,27 @@ def test_in_the_record_the_terms_of_every_node_add_up_to_its_score(
             total += term
         assert total == ranked.score
     assert decider.log.of_pod("uid-p1") is record
+
+
+def test_a_burst_of_one_owners_replicas_goes_one_to_a_node_before_any_is_bound() -> None:
+    store = make_store()
+    for index in range(4):
+        see_node(store, f"n{index}")
+    decider = make_decider(store, weights={"pack": 1.0, "spread": 1.0})
+    owner = OwnerRef(kind="ReplicaSet", uid="rs", controller=True)
+    pods = [make_pod(f"web-{index}", owner=owner) for index in range(8)]
+    for pod in pods:
+        see_pod(store, pod)
+    requests = [store.request(pod, 0.0, decider.profile_facts) for pod in pods]
+    nodes = [place(decider, request).record.chosen for request in requests]
+    assert len(set(nodes[:4])) == len(set(nodes[4:])) == 4
+    # Without an owner in common they are packed, as before.
+    alone = [
+        place(decider, store.request(make_pod(f"one-{index}"), 0.0, decider.profile_facts)).record
+        for index in range(2)
+    ]
+    assert alone[0].chosen == alone[1].chosen
+    assert [each.policy for each in alone[0].policies] == ["pack"]
 
 
 def record_of(uid: str, cycle: str, verb: str = "filter") -> DecisionRecord:

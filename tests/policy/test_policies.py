@@ -16,7 +16,7 @@ from scheduler.cluster.store import Store
 from scheduler.core.errors import ConfigError
 from scheduler.core.nouns import PREFIX, PodRequest, PoolSpec, Reason, Workload
 from scheduler.policy import registry
-from scheduler.policy.base import POOL_CODES, Filter, Score
+from scheduler.policy.base import POOL_CODES, Conditional, Filter, Score
 from scheduler.telemetry.sample import GpuInventory, Inventory
 from tests.builders import (
     make_inventory,
@@ -426,3 +426,64 @@ def test_models_that_somebody_invents_without_end_are_unknown(monkeypatch: pytes
         store.see_inventory(f"n{index}", inventory_of(f"n{index}", (f"model-{index}", 1)))
     assert len(store.snapshot.model_sets) == 3
     assert store.snapshot.models[[store.rows[f"n{index}"] for index in range(2, 5)]].tolist() == [0, 0, 0]
+
+
+def of_siblings(*counts: float) -> Snapshot:
+    store = make_store()
+    for index in range(len(counts)):
+        see_node(store, f"n{index}")
+    snapshot = store.snapshot.take(np.array([store.rows[f"n{i}"] for i in range(len(counts))], np.intp))
+    return snapshot.replace(neighbours=np.array(counts, np.float32))
+
+
+def test_spread_falls_with_each_sibling_and_the_first_hurts_most() -> None:
+    policy = registry.build("spread", {})
+    assert isinstance(policy, Score)
+    score = policy.score(make_request(), of_siblings(0, 1, 2, 9))
+    assert score.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10])
+
+
+MIB = 2.0**20
+
+
+@pytest.mark.parametrize(
+    ("containers", "mib", "want_score"),
+    [(1, 0, 0), (1, 23, 0), (1, 511.5, 0.5), (1, 1000, 1), (1, 20_000, 1), (2, 1011.5, 0.5), (0, 1000, 1)],
+)
+def test_image_scores_as_kube_scheduler_does(containers: int, mib: float, want_score: float) -> None:
+    policy = registry.build("image", {})
+    assert isinstance(policy, Score)
+    snapshot = of_siblings(0).replace(image_bytes=np.array([mib * MIB], np.float32))
+    score = policy.score(make_request(images=("a:1",) * containers), snapshot)
+    assert score.tolist() == pytest.approx([want_score], abs=1e-6)
+
+
+@given(
+    neighbours=st.lists(st.integers(0, 10_000), min_size=1, max_size=8),
+    image_bytes=st.floats(0, 1e20),
+    images=st.integers(0, 40),
+)
+def test_what_only_concerns_one_pod_scores_in_range_and_row_by_row(
+    neighbours: list[int], image_bytes: float, images: int
+) -> None:
+    snapshot = of_siblings(*neighbours)
+    here = np.linspace(0, image_bytes, snapshot.rows).astype(np.float32)
+    snapshot = snapshot.replace(image_bytes=here)
+    order = np.arange(snapshot.rows)[::-1].astype(np.intp)
+    request = make_request(images=("a:1",) * images)
+    for name in ("spread", "image"):
+        policy = registry.build(name, {})
+        assert isinstance(policy, Score)
+        score = policy.score(request, snapshot)
+        assert score.dtype == np.float32
+        assert 0 <= score.min() <= score.max() <= 1
+        assert np.array_equal(score[order], policy.score(request, snapshot.take(order)))
+
+
+@pytest.mark.parametrize("name", ["spread", "image"])
+def test_a_policy_that_tells_no_nodes_apart_says_so(name: str) -> None:
+    policy = registry.build(name, {})
+    assert isinstance(policy, Conditional)
+    snapshot = of_siblings(0, 1).replace(image_bytes=np.zeros(2, np.float32))
+    assert policy.applies(make_request(), snapshot)
+    assert not policy.applies(make_request(), snapshot.replace(neighbours=None, image_bytes=None))

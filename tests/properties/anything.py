@@ -93,6 +93,7 @@ CONTAINERS = st.none() | st.lists(
         {
             "resources": st.none() | st.fixed_dictionaries({"limits": AMOUNTS, "requests": AMOUNTS}),
             "restartPolicy": st.sampled_from([None, "Always", "x"]),
+            "image": st.sampled_from([None, "", "a", "a:1", "h:5/a@sha256:b"]) | st.text(max_size=6),
         }
     ),
     max_size=3,
@@ -117,6 +118,15 @@ METAS = st.fixed_dictionaries(
         "ownerReferences": OWNERS,
     }
 )
+IMAGES = st.none() | st.lists(
+    st.fixed_dictionaries(
+        {
+            "names": st.none() | st.lists(st.sampled_from([None, "a:latest", "a:1", ""]), max_size=3),
+            "sizeBytes": st.sampled_from([None, 0, -1, 5, 2**63 - 1]),
+        }
+    ),
+    max_size=3,
+)
 PODS = st.fixed_dictionaries(
     {
         "metadata": METAS,
@@ -140,7 +150,7 @@ NODES = st.fixed_dictionaries(
     {
         "metadata": METAS,
         "spec": st.fixed_dictionaries({"unschedulable": st.sampled_from([None, True, False])}),
-        "status": st.fixed_dictionaries({"allocatable": AMOUNTS}),
+        "status": st.fixed_dictionaries({"allocatable": AMOUNTS, "images": IMAGES}),
     }
 )
 
