@@ -24,6 +24,7 @@ from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Fault
 from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.objects import Meta
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Kind, Listed, Only
@@ -134,6 +135,7 @@ class Daemon:
         self.cluster.events.may_write = self.leadership.may_act
         self.decider.on_no_fit = self.notices.no_fit
         self.store.on_faults = self._note_faults
+        self.store.on_contradictions = self._note_contradictions
         self.bindings.on_past = self._tell_past
         self.write_back = WriteBack(
             self.cluster,
@@ -287,9 +289,17 @@ class Daemon:
         log.info("bound past us", extra=kv(pod=pod, node=binding.node, reason=why.value))
         self.notices.past(binding, why)
 
+    def _note_contradictions(self, node: NodeRecord) -> None:
+        if not self.decider.is_observed(node.name):
+            self.notices.contradictions(node)
+
     def _inherit(self) -> None:
         until_mono_s = self.clock.mono_s() + float(self.settings.extender.reservation_s)
         self.bindings.inherit(self.store.waiting, until_mono_s)
+        for node in self.store.nodes.values():
+            # Told when they were seen, and not written by whoever did not lead then.
+            if node.contradictions:
+                self._note_contradictions(node)
 
     def _is_asked(self) -> bool:
         """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""
