@@ -82,8 +82,9 @@ class Knowledge:
         return [kind for kind in Kind if not self.knows(kind)]
 
     def knows(self, kind: Kind) -> bool:
-        """Whether a kind has been listed once, or may not be."""
-        return kind in self._store.synced or kind in self._cluster.refused
+        """Whether a kind has been listed once, or may not or cannot be."""
+        cluster = self._cluster
+        return kind in self._store.synced or kind in cluster.refused or kind in cluster.absent
 
     def _why_failing(self, kinds: Iterable[Kind]) -> str:
         """What the last attempt at the first of these that fails ended with."""

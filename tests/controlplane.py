@@ -45,6 +45,9 @@ _CLUSTER_SCOPED = {
     "ClusterRoleBinding",
     "PriorityClass",
     "PersistentVolume",
+    "CustomResourceDefinition",
+    "ResourceSlice",
+    "DeviceClass",
 }
 
 

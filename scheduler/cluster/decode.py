@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
 from scheduler.cluster.objects import ConfigMap, Node, Partial, Pod, Slim
 from scheduler.cluster.port import Kind
 from scheduler.core.errors import ApiUnavailable
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Object = Node | Pod | Partial
+
+_TYPES: dict[Kind, type[Object]] = {
+    Kind.NODE: Node,
+    Kind.POD: Pod,
+    Kind.CONFIGMAP: ConfigMap,
+    Kind.RESOURCESLICE: ResourceSlice,
+    Kind.RESOURCECLAIM: ResourceClaim,
+}
 
 # Where an object may be seen to end and is none: tried so often, then the rest of the page is scanned as a whole.
 # Arrays of objects within one are short; 8 claim templates are more than anybody has.
@@ -81,8 +90,7 @@ class Decoder:
     def __init__(self, kind: Kind, counters: Counters) -> None:
         self._kind = kind
         self._counters = counters
-        of_kind: dict[Kind, type[Object]] = {Kind.NODE: Node, Kind.POD: Pod, Kind.CONFIGMAP: ConfigMap}
-        self._type = of_kind.get(kind, Partial)
+        self._type = _TYPES.get(kind, Partial)
         self._raw_list = msgspec.json.Decoder(_RawList)
         self._one = msgspec.json.Decoder(self._type)
         self._version = msgspec.json.Decoder(_VersionOnly)

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from scheduler.cluster.dra_objects import Device, DeviceFacts, ResourceClaim, ResourceSlice
 from scheduler.cluster.objects import quantity
+from scheduler.cluster.port import Kind
 
 GPU_DRIVER = "gpu.nvidia.com"
 # What kube-scheduler writes on the claims that it makes for extended resources. Source: k8s.io/api/resource/v1.
@@ -62,6 +63,11 @@ class NodeDevices:
     """Whole ones, by name."""
     parts: Mapping[DeviceKey, DeviceKey] = field(default_factory=dict)
     """Slices, with the whole GPU that each is a part of; those of a GPU that is not offered whole are left out."""
+
+    @property
+    def model(self) -> str:
+        """Of the first GPU that tells; empty if none does."""
+        return next((gpu.model for gpu in self.gpus if gpu.model), "")
 
     @property
     def models(self) -> frozenset[str]:
@@ -116,6 +122,19 @@ class Devices:
         self._extended: dict[str, set[str]] = {}
         """By pod, the claims that kube-scheduler made for it."""
 
+    def see(self, thing: ResourceSlice | ResourceClaim, *, gone: bool) -> set[str]:
+        """Take one event of a watch."""
+        uid = thing.metadata.uid
+        if isinstance(thing, ResourceSlice):
+            return self.forget_slice(uid) if gone else self.see_slice(uid, thing)
+        return self.forget_claim(uid) if gone else self.see_claim(uid, thing)
+
+    def keep(self, kind: Kind, uids: AbstractSet[str]) -> set[str]:
+        """A listing is complete: whatever of this kind it does not name is gone."""
+        if kind is Kind.RESOURCESLICE:
+            return {node for uid in self._slices.keys() - uids for node in self.forget_slice(uid)}
+        return {node for uid in self.claims.keys() - uids for node in self.forget_claim(uid)}
+
     # --- slices --------------------------------------------------------------------------------------------------
 
     def see_slice(self, uid: str, seen: ResourceSlice) -> set[str]:
@@ -143,10 +162,6 @@ class Devices:
         if not rest:
             del self._pools[before.pool]
         return changed
-
-    def keep_slices(self, uids: AbstractSet[str]) -> set[str]:
-        """A listing is complete: whatever it does not name is gone."""
-        return {node for uid in self._slices.keys() - uids for node in self.forget_slice(uid)}
 
     def _renew_pool(self, pool: str) -> set[str]:
         slices = self._pools[pool].values()
@@ -217,10 +232,6 @@ class Devices:
         if claim.extended_of:
             _drop(self._extended, claim.extended_of, uid)
         return self._nodes_of(claim)
-
-    def keep_claims(self, uids: AbstractSet[str]) -> set[str]:
-        """A listing is complete: whatever it does not name is gone."""
-        return {node for uid in self.claims.keys() - uids for node in self.forget_claim(uid)}
 
     def _nodes_of(self, claim: Claim) -> set[str]:
         return {self._node_of[key] for key in claim.devices if key in self._node_of}

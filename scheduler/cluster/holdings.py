@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.dra import Devices
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.promises import Promises
+from scheduler.core.nouns import GPU_RESOURCE
 
 
 class Holdings:
@@ -25,6 +27,8 @@ class Holdings:
         intents: Intents,
         expected_load: Callable[[PodFacts], float],
         neighbours: Neighbours,
+        *,
+        devices: Devices,
     ) -> None:
         self.pods: dict[str, PodFacts] = {}
         self.waiting: dict[str, PodFacts] = {}
@@ -35,6 +39,7 @@ class Holdings:
         self._intents = intents
         self._expected_load = expected_load
         self._neighbours = neighbours
+        self._devices = devices
         self._orphans: dict[str, dict[str, PodFacts]] = {}
         """By nodes that are not there."""
 
@@ -99,7 +104,20 @@ class Holdings:
         for facts in record.pods.values():
             for index, count in columns.indexed(facts.units):
                 columns.bound_units[index, row] += count
+        if record.by_claims:
+            # By other names than it offers, GPUs are held through claims, and counted by these.
+            columns.bound_units[:, row] *= columns.units[:, row] > 0
+            held = self._devices.held(record.name, lambda uid: self._counted(uid, record))
+            columns.bound_units[columns.resources[GPU_RESOURCE], row] += held
         columns.fold_holdings(np.array([row]))
+
+    def _counted(self, uid: str, record: NodeRecord) -> float:
+        """How many whole GPUs of a node are counted as a pod's own: bound there, or promised."""
+        facts, promise = record.pods.get(uid), self._promises.reservations.get(uid)
+        if facts is not None:
+            return facts.gpus
+        promised = promise.units if promise is not None and promise.node == record.name else ()
+        return sum(count for name, count in promised if name == GPU_RESOURCE)
 
     def _replace_facts(self, before: PodFacts, facts: PodFacts) -> None:
         record = self._records.get(facts.node)

@@ -107,6 +107,11 @@ class KubernetesCluster:
         return self.health.refused
 
     @property
+    def absent(self) -> set[Kind]:
+        """Kinds that the server does not have, and need not have."""
+        return self.health.absent
+
+    @property
     def failing(self) -> dict[Kind, str]:
         """Kinds whose last attempt failed, and how; it is repeated."""
         return self.health.failing

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.dra import Devices, NodeDevices
 from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.shares import MODEL_LABEL, Offer, is_gpu_resource, offers
 from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import PREFIX, PoolSpec
+from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PoolSpec
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
@@ -39,7 +40,9 @@ class NodeRecord:
     offers: dict[str, Offer] = field(default_factory=dict)
     """What that comes to."""
     contradictions: tuple[str, ...] = ()
-    """What its labels claim that allocatable does not have."""
+    """What its labels claim that allocatable does not have, and what else tells of it otherwise."""
+    by_claims: bool = False
+    """Whether DRA tells how many GPUs it has, since its allocatable has none."""
     model: str = ""
     inventory: Inventory | None = None
     agent: str = ""
@@ -56,7 +59,11 @@ class Nodes:
     """Records by name, and the columns that a node's object and its inventory fill."""
 
     def __init__(
-        self, columns: Columns, pools: Sequence[PoolSpec], capabilities: Mapping[str, float]
+        self,
+        columns: Columns,
+        pools: Sequence[PoolSpec],
+        capabilities: Mapping[str, float],
+        devices: Devices,
     ) -> None:
         self.records: dict[str, NodeRecord] = {}
         self.rows: dict[str, int] = {}
@@ -67,6 +74,7 @@ class Nodes:
         self._columns = columns
         self._pools = pools
         self._capabilities = capabilities
+        self._devices = devices
 
     def use(self, pools: Sequence[PoolSpec], capabilities: Mapping[str, float]) -> None:
         """Take other pools and capabilities; every node goes where it belongs now. The caller folds."""
@@ -117,8 +125,6 @@ class Nodes:
             columns.pool_sizes[pool] += 1
             columns.pool[row] = pool
         record.labels, record.pool, record.allocatable = labels, self.pool_names[pool], _gpu_amounts(node)
-        if record.inventory is None:
-            record.model = labels.get(MODEL_LABEL, "")
         columns.quarantined[row] = QUARANTINE_LABEL in labels
         cordoned = bool(node.spec.unschedulable)
         if cordoned and not columns.cordoned[row]:
@@ -129,8 +135,11 @@ class Nodes:
     def renew(self, record: NodeRecord) -> None:
         """Fold a node's readings anew after its hardware changed."""
         columns, row = self._columns, record.row
+        devices = self._devices.by_node.get(record.name)
+        if record.inventory is None:
+            record.model = (devices.model if devices else "") or record.labels.get(MODEL_LABEL, "")
         columns.capability[row] = self._capability(record.model)
-        models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels)
+        models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels, devices)
         columns.models[row] = columns.model_index(models)
         self._renew_offers(record)
         columns.fold_readings(np.array([row]))
@@ -144,6 +153,7 @@ class Nodes:
             model=record.model,
             gpus=len(found) if found else None,
         )
+        self._add_devices(record)
         columns, row = self._columns, record.row
         indexes = {name: columns.resource_index(name) for name in record.offers}
         memory_bytes = columns.gpu_memory_bytes[row]
@@ -160,6 +170,24 @@ class Nodes:
                 columns.unit_shared[index, row] = offer.shared
         record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
         columns.gpu_count[row] = columns.units[:, row] @ columns.unit_gpus[:, row]
+
+    def _add_devices(self, record: NodeRecord) -> None:
+        """GPUs that DRA offers count where allocatable has none: never both."""
+        devices = self._devices.by_node.get(record.name)
+        record.by_claims = not record.offers and devices is not None
+        if devices is None or not devices.gpus:
+            return
+        if record.by_claims:
+            record.offers[GPU_RESOURCE] = Offer(float(self._devices.units(record.name)))
+        else:
+            names = ", ".join(sorted(record.offers))
+            both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"
+            record.contradictions += (both,)
+        if record.inventory is not None and record.inventory.gpus:
+            found = {gpu.uuid for gpu in record.inventory.gpus}
+            missing = sum(gpu.uuid not in found for gpu in devices.gpus)
+            if missing:
+                record.contradictions += (f"of the GPUs that DRA offers the agent finds {missing} not",)
 
     def remove(self, name: str) -> NodeRecord | None:
         """Give the node's row back. Returns its record as it was, None if there was no such node."""
@@ -255,15 +283,20 @@ class Nodes:
         return 1.0
 
 
-def _hardware(inventory: Inventory | None, labels: Mapping[str, str]) -> tuple[frozenset[str], float]:
+def _hardware(
+    inventory: Inventory | None, labels: Mapping[str, str], devices: NodeDevices | None = None
+) -> tuple[frozenset[str], float]:
     """Models in small letters, and bytes of the smallest GPU; empty and 0 where nobody tells.
 
-    An agent's word goes before a label, which is written once; a node with one GPU that does not tell is unknown.
+    An agent's word goes before that of DRA's driver, and both before a label, which is written once; a node with one
+    GPU that does not tell is unknown.
     """
     if inventory is not None and inventory.gpus:
         memory = [gpu.memory_total_bytes for gpu in inventory.gpus]
         models = {gpu.model.lower() for gpu in inventory.gpus}
         return (frozenset(models) if all(models) else frozenset()), float(min(each or 0 for each in memory))
+    if devices is not None and devices.gpus:
+        return devices.models, devices.memory_bytes
     model = labels.get(MODEL_LABEL, "").lower()
     # In MiB, whatever the label is called. A share's is the share's own.
     memory_bytes = quantity(labels.get(MEMORY_LABEL)) * 2.0**20

@@ -26,6 +26,12 @@ class Kind(StrEnum):
     DAEMONSET = "daemonsets"
     CONFIGMAP = "configmaps"
     """One of them only: the one that pauses us."""
+    RESOURCESLICE = "resourceslices"
+    RESOURCECLAIM = "resourceclaims"
+
+
+MAY_BE_ABSENT = frozenset({Kind.RESOURCESLICE, Kind.RESOURCECLAIM})
+"""Kinds of DRA, which servers have in v1 from 1.34 on: without them GPUs are counted as ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Pure; the store owns the only instance. Promise 5.4 of docs/architecture.md is k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class Promises:
         self._rows = rows
         self._counters = counters
         self._half_life_s = half_life_s
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Told of the pod (uid) whose promise was made or taken back."""
         self._nominated: dict[str, PodFacts] = {}
         self._faded_mono_s = -np.inf
 
@@ -78,6 +80,7 @@ class Promises:
             columns.reserved_units[index, row] += count
         self.expect(row, load, now_mono_s)
         columns.fold_holdings(np.array([row]))
+        self.on_change(request.uid)
         return True
 
     def _has_room(self, row: int, units: Units) -> bool:
@@ -103,6 +106,7 @@ class Promises:
         if not keep_load:
             self.expect(row, -held.load * self._faded(held, now_mono_s), now_mono_s)
         columns.fold_holdings(np.array([row]))
+        self.on_change(held.uid)
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
         """A pod was bound: its promise is over. Returns whether this node had been promised to it."""

@@ -7,7 +7,8 @@ What can happen, and what is done (all reproduced; a test plays each):
 3. Silence, a closed stream, another error: resume from the last resource version. Relisting would be expensive and
    is not needed. A watch that was silent may stand on a version from the future, though (etcd restored from a
    backup): the server then says nothing for ever, so a one-object list compares.
-4. 403 or an API group that the server lacks: say it once, ask again slowly, leave the other kinds alone.
+4. 403 or an API group that the server lacks: say it once, ask again slowly, leave the other kinds alone. Some groups
+   are newer than clusters that are in use: that a server lacks one of those is no fault.
 Not used: `resourceVersion=0`, which ignores the limit and may answer old state; WatchList, which is off in some
 versions and ignored without an end mark in old ones.
 """
@@ -26,7 +27,7 @@ import msgspec
 
 from scheduler.cluster.api_request import Target
 from scheduler.cluster.decode import Decoder, WatchLine
-from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed, Only
+from scheduler.cluster.port import MAY_BE_ABSENT, Changed, ClusterEvent, Gone, Kind, Listed, Only
 from scheduler.cluster.transport import GONE, Transport, status_of
 from scheduler.core.errors import ApiForbidden, ApiGone, ApiNotFound, ApiUnavailable, ClusterError
 
@@ -44,7 +45,8 @@ FAILURES_UNTIL_RELIST = 5
 TURN_S = 0.000_5
 MOST_A_TURN = 64
 
-# Newest first; 1.20 has CronJobs in v1beta1 only.
+# Newest first; 1.20 has CronJobs in v1beta1 only, and 1.32 and 1.33 have DRA in beta, if it is switched on.
+_DRA = (("resource.k8s.io", "v1"), ("resource.k8s.io", "v1beta2"), ("resource.k8s.io", "v1beta1"))
 VERSIONS: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.NODE: (("", "v1"),),
     Kind.POD: (("", "v1"),),
@@ -56,6 +58,8 @@ VERSIONS: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.STATEFULSET: (("apps", "v1"),),
     Kind.DAEMONSET: (("apps", "v1"),),
     Kind.CONFIGMAP: (("", "v1"),),
+    Kind.RESOURCESLICE: _DRA,
+    Kind.RESOURCECLAIM: _DRA,
 }
 REQUIRED = frozenset({Kind.NODE, Kind.POD})
 
@@ -87,6 +91,8 @@ class Health:
     """Kinds whose list was complete once; one whose access was taken away is removed."""
     refused: dict[Kind, str] = field(default_factory=dict)
     """Why a kind cannot be followed, for a person."""
+    absent: set[Kind] = field(default_factory=set)
+    """Kinds that the server does not have, and need not have."""
     failing: dict[Kind, str] = field(default_factory=dict)
     """What the last attempt at a kind ended with; gone once it works again. For a person."""
     reading: int = 0
@@ -147,6 +153,7 @@ class Reflector:
                     listed = True
                     self._health.synced.add(self.kind)
                     self._health.refused.pop(self.kind, None)
+                    self._health.absent.discard(self.kind)
                 async with contextlib.aclosing(self._watch()) as events:
                     async for event in events:
                         yield event
@@ -294,11 +301,19 @@ class Reflector:
             self._version += 1
             return
         self._version = 0
-        if self.kind not in self._health.refused:
-            log.warning("%s cannot be followed: %s", self.kind, error)
-        self._health.refused[self.kind] = str(error)
+        health = self._health
+        if isinstance(error, ApiNotFound) and self.kind in MAY_BE_ABSENT:
+            if self.kind not in health.absent:
+                log.info("the API server has no %s", self.kind)
+            health.absent.add(self.kind)
+            health.refused.pop(self.kind, None)
+        else:
+            if self.kind not in health.refused:
+                log.warning("%s cannot be followed: %s", self.kind, error)
+            health.refused[self.kind] = str(error)
+            health.absent.discard(self.kind)
         # What we hold of it grows old unseen.
-        self._health.synced.discard(self.kind)
+        health.synced.discard(self.kind)
         self._resource_version = ""
         pace = self._pace
         wait_s = pace.refused_required_s if self.kind in REQUIRED else pace.refused_s

@@ -16,6 +16,8 @@ import numpy as np
 
 from scheduler.cluster.beside import Beside
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.dra import Devices
+from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
 from scheduler.cluster.holdings import Holdings
 from scheduler.cluster.images import images_of
 from scheduler.cluster.intent import Fault, Intent, IntentSettings
@@ -25,7 +27,7 @@ from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
 from scheduler.cluster.objects import Meta, Node, Partial, Pod
 from scheduler.cluster.pod_request import pod_request
 from scheduler.cluster.pods import FINISHED, PodFacts, has_soft_preference, pod_facts, waits_for_volume
-from scheduler.cluster.port import ClusterEvent, Gone, Kind, Listed
+from scheduler.cluster.port import MAY_BE_ABSENT, ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
@@ -60,7 +62,9 @@ class Store:
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
-        self._nodes = Nodes(self._columns, settings.pools, settings.capabilities)
+        self.devices = Devices()
+        """What DRA offers, and which claims hold it."""
+        self._nodes = Nodes(self._columns, settings.pools, settings.capabilities, self.devices)
         self._measurements = Measurements(
             self._columns,
             self._nodes,
@@ -83,7 +87,9 @@ class Store:
             intents,
             self._expected_load,
             self._beside.neighbours,
+            devices=self.devices,
         )
+        self._promises.on_change = self._promise_changed
         self.pods = self._holdings.pods
         self.waiting = self._holdings.waiting
         """GPU pods without a node."""
@@ -146,6 +152,8 @@ class Store:
                 self._node_gone(thing.metadata.name)
             else:
                 self._node_seen(thing, now_mono_s)
+        elif isinstance(thing, ResourceSlice | ResourceClaim):
+            self._devices_changed(self.devices.see(thing, gone=gone), now_mono_s)
         elif event.kind is Kind.NAMESPACE:
             self._namespace(thing, gone=gone)
         elif gone:
@@ -178,6 +186,8 @@ class Store:
         elif event.kind is Kind.NAMESPACE:
             for name in self.intents.namespaces.keys() - event.keys:
                 self.intents.forget_namespace(name)
+        elif event.kind in MAY_BE_ABSENT:
+            self._devices_changed(self.devices.keep(event.kind, event.keys), now_mono_s)
         else:
             self.intents.keep_owners(event.kind, event.keys)
         self.synced.add(event.kind)
@@ -189,14 +199,30 @@ class Store:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
             self._measurements.see_node(name)
-        before, contradictions = (record.shared, record.offers.keys()), record.contradictions
+        before, contradictions = _ways(record), record.contradictions
         self._nodes.update(record, node, now_mono_s)
-        if before != (record.shared, record.offers.keys()):
+        if before != _ways(record):
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
         self._beside.images.see(record.row, node.status.images)
         if record.contradictions != contradictions and self.on_contradictions is not None:
             self.on_contradictions(record)
+
+    def _devices_changed(self, nodes: Iterable[str], now_mono_s: float) -> None:
+        for record in (self.nodes[name] for name in nodes if name in self.nodes):
+            contradictions = record.contradictions
+            self._nodes.renew(record)
+            self._holdings.add_up(record)
+            # An allocated claim is a fact, as a binding is.
+            self._promises.evict(record.name, now_mono_s)
+            if record.contradictions != contradictions and self.on_contradictions is not None:
+                self.on_contradictions(record)
+
+    def _promise_changed(self, uid: str) -> None:
+        # What is promised to a pod is not counted again by the claim that kube-scheduler makes for it.
+        for name in self.devices.nodes_of_pod(uid):
+            if name in self.nodes:
+                self._holdings.add_up(self.nodes[name])
 
     def _node_gone(self, name: str) -> None:
         self._promises.drop_node(name)
@@ -350,3 +376,8 @@ class Store:
         self._ticked_mono_s = now_mono_s
         self._measurements.age(now_mono_s)
         self._promises.pass_time(now_mono_s)
+
+
+def _ways(record: NodeRecord) -> tuple[object, ...]:
+    """In which ways a node's GPUs are counted."""
+    return record.shared, record.by_claims, record.offers.keys()

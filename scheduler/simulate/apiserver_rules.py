@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scheduler.core.errors import ApiConflict, ApiNotFound, ApiRejected, ClusterError
+from scheduler.simulate import apiserver_dra as dra
 
 # Objects are free-form JSON: their schema belongs to Kubernetes and this server looks at a handful of fields.
 JsonObject = dict[str, Any]
@@ -59,6 +60,23 @@ RESOURCES: tuple[Resource, ...] = (
     Resource(plural=CONFIGMAPS, kind="ConfigMap", status=False),
     Resource(plural=LEASES, kind="Lease", group="coordination.k8s.io", status=False),
     Resource(plural=EVENTS, kind="Event", group="events.k8s.io", status=False),
+    Resource(
+        plural=dra.SLICES,
+        kind="ResourceSlice",
+        group=dra.GROUP,
+        namespaced=False,
+        status=False,
+        since=dra.SINCE,
+    ),
+    Resource(plural=dra.CLAIMS, kind="ResourceClaim", group=dra.GROUP, since=dra.SINCE),
+    Resource(
+        plural=dra.CLASSES,
+        kind="DeviceClass",
+        group=dra.GROUP,
+        namespaced=False,
+        status=False,
+        since=dra.SINCE,
+    ),
 )
 
 # apimachinery's TotalAnnotationSizeLimitB: names and values of all annotations together.
@@ -80,7 +98,7 @@ _POD_SPEC_OPEN = (
     "schedulingGates",
 )
 # Jobs and the apps group lose a status sent with a create; a node keeps it.
-_STATUS_KEPT_AT_CREATE = (NODES, LEASES, EVENTS, CONFIGMAPS)
+_STATUS_KEPT_AT_CREATE = (NODES, LEASES, EVENTS, CONFIGMAPS, dra.SLICES, dra.CLASSES)
 
 
 def invalid(resource: Resource, name: str, why: str) -> ApiRejected:
@@ -213,6 +231,8 @@ def prepare_create(resource: Resource, obj: JsonObject, minor: int) -> None:
         check_data(resource, obj)
     elif resource.plural not in _STATUS_KEPT_AT_CREATE:
         obj["status"] = {}
+    if why := dra.complaint(resource.plural, obj, None):
+        raise invalid(resource, meta["name"], why)
 
 
 def prepare_update(resource: Resource, old: JsonObject, new: JsonObject, minor: int, *, status: bool) -> None:
@@ -241,6 +261,8 @@ def prepare_update(resource: Resource, old: JsonObject, new: JsonObject, minor: 
         new["status"] = old.get("status", {})
     if resource.plural == CONFIGMAPS:
         check_data(resource, new)
+    if why := dra.complaint(resource.plural, new, old):
+        raise invalid(resource, name, why)
     if resource.plural == PODS and not status:
         _check_pod_spec(resource, name, old["spec"], new.get("spec") or {})
 

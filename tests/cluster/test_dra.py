@@ -9,16 +9,14 @@ import pytest
 
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.port import Kind
 from tests.dra import GIB, gpu, make_claim, make_slice, mig, slice_manifest
 
 
 def seen(*things: ResourceSlice | ResourceClaim) -> Devices:
     devices = Devices()
     for thing in things:
-        if isinstance(thing, ResourceSlice):
-            devices.see_slice(thing.metadata.uid, thing)
-        else:
-            devices.see_claim(thing.metadata.uid, thing)
+        devices.see(thing, gone=False)
     return devices
 
 
@@ -90,8 +88,8 @@ def test_a_device_that_is_named_twice_is_one() -> None:
 
 def test_a_listing_forgets_what_it_does_not_name() -> None:
     devices = seen(make_slice(), make_slice("n2"), make_claim(devices=["gpu-0"]))
-    assert devices.keep_slices({"n1-gpu.nvidia.com-0"}) == {"n2"}
-    assert devices.keep_claims(set()) == {"n1"}
+    assert devices.keep(Kind.RESOURCESLICE, {"n1-gpu.nvidia.com-0"}) == {"n2"}
+    assert devices.keep(Kind.RESOURCECLAIM, set()) == {"n1"}
     assert (devices.units("n1"), devices.held("n1"), devices.units("n2")) == (8, 0, 0)
 
 

@@ -12,7 +12,7 @@ import pytest
 from scheduler.cluster.api_request import Limits, Target
 from scheduler.cluster.credentials import from_kubeconfig
 from scheduler.cluster.kubernetes import KubernetesCluster
-from scheduler.cluster.port import Changed, Kind, Only
+from scheduler.cluster.port import MAY_BE_ABSENT, Changed, Kind, Only
 from scheduler.core.errors import ApiForbidden, ApiRejected, ApiUnavailable
 from tests.contracts.cluster_contract import (
     CLOCK,
@@ -84,13 +84,13 @@ async def test_every_kind_is_followed_with_the_shipped_role(server: Server) -> N
         async def sync(kind: Kind) -> None:
             # Of ConfigMaps it may read one.
             only = Only("wattbalance", "wattbalance-pause") if kind is Kind.CONFIGMAP else None
-            async with following(cluster, kind, only) as follower:
-                await follower.listed()
-                await eventually(lambda: kind in cluster.synced)
+            async with following(cluster, kind, only):
+                await eventually(lambda: kind in cluster.synced | cluster.absent)
 
         for kind in Kind:
             group.create_task(sync(kind))
     assert not cluster.refused
+    assert cluster.absent in (set(), MAY_BE_ABSENT)
 
 
 async def test_a_watch_resumes_after_the_server_was_killed_without_listing_again(

@@ -41,7 +41,7 @@ class Script:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Take the next answer of the script."""
         query = dict(request.query)
-        if request.method == "GET" and request.path.endswith(("pods", "nodes", "cronjobs")):
+        if request.method == "GET" and request.path.endswith(("pods", "nodes", "cronjobs", "resourceslices")):
             what = "watch" if "watch" in query else "list"
         else:
             what = request.method
