@@ -12,7 +12,8 @@ from scheduler.cluster.intents import Intents
 from scheduler.cluster.kubernetes import PROBE_EVERY_S
 from scheduler.cluster.nodes import DEFAULT_POOL
 from scheduler.cluster.store import Store, StoreSettings
-from scheduler.config_settings import Face, ListenerSettings, Profile, Settings
+from scheduler.config_profiles import Profile
+from scheduler.config_settings import Face, ListenerSettings, Settings
 from scheduler.core.errors import ConfigError, Problem
 from scheduler.core.nouns import Workload
 from scheduler.decision.decider import Decider

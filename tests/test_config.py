@@ -13,8 +13,9 @@ from scheduler.cluster.intents import Intents
 from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Meta
 from scheduler.config import ConfigError
+from scheduler.config_profiles import Profile
 from scheduler.config_schema import structs_below
-from scheduler.config_settings import Face, Mode, PoolKind, Profile, Settings
+from scheduler.config_settings import Face, Mode, PoolKind, Settings
 from scheduler.config_types import Address, BrokerUrl, PolicyUse
 from scheduler.core.nouns import PREFIX, Placement, PoolSpec, Workload
 from scheduler.parts import intent_settings
