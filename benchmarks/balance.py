@@ -133,7 +133,7 @@ class World:
 
     def _end(self) -> None:
         end_s, _, row, arrival, indices = heapq.heappop(self.ends)
-        self.load.stop(row, indices)
+        self.load.stop(row, indices, arrival.mean_util_frac)
         self.room.give_back(row, arrival.job)
         self.taken_whole.discard(row)
         self.placer.ended(arrival, row, end_s)

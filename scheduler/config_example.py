@@ -106,7 +106,7 @@ models:
   "*A100*": {capability: 1.5}
 
 scheduler_names: [wattbalance]   # pods of these schedulers should come past us
-# Pods that ask for one of these are counted if they come past us. nvidia.com/gpu alone is placed and promised.
+# Pods that ask for one of these are counted if they come past us; such as nvidia.com/gpu.shared, nvidia.com/mig-1g.5gb.
 managed_resources: [nvidia.com/gpu]
 
 log:

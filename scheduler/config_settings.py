@@ -327,7 +327,7 @@ class Settings(Strict, frozen=True, kw_only=True):
         tuple[ResourceName, ...],
         Meta(
             min_length=1,
-            description="Pods with one of these are counted if they come past us; nvidia.com/gpu alone is placed.",
+            description="Pods with one of these are counted if they come past us; name what is shared or sliced, too.",
         ),
     ] = (GPU_RESOURCE,)
     log: Annotated[LogSettings, Meta(description="The daemon's own lines.")] = field(

@@ -54,8 +54,8 @@ NOW_BOUND = (
     "same, so that its own node looks somewhat worse than it is to this pod."
 )
 GONE = (
-    "The pod is not among those that want or hold whole GPUs now: it ended, was deleted, or asks for shares or slices "
-    "only. What is left is the last decision about it."
+    "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
+    "about it."
 )
 
 
@@ -224,12 +224,10 @@ class Explainer:
             text = f"pod {which} is not known yet: this replica has not listed the pods; ask again in some seconds"
         elif elsewhere:
             more = ", ".join(elsewhere[:MOST_ELSEWHERE])
-            text = (
-                f"no pod {which} wants or holds whole GPUs; one of this name is, or was, in namespace {more}"
-            )
+            text = f"no pod {which} wants or holds GPUs; one of this name is, or was, in namespace {more}"
         else:
             text = (
-                f"nothing is known of pod {which}: no pod of this name wants or holds whole GPUs now, and no decision "
+                f"nothing is known of pod {which}: no pod of this name wants or holds GPUs now, and no decision "
                 f"that is kept was about one. {self._since()} An older one is in the log, if it was made"
             )
         return NotFound(error=text, namespaces=elsewhere)

@@ -64,7 +64,7 @@ class Explanation(View, frozen=True):
     name: str
     uid: str
     state: str
-    """waiting | bound | gone (not among the pods that want or hold whole GPUs now)"""
+    """waiting | bound | gone (not among the pods that want or hold GPUs now)"""
     node: str = ""
     """Where it is bound."""
     gpus: float | None = None

@@ -32,6 +32,7 @@ from scheduler.simulate.pace import fell_behind, most_pods_per_s, too_fast
 from scheduler.simulate.ports import HOST, free_port
 from scheduler.simulate.pulse import BrokerPulse
 from scheduler.simulate.scoreboard import Scoreboard
+from scheduler.simulate.sharing import share_out
 from scheduler.simulate.terminal import Progress, marks_of, summary_view
 from scheduler.simulate.traces import load_trace
 from scheduler.simulate.workload import WorkloadModel
@@ -83,10 +84,12 @@ class Demo:
         options = self.options
         self.ending.listen()
         # 1. What the world is made of.
-        trace = load_trace(
-            nodes=options.nodes,
-            trace_dir=Path(options.trace_dir) if options.trace_dir else None,
-            trace_file=Path(options.trace) if options.trace else None,
+        trace = share_out(
+            load_trace(
+                nodes=options.nodes,
+                trace_dir=Path(options.trace_dir) if options.trace_dir else None,
+                trace_file=Path(options.trace) if options.trace else None,
+            )
         )
         raise_file_limit(len(trace.nodes))
         port = _asked_for(options.port) if options.port else free_port()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from scheduler.cluster.shares import COUNT_LABEL, MODEL_LABEL, SHARED_SUFFIX
 from scheduler.core.nouns import GPU_RESOURCE, PREFIX
 from scheduler.simulate.traces import TraceNode
 from scheduler.simulate.workload import Arrival, Room
 
 JsonObject = dict[str, object]
 
-# NVIDIA's feature discovery puts the product's name there on real clusters.
-MODEL_LABEL = "nvidia.com/gpu.product"
+REPLICAS_LABEL = "nvidia.com/gpu.replicas"
 SITE_LABEL = "site"
 ON_PREM_SITE = "dc-1"
 CLOUD_SITE = "aws-a"
@@ -34,14 +34,17 @@ def node_object(node: TraceNode) -> JsonObject:
         "cpu": f"{node.cpu_milli}m",
         "memory": f"{node.memory_mib}Mi",
         "pods": str(Room.MOST_PODS),
-        GPU_RESOURCE: str(node.gpus),
+        _resource(node.replicas): str(node.gpus * node.replicas),
     }
     labels = {
         "kubernetes.io/hostname": node.name,
         "kubernetes.io/os": "linux",
         MODEL_LABEL: node.model,
+        COUNT_LABEL: str(node.gpus),
         SITE_LABEL: site_of(node),
     }
+    if node.replicas > 1:
+        labels[REPLICAS_LABEL] = str(node.replicas)
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -63,7 +66,7 @@ def pod_object(
     node: str = "",
     annotations: Mapping[str, str] | None = None,
 ) -> JsonObject:
-    """A pod that asks for what the task asked: GPUs whole, the models that it names as required node affinity.
+    """A pod that asks for what the task asked: whole GPUs or a replica, models and replicas as required node affinity.
 
     Args:
         arrival: Who comes.
@@ -76,7 +79,7 @@ def pod_object(
     amounts = {
         "cpu": f"{task.cpu_milli}m",
         "memory": f"{task.memory_mib}Mi",
-        GPU_RESOURCE: str(arrival.gpus),
+        _resource(task.replicas): str(arrival.gpus),
     }
     spec: JsonObject = {
         "schedulerName": scheduler_name,
@@ -84,8 +87,11 @@ def pod_object(
             {"name": "main", "image": "trace", "resources": {"requests": amounts, "limits": amounts}}
         ],
     }
-    if task.models:
-        spec["affinity"] = {"nodeAffinity": _required(task.models)}
+    required = {MODEL_LABEL: list(task.models)} if task.models else {}
+    if task.replicas > 1:
+        required[REPLICAS_LABEL] = [str(task.replicas)]
+    if required:
+        spec["affinity"] = {"nodeAffinity": _required(required)}
     if node:
         spec["nodeName"] = node
     return {
@@ -101,7 +107,12 @@ def pod_object(
     }
 
 
-def _required(models: tuple[str, ...]) -> JsonObject:
-    expression = {"key": MODEL_LABEL, "operator": "In", "values": list(models)}
-    terms = [{"matchExpressions": [expression]}]
+def _resource(replicas: int) -> str:
+    # As the device plugin calls them with `renameByDefault`.
+    return GPU_RESOURCE if replicas == 1 else f"{GPU_RESOURCE}{SHARED_SUFFIX}"
+
+
+def _required(labels: Mapping[str, list[str]]) -> JsonObject:
+    expressions = [{"key": key, "operator": "In", "values": values} for key, values in labels.items()]
+    terms = [{"matchExpressions": expressions}]
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

@@ -76,15 +76,15 @@ class OverTime:
             self._settled_s += span_s
             self._settled_std_s += std_s
         for site, rows in self._sites.items():
-            held_frac = float(self._load.busy[rows].sum()) / max(int(self._weights[rows].sum()), 1)
+            held_frac = float(self._load.allocated[rows].sum()) / max(int(self._weights[rows].sum()), 1)
             self._site_s[site] += held_frac * span_s
         self._allocated_s += self.allocated_frac * span_s
         self._util_s += self.util_frac * span_s
 
     @property
     def allocated_frac(self) -> float:
-        """GPUs that hold a task, now."""
-        return float(self._load.busy.sum()) / max(self._gpus, 1)
+        """GPUs that tasks hold, now; parts of them added up."""
+        return float(self._load.allocated.sum()) / max(self._gpus, 1)
 
     @property
     def util_frac(self) -> float:
@@ -352,7 +352,7 @@ class RandomShadow:
     def _end_until(self, now_s: float) -> None:
         while self._ends and self._ends[0][0] <= now_s:
             end_s, _, row, arrival, indices = heapq.heappop(self._ends)
-            self._load.stop(row, indices)
+            self._load.stop(row, indices, arrival.mean_util_frac)
             self._room.give_back(row, arrival.job)
             # Those that wait fitted nowhere before, so this node is the only choice they have; and they start when
             # the room came free, not when somebody looked.

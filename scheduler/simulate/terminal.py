@@ -283,7 +283,8 @@ def _notes(summary: Summary) -> list[str]:
     if counted is not None:
         notes.append(
             f"of the trace: {counted.jobs} tasks run, {counted.cpu_only_left_out} CPU-only ones left out, "
-            f"{counted.shares_made_whole} that share a GPU ask for a whole one, {counted.naming_a_model} name a "
+            f"{counted.sharing} ask for a replica of a GPU, {counted.shares_made_whole} that would share one for a "
+            f"whole one, {counted.naming_a_model} name a "
             f"GPU model (required node affinity), {counted.no_such_model_left_out} that fit no node here left out, "
             f"{counted.clipped} run times clipped to 60 s to 4 h"
         )

@@ -47,6 +47,8 @@ class TraceNode:
     memory_mib: int
     gpus: int
     model: str
+    replicas: int = 1
+    """How many pods share each of its GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class TraceTask:
     qos: str
     run_s: float
     """From being scheduled (where that is not told: from creation) to deletion."""
+    replicas: int = 1
+    """It asks for one of so many replicas of a GPU; 1: for whole ones."""
 
     @property
     def shares_gpu(self) -> bool:
@@ -113,7 +117,7 @@ def load_trace(
         if trace_dir is None:
             where, advice = SLICE, f"{advice}, or the whole published lists with --trace-dir DIR"
         raise TraceError(where, 0, f"{nodes} nodes asked, it has {len(found)} with a GPU; {advice}")
-    chosen = found if nodes is None else pick_evenly(found, nodes, key=_node_kind)
+    chosen = found if nodes is None else pick_evenly(found, nodes, key=node_kind)
     source = SLICE if trace_dir is None and trace_file is None else str(task_file)
     return Trace(nodes=tuple(chosen), tasks=tuple(load_tasks(task_file)), source=source)
 
@@ -280,5 +284,6 @@ def _refuse_twins(path: Path, names: list[str]) -> None:
         seen.add(name)
 
 
-def _node_kind(node: TraceNode) -> tuple[str | int, ...]:
+def node_kind(node: TraceNode) -> tuple[str | int, ...]:
+    """What to sort nodes by, so that like stands beside like."""
     return (node.model, node.gpus, node.cpu_milli, node.memory_mib, node.name)

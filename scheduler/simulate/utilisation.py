@@ -72,6 +72,8 @@ class LoadModel:
         counts = self._counts = np.array([node.gpus for node in nodes], dtype=np.int64)
         shape = (len(nodes), int(counts.max(initial=0)))
         self.exists: NDArray[np.bool_] = np.arange(shape[1])[None, :] < counts[:, None]
+        self._replicas = np.array([node.replicas for node in nodes], dtype=np.int64)
+        self._held = np.zeros(shape, dtype=np.int64)
         models = [gpu_model(node.model) for node in nodes]
         self.idle_w: FloatArray = (
             np.array([m.idle_w for m in models], dtype=np.float64)[:, None] * self.exists
@@ -90,28 +92,41 @@ class LoadModel:
         self._noise_frac: FloatArray = rng.normal(0.0, NOISE_SD_FRAC, shape)
 
     @property
+    def allocated(self) -> FloatArray:
+        """How much of each node's GPUs pods hold, in GPUs, `(nodes,)`."""
+        return np.asarray(self._held.sum(axis=1) / self._replicas, dtype=np.float64)
+
+    @property
     def gpu_counts(self) -> NDArray[np.int64]:
         """GPUs per node."""
         return self._counts
 
     def start(self, row: int, gpus: int, mean_util_frac: float) -> tuple[int, ...]:
-        """Let a task run on the first idle GPUs of a node and say which those are.
+        """Let a task run on those GPUs of a node that fewest share, and say which those are.
+
+        The first of them where several are alike, as the device plugin hands them out. A replica keeps its part of
+        the GPU as busy as the task is.
 
         Raises:
-            ValueError: The node has not that many idle GPUs: the caller has overcommitted it.
+            ValueError: The node has not that much room: the caller has overcommitted it.
         """
-        idle = np.flatnonzero(self.exists[row] & ~self.busy[row])[:gpus]
-        if len(idle) < gpus:
-            raise ValueError(f"node row {row} has {len(idle)} idle GPUs, {gpus} asked")
-        self.busy[row, idle] = True
-        self._mean_frac[row, idle] = mean_util_frac
-        self._settle(row)
-        return tuple(int(i) for i in idle)
+        there = np.flatnonzero(self.exists[row] & (self._held[row] < self._replicas[row]))
+        taken = there[np.argsort(self._held[row, there], kind="stable")][:gpus]
+        if len(taken) < gpus:
+            raise ValueError(f"node row {row} has {len(taken)} GPUs with room, {gpus} asked")
+        self._hold(row, taken, 1, mean_util_frac)
+        return tuple(taken.tolist())
 
-    def stop(self, row: int, indices: tuple[int, ...]) -> None:
+    def stop(self, row: int, indices: tuple[int, ...], mean_util_frac: float) -> None:
         """The task on these GPUs has ended."""
-        self.busy[row, list(indices)] = False
-        self._mean_frac[row, list(indices)] = 0.0
+        self._hold(row, np.array(indices, dtype=np.intp), -1, mean_util_frac)
+
+    def _hold(self, row: int, indices: NDArray[np.intp], sign: int, mean_util_frac: float) -> None:
+        self._held[row, indices] += sign
+        self._mean_frac[row, indices] += sign * mean_util_frac / self._replicas[row]
+        self.busy[row] = self._held[row] > 0
+        # Sums of what came and went leave rounding behind.
+        self._mean_frac[row, ~self.busy[row]] = 0.0
         self._settle(row)
 
     def advance(self, span_s: float) -> None:

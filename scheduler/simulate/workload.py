@@ -40,9 +40,20 @@ class Job:
 
     task: TraceTask
     gpus: int
+    """Whole ones, or replicas of one."""
     workload: Workload
     run_s: float
     """In the trace's seconds; where run times are drawn, their mean."""
+
+    @property
+    def replicas(self) -> int:
+        """How many pods share each GPU that it runs on."""
+        return self.task.replicas
+
+    @property
+    def gpu_share(self) -> float:
+        """How many GPUs' worth it takes."""
+        return self.gpus / self.replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +68,7 @@ class Arrival:
 
     @property
     def gpus(self) -> int:
-        """Whole GPUs asked."""
+        """Units of GPUs asked: whole ones, or replicas."""
         return self.job.gpus
 
 
@@ -69,7 +80,10 @@ class Counted:
     cpu_only_left_out: int
     no_such_model_left_out: int
     """The task names only models that no node here has, or needs more GPUs or cores than any such node has."""
+    sharing: int
+    """They ask for a replica of a GPU."""
     shares_made_whole: int
+    """They would share a GPU, and ask for a whole one: more than half of it, or no node here has replicas for it."""
     naming_a_model: int
     clipped: int
     """Run times outside 60 s to 4 h."""
@@ -113,7 +127,7 @@ class WorkloadModel:
         if self._drawn:
             mean_s = float(np.mean([job.run_s for job in self.jobs]))
             self.jobs = [replace(job, run_s=mean_s) for job in self.jobs]
-        gpu_s = np.array([job.gpus * job.run_s for job in self.jobs]) / speed_per_s
+        gpu_s = np.array([job.gpu_share * job.run_s for job in self.jobs]) / speed_per_s
         self.mean_gpu_s = float(gpu_s.mean())
         """E[GPUs x run time] on the world's clock."""
         self.mean_run_s = float(np.mean([job.run_s for job in self.jobs])) / speed_per_s
@@ -139,7 +153,7 @@ class WorkloadModel:
         room = Room(self.trace)
         weights = np.array([job.run_s for job in self.jobs])
         weights /= weights.sum()
-        left = int(self.load_frac * self.trace.gpus)
+        left = float(int(self.load_frac * self.trace.gpus))
         placed: list[Placed] = []
         # Some draws fit nowhere; ten times the GPUs is far more draws than filling takes.
         for turn in range(10 * self.trace.gpus):
@@ -148,11 +162,11 @@ class WorkloadModel:
             job = self.jobs[int(rng.choice(len(self.jobs), p=weights))]
             arrival = self._arrival(job, f"{job.task.name}-s{turn}", 0.0, float(rng.uniform(0.0, 1.0)), rng)
             fitting = room.fitting(job)
-            if job.gpus > left or not fitting.size:
+            if job.gpu_share > left or not fitting.size:
                 continue
             row = int(rng.choice(fitting))
             room.take(row, job)
-            left -= job.gpus
+            left -= job.gpu_share
             placed.append(Placed(arrival=arrival, node=self.trace.nodes[row].name))
         return placed
 
@@ -178,14 +192,16 @@ class Room:
         self.trace = trace
         self.cpu_milli = np.array([node.cpu_milli for node in nodes], dtype=np.int64)
         self.memory_mib = np.array([node.memory_mib for node in nodes], dtype=np.int64)
-        self.gpus = np.array([node.gpus for node in nodes], dtype=np.int64)
+        self.gpus = np.array([node.gpus * node.replicas for node in nodes], dtype=np.int64)
+        """In units: whole ones, or the node's replicas of them."""
+        self._replicas = np.array([node.replicas for node in nodes], dtype=np.int64)
         self.pods = np.full(len(nodes), self.MOST_PODS, dtype=np.int64)
         self._models = np.array([node.model for node in nodes])
 
     def fitting(self, job: Job) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         """Rows of the nodes where the job fits now."""
         task = job.task
-        fits = (self.gpus >= job.gpus) & (self.pods > 0)
+        fits = (self.gpus >= job.gpus) & (self._replicas == job.replicas) & (self.pods > 0)
         fits &= (self.cpu_milli >= task.cpu_milli) & (self.memory_mib >= task.memory_mib)
         if task.models:
             fits &= np.isin(self._models, task.models)
@@ -196,6 +212,7 @@ class Room:
         task = job.task
         enough = self.gpus[row] >= job.gpus and self.pods[row] > 0 and self.cpu_milli[row] >= task.cpu_milli
         named = not task.models or self._models[row] in task.models
+        enough &= self._replicas[row] == job.replicas
         return bool(enough and self.memory_mib[row] >= task.memory_mib and named)
 
     def take(self, row: int, job: Job) -> None:
@@ -235,7 +252,8 @@ def _jobs(trace: Trace, rng: np.random.Generator) -> tuple[list[Job], Counted]:
         jobs=len(possible),
         cpu_only_left_out=len(trace.tasks) - len(asking),
         no_such_model_left_out=len(jobs) - len(possible),
-        shares_made_whole=sum(job.task.shares_gpu for job in possible),
+        sharing=sum(job.replicas > 1 for job in possible),
+        shares_made_whole=sum(job.task.shares_gpu and job.replicas == 1 for job in possible),
         naming_a_model=sum(bool(job.task.models) for job in possible),
         clipped=sum(job.run_s != job.task.run_s for job in possible),
     )

@@ -36,7 +36,7 @@ class World:
         self._rows = {node.name: row for row, node in enumerate(nodes)}
         self._filled = model.fill()
         self._pending: dict[str, Arrival] = {}
-        self._ends: list[tuple[float, int, str, int, tuple[int, ...]]] = []
+        self._ends: list[tuple[float, int, Arrival, int, tuple[int, ...]]] = []
         self._turn = 0
         self._board: Scoreboard | None = None
         self.late_s = 0.0
@@ -122,7 +122,7 @@ class World:
         indices = self.load.start(row, arrival.gpus, arrival.mean_util_frac)
         self._turn += 1
         # In the order of the fill until `begin`, a heap from then on.
-        end = (now_mono_s + arrival.run_s, self._turn, arrival.name, row, indices)
+        end = (now_mono_s + arrival.run_s, self._turn, arrival, row, indices)
         if self._board is None:
             self._ends.append(end)
         else:
@@ -130,10 +130,10 @@ class World:
 
     def _end_until(self, now_mono_s: float, board: Scoreboard) -> None:
         while self._ends and self._ends[0][0] <= now_mono_s:
-            _, _, name, row, indices = heapq.heappop(self._ends)
-            self.load.stop(row, indices)
+            _, _, arrival, row, indices = heapq.heappop(self._ends)
+            self.load.stop(row, indices, arrival.mean_util_frac)
             board.on_finished()
             try:
-                self.server.delete(PODS, name, NAMESPACE, grace_s=0)
+                self.server.delete(PODS, arrival.name, NAMESPACE, grace_s=0)
             except ApiNotFound:
                 continue

@@ -63,9 +63,10 @@ def test_no_latency_is_no_number() -> None:
 def test_means_are_weighted_by_time_and_the_spread_by_gpus() -> None:
     load = LoadModel([make_node("a", 3), make_node("b", 1)], np.random.default_rng(1))
     over_time = OverTime(load)
-    load.util_frac[0, :3], load.busy[0, :3] = 1.0, True
+    held = load.start(0, 3, 1.0)
+    load.util_frac[0, :3] = 1.0
     over_time.observe(1.0)
-    load.util_frac[0, :3], load.busy[0, :3] = 0.0, False
+    load.stop(0, held, 1.0)
     over_time.observe(3.0)
     summary = over_time.summary()
     assert summary.allocated_frac == pytest.approx(0.75 / 4)

@@ -46,7 +46,7 @@ def test_watts_lie_between_idle_and_limit_in_proportion() -> None:
     want_w = 50 + 350 * load.util_frac[0, 0]
     assert load.power_w[0, 0] == pytest.approx(want_w)
     assert load.power_w[0, 3] == 50.0
-    load.stop(0, indices)
+    load.stop(0, indices, 0.5)
     assert (load.power_w[0] == 50.0).all()
 
 
@@ -96,14 +96,14 @@ def test_energy_is_the_power_that_was_drawn() -> None:
 def test_a_gpu_is_never_given_twice() -> None:
     load = LoadModel([make_node("a", 2)], np.random.default_rng(1))
     load.start(0, 1, 0.5)
-    with pytest.raises(ValueError, match="1 idle GPUs, 2 asked"):
+    with pytest.raises(ValueError, match="1 GPUs with room, 2 asked"):
         load.start(0, 2, 0.5)
     assert load.start(0, 1, 0.5) == (1,)
 
 
 def test_the_padding_of_small_nodes_is_no_gpu() -> None:
     load = LoadModel([make_node("a", 8), make_node("b", 1)], np.random.default_rng(1))
-    with pytest.raises(ValueError, match="idle GPUs"):
+    with pytest.raises(ValueError, match="GPUs with room"):
         load.start(1, 2, 0.5)
     assert load.gpu_counts.tolist() == [8, 1]
 
