@@ -166,7 +166,7 @@ class Nodes:
             if index is not None:
                 columns.units[index, row] = offer.units
                 columns.unit_gpus[index, row] = offer.gpus
-                columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes
+                columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes * offer.memory_frac
                 columns.unit_shared[index, row] = offer.shared
         record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
         columns.gpu_count[row] = columns.units[:, row] @ columns.unit_gpus[:, row]
@@ -224,7 +224,7 @@ class Nodes:
                     index = snapshot.resources[name]
                     units[index, column], unit_gpus[index, column] = offer.units, offer.gpus
                     # Nobody has measured what is free where units share it.
-                    own_bytes = offer.memory_bytes or memory_bytes[index, column]
+                    own_bytes = offer.memory_bytes or memory_bytes[index, column] * offer.memory_frac
                     memory_bytes[index, column] = 0 if offer.shared else own_bytes
         gpus = (units * unit_gpus).sum(0)
         added: dict[str, NDArray[np.generic]] = {

@@ -4,7 +4,7 @@ Allocatable counts, since that is what kube-scheduler counts; labels only say wh
 claims what allocatable does not have, that is a contradiction: told, and the unit taken for the larger thing.
 
 Source: NVIDIA's device plugin and GPU feature discovery (labels, `renameByDefault`, MIG strategies `single` and
-`mixed`); the MIG user guide for slices a GPU: seven, four on A30 and RTX PRO 6000.
+`mixed`, sharing strategies `time-slicing` and `mps`); the MIG user guide for slices a GPU, by model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 
-from scheduler.cluster.objects import Amounts, quantity
+from scheduler.cluster.objects import quantity
 from scheduler.core.nouns import GPU_RESOURCE, Units
 
 # GPU feature discovery's, where no agent tells.
@@ -24,7 +25,16 @@ MIG_PREFIX = "nvidia.com/mig-"
 _PROFILE = re.compile(r"(?:(\d{1,2})c\.)?(\d{1,2})g\.(\d{1,4})gb")
 # With the strategy `single`, slices are called nvidia.com/gpu, and the product tells which.
 _SINGLE = re.compile(r"-MIG-(\d{1,2}g\.\d{1,4}gb)")
-_FOUR_SLICES = re.compile(r"\bA30\b|RTX[ -]PRO[ -]6000", re.IGNORECASE)
+# Into how many slices a GPU goes at most, by its model.
+_MOST_SLICES = (
+    (re.compile(r"\bA30X?\b|RTX[ -]PRO[ -]6000", re.IGNORECASE), 4),
+    (re.compile(r"RTX[ -]PRO[ -](?:5000|4500)", re.IGNORECASE), 2),
+)
+_SLICES = 7
+# Profiles are named by more than they have: GB200's 1g.24gb has 20 GiB, which is the worst.
+_NAMED_MEMORY_FRAC = 0.89
+# No node has as many GPUs, replicas or MiB.
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +47,10 @@ class Offer:
     """How much of a GPU a unit is."""
     memory_bytes: float = 0.0
     """A unit's own memory; 0: it is its GPU's."""
+    memory_frac: float = 1.0
+    """Then: how much of it the unit may take at most."""
     shared: bool = False
-    """Whether units share the memory of their GPU."""
+    """Whether units take what they like of their GPU's memory, side by side."""
 
 
 def is_gpu_resource(name: str) -> bool:
@@ -58,7 +70,7 @@ def _noun(name: str, count: float) -> str:
 
 
 def offers(
-    allocatable: Amounts,
+    allocatable: Mapping[str, str | float],
     labels: Mapping[str, str],
     *,
     model: str = "",
@@ -81,7 +93,7 @@ def offers(
         found[name], complaint = labelled.offer(name)
         if complaint:
             wrong.append(complaint)
-    return found, (*wrong, *_absent_slices(units, labels))
+    return found, (*wrong, *_absent(units, labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,47 +108,86 @@ class _Labelled:
     def offer(self, name: str) -> tuple[Offer, str]:
         """One resource, and what is wrong with its labels."""
         base = name.removesuffix(SHARED_SUFFIX)
-        single = _SINGLE.search(self.labels.get(MODEL_LABEL, "")) if base == GPU_RESOURCE else None
-        profile = _PROFILE.search(single[1] if single else base)
-        gpus, memory_bytes = 1.0, 0.0
-        there: float | None = self.gpus
+        profile = self._profile(base)
+        gpus, memory_bytes = self._slice(profile), 0.0
         if profile is not None:
-            gpus = min(int(profile[1] or profile[2]) / (4 if _FOUR_SLICES.search(self.model) else 7), 1.0)
-            # As its name says where no label does: a little less than there is, since names round up.
-            memory_bytes = quantity(self.labels.get(f"{base}.memory")) * 2.0**20 or float(profile[3]) * 1e9
-            # Those that replicas are made of are slices, and an agent counts GPUs.
-            there = None
-        if there is None:
-            there = quantity(self.labels.get(f"{base}.count")) or None
-        replicas, complaint = self._replicas(name, base, there)
-        return Offer(self.units[name], gpus / replicas, memory_bytes, shared=replicas > 1), complaint
+            labelled_bytes = _count(self.labels, f"{base}.memory") * 2.0**20
+            memory_bytes = labelled_bytes or float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC
+        replicas, complaint = self._replicas(name, base, self._there(base, profile))
+        # MPS gives each its part of the memory and no more; in time slices each may take all that is left.
+        limited = replicas > 1 and self.labels.get(f"{base}.sharing-strategy") == "mps"
+        offer = Offer(
+            self.units[name],
+            gpus / replicas,
+            memory_bytes / replicas if limited else memory_bytes,
+            memory_frac=1 / replicas if limited else 1.0,
+            shared=replicas > 1 and not limited,
+        )
+        return offer, complaint
 
-    def _replicas(self, name: str, base: str, there: float | None) -> tuple[float, str]:
+    def _profile(self, base: str) -> re.Match[str] | None:
+        if base != GPU_RESOURCE:
+            return _PROFILE.search(base)
+        single = _SINGLE.search(self.labels.get(MODEL_LABEL, ""))
+        return _PROFILE.search(single[1]) if single else None
+
+    def _slice(self, profile: re.Match[str] | None) -> float:
+        """How much of a GPU a slice is; of what nobody has heard: all."""
+        slices = int(profile[1] or profile[2]) if profile is not None else 0
+        if not slices:
+            return 1.0
+        most = next((most for model, most in _MOST_SLICES if model.search(self.model)), _SLICES)
+        return min(slices / most, 1.0)
+
+    def _there(self, base: str, profile: re.Match[str] | None) -> int:
+        """How many GPUs or slices replicas may be made of; 0 if nobody tells.
+
+        An agent counts GPUs and feature discovery those of one model, both with the ones that are sliced.
+        """
+        if profile is not None:
+            return _count(self.labels, f"{base}.count")
+        there = self.gpus if self.gpus is not None else _count(self.labels, f"{base}.count")
+        sliced = sum(
+            amount * self._slice(_PROFILE.search(name))
+            for name, amount in self.units.items()
+            if name.startswith(MIG_PREFIX) and not name.endswith(SHARED_SUFFIX)
+        )
+        # Sums of sevenths round.
+        return max(there - ceil(round(min(sliced, there), 3)), 0)
+
+    def _replicas(self, name: str, base: str, there: int) -> tuple[float, str]:
         """How many units share a GPU or slice, of which there are so many; and what is wrong with the label."""
         units, renamed = self.units[name], name != base
-        claimed = quantity(self.labels.get(f"{base}.replicas"))
+        claimed = _count(self.labels, f"{base}.replicas")
         if not renamed and (claimed <= 1 or base + SHARED_SUFFIX in self.units):
             # Whole. Beside renamed ones the label is about those.
             return 1.0, ""
+        told = units / there if there and units > there else 1.0
         if claimed <= 1:
-            if there is not None and units > there:
-                return units / there, ""
-            return 1.0, f"{name} is allocatable, but no label {base}.replicas says how many share a GPU"
-        said = f"label {base}.replicas is {claimed:g}, but allocatable {name} is {units:g}"
-        if there is not None and units > there * claimed:
-            return units / there, f"{said} on {there:g}"
-        if there is not None and units <= there and not renamed:
-            return 1.0, f"{said} on {there:g}"
-        if there is None and units % claimed:
+            unsaid = f"{name} is allocatable, but no label {base}.replicas says how many share a GPU"
+            return told, unsaid if told == 1 else ""
+        said = f"label {base}.replicas is {claimed}, but allocatable {name} is {units:g}"
+        if units % claimed:
             # Replicas of a GPU come and go together.
-            return 1.0, said
+            return min(told, claimed), said
+        if there and units <= there and not renamed:
+            return 1.0, f"{said}, of {there} that are there"
+        # More than there are may be: GPUs that fell off the bus before the agent came up are still allocatable.
         return claimed, ""
 
 
-def _absent_slices(units: Mapping[str, float], labels: Mapping[str, str]) -> Iterator[str]:
-    for label, count in labels.items():
-        name = label.removesuffix(".count")
-        if name == label or not name.startswith(MIG_PREFIX) or quantity(count) <= 0:
+def _absent(units: Mapping[str, float], labels: Mapping[str, str]) -> Iterator[str]:
+    """What labels claim of which nothing is allocatable; whole GPUs need not be, where all are sliced."""
+    for label in labels:
+        name, dot, what = label.rpartition(".")
+        if not dot or not is_gpu_resource(name) or name in units or name + SHARED_SUFFIX in units:
             continue
-        if name not in units and name + SHARED_SUFFIX not in units:
-            yield f"label {label} is {count[:20]}, but no {name} is allocatable"
+        count = _count(labels, label)
+        if (what == "count" and name.startswith(MIG_PREFIX) and count) or (what == "replicas" and count > 1):
+            yield f"label {label} is {count}, but no {name} is allocatable"
+
+
+def _count(labels: Mapping[str, str], label: str) -> int:
+    """A label's whole number; 0 if it has none."""
+    text = labels.get(label, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else 0
