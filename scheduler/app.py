@@ -42,6 +42,7 @@ from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership, own_name
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
+from scheduler.nudges import Nudges
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store, probe_every_s
 from scheduler.pause import NAME as PAUSE_NAME
 from scheduler.pause import Pause
@@ -144,6 +145,7 @@ class Daemon:
             term=lambda: self.leadership.term,
         )
         self.bindings.is_observed = self.decider.is_observed
+        self.nudges = Nudges.of(self)
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
@@ -205,6 +207,7 @@ class Daemon:
                 group.create_task(guard("telemetry.run", self.subscriber.run()), name="telemetry.run"),
                 group.create_task(guard("store.tick", self._tick()), name="store.tick"),
                 group.create_task(guard("decisions.write", self.write_back.run()), name="decisions.write"),
+                group.create_task(guard("pods.wake", self.nudges.run()), name="pods.wake"),
                 group.create_task(guard("config.reload", self.reload.run()), name="config.reload"),
                 *(
                     [group.create_task(guard("extender.binds", binder.run()), name="extender.binds")]

@@ -24,6 +24,7 @@ APPLIED = frozenset(
         "managed_resources",
         "models",
         "namespaces",
+        "nudge",
         "pools",
         "profiles",
         "scheduler_names",

@@ -90,6 +90,12 @@ extender:
   kubernetes_version: null       # "1.32", in quotes; check-config warns if bind with ignorable lacks it
   ignorable: null                # null: not known
 
+# A pod that we refused for what Kubernetes cannot see (a pool, a quarantine, a broken GPU) is woken once it fits.
+nudge:
+  enabled: true
+  most_per_second: 10            # each is a write to the API server
+  again: 10s                     # one pod at most once in this time
+
 # One of several replicas writes; all of them answer.
 lease:
   enabled: true

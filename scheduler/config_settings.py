@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from scheduler.config_intent import AnnotationText, NamespaceSettings, WorkloadSettings
+from scheduler.config_nudge import NudgeSettings
 from scheduler.config_profiles import ProfileSettings
 from scheduler.config_types import (
     END,
@@ -312,6 +313,9 @@ class Settings(Strict, frozen=True, kw_only=True):
     ] = field(default_factory=_default_listeners)
     extender: Annotated[ExtenderSettings, Meta(description="The door for kube-scheduler.")] = field(
         default_factory=ExtenderSettings
+    )
+    nudge: Annotated[NudgeSettings, Meta(description="How pods that we refused are woken once they fit.")] = (
+        field(default_factory=NudgeSettings)
     )
     lease: Annotated[LeaseSettings, Meta(description="Who of several replicas writes.")] = field(
         default_factory=LeaseSettings

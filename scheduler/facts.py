@@ -20,6 +20,7 @@ from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
+from scheduler.nudges import Nudges
 from scheduler.pause import Pause
 from scheduler.reload import Reload
 from scheduler.report.families import Sources
@@ -54,6 +55,7 @@ class Replica(Protocol):
     listeners: Listeners
     bindings: Bindings
     write_back: WriteBack
+    nudges: Nudges
     leadership: Leadership
     knowledge: Knowledge
     reload: Reload
@@ -223,6 +225,8 @@ def sources(replica: Replica) -> Sources:
         bypassed_pods=lambda: replica.bindings.past,
         annotation_errors=lambda: store.intents.errors,
         decisions_written=lambda: replica.write_back.results,
+        nudges=lambda: replica.nudges.results,
+        refused_pods=lambda: replica.nudges.waiting,
         extender_requests=lambda: counters.requests,
         extender_bad_requests=lambda: counters.refused,
         extender_full_node_requests=lambda: counters.full_nodes,

@@ -82,6 +82,8 @@ class Intents:
         self.namespaces: dict[str, dict[str, str]] = {}
         self.errors: Counter[str] = Counter()
         """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod, however often it is asked."""
+        self.generation = 0
+        """Changes whenever owners or namespaces say something else than before."""
         self._counted: dict[str, tuple[int, ...]] = {}
         """Pod uid -> hashes of its bad values, which may be long themselves."""
         self._replica_sets: dict[str, tuple[str, ...]] = {}
@@ -100,7 +102,9 @@ class Intents:
         before = self.owners.get(meta.uid)
         if before is not None and before.parent_uid != parent_uid:
             self.forget_owner(meta.uid)
-        self.owners[meta.uid] = Owner(kind, meta.name, annotations, parent_uid, parent_kind)
+        now = Owner(kind, meta.name, annotations, parent_uid, parent_kind)
+        self.generation += before != now
+        self.owners[meta.uid] = now
         beside = self._replica_sets.get(parent_uid, ())
         if kind is Kind.REPLICASET and parent_uid and meta.uid not in beside:
             self._replica_sets[parent_uid] = (*beside, meta.uid)
@@ -108,6 +112,7 @@ class Intents:
     def forget_owner(self, uid: str) -> None:
         """An owner is gone."""
         owner = self.owners.pop(uid, None)
+        self.generation += owner is not None
         if owner is None or owner.parent_uid not in self._replica_sets:
             return
         left = tuple(each for each in self._replica_sets[owner.parent_uid] if each != uid)
@@ -125,6 +130,7 @@ class Intents:
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""
         annotations = our_annotations(namespace.metadata)
+        self.generation += self.namespaces.get(namespace.metadata.name, {}) != annotations
         if annotations:
             self.namespaces[namespace.metadata.name] = annotations
         else:
@@ -132,7 +138,7 @@ class Intents:
 
     def forget_namespace(self, name: str) -> None:
         """A namespace is gone."""
-        self.namespaces.pop(name, None)
+        self.generation += self.namespaces.pop(name, None) is not None
 
     def resolve(self, meta: Meta, priority_class: str) -> Intent:
         """What is wanted of a pod. Faults are counted, each once for a pod."""

@@ -196,9 +196,10 @@ class _Look:
 
     def _fits(self) -> Hindrance:
         text = (
-            "It fits now, by what we know. kube-scheduler asks again at the next event of the cluster, at the latest "
-            "after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these nodes "
-            "(taints, affinity, CPU, memory, volumes): kubectl describe pod tells."
+            "It fits now, by what we know. If we had refused it, it is woken within seconds; else kube-scheduler asks "
+            "again at the next event of the cluster, at the latest after five minutes. If the pod goes on waiting, "
+            "kube-scheduler's own filters keep it from these nodes (taints, affinity, CPU, memory, "
+            "volumes): kubectl describe pod tells."
         )
         return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))
 

@@ -56,6 +56,8 @@ class Binder:
         """bound | already | conflict | gone | cordoned | unknown_node | not_leading | paused | failed | unknown."""
         self.unknown: dict[str, BindArgs] = {}
         """By uid: Bindings that were sent, and nobody knows what became of them."""
+        self.on_paused: Callable[[str], None] | None = None
+        """Told of each pod, by its uid, whose Binding was refused since somebody has paused us."""
         self._store = store
         self._decisions = decisions
         self._cluster = cluster
@@ -69,6 +71,8 @@ class Binder:
         """Bind a pod. Returns what to tell kube-scheduler: nothing if the pod is bound to that node."""
         result, error = self._why_not(args) or await self._bind(args)
         self.results[result] += 1
+        if result == "paused" and self.on_paused is not None:
+            self.on_paused(args.uid)
         _log.info(
             "bind", extra=kv(pod=f"{args.namespace}/{args.name}", node=args.node, result=result, error=error)
         )

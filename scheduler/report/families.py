@@ -155,6 +155,11 @@ class Sources:
         "Decisions written on bound pods by result: written, gone (the pod), failed, dropped (too many at once).",
         "result",
     )
+    nudges: By = _counter(
+        "Pods that we had refused and woke once they fitted, by result: written, gone (the pod), failed.",
+        "result",
+    )
+    refused_pods: Count = _gauge("Pods that we refused, and that wait since.")
     extender_requests: ByTwo = _counter("Extender requests by what became of them.", "verb", "result")
     extender_bad_requests: By = _counter("Extender requests that could not be answered.", "reason")
     extender_full_node_requests: Count = _counter(

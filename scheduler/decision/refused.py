@@ -1,0 +1,364 @@
+"""Pods that we refused and that wait since: which of them would fit now, in queue order, never more than fit. Pure.
+
+kube-scheduler offers us what passes its own filters, so a refusal is for what it cannot see, and so is its end. Judged
+are the nodes that were offered then: what opens elsewhere in Kubernetes' eyes, Kubernetes tells kube-scheduler itself.
+Pods that ask for the same and were offered the same are one group, judged once. A group is judged again when something
+has opened among its nodes (openings.py), when time has (`spill.after`), or a what-if has closed what it fitted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from math import inf
+
+import numpy as np
+
+from scheduler.cluster.pods import PodFacts
+from scheduler.core.nouns import PodRequest, Reason
+from scheduler.decision.cycle import Mask, PolicyFailures
+from scheduler.decision.decider import Decider, Outcome
+from scheduler.decision.openings import Openings, widened
+
+# As many as decisions are kept; beyond that, whoever was refused first is left to kube-scheduler.
+MOST_REFUSED = 10_000
+# A policy may look at what nobody thought of here: whatever opened, it is found by then.
+JUDGE_ALL_S = 5.0
+# The question may come before the watch tells of the pod; a pod that nobody knows by then has gone.
+UNKNOWN_S = 60.0
+
+_Rank = tuple[int, float, int]
+_Key = tuple[PodRequest, bytes, bool]
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Pods that one judgement serves."""
+
+    key: _Key
+    offered: Mask
+    pods: set[str] = field(default_factory=set)
+    queue: list[tuple[_Rank, str]] = field(default_factory=list)
+    """A heap of its pods; those that left it stay until they come up."""
+    dirty: bool = True
+    fits: Mask | None = None
+    """Where one more would fit; None if nowhere."""
+    choice: int = -1
+
+    @property
+    def request(self) -> PodRequest:
+        """What they ask for, without what is a pod's own."""
+        return self.key[0]
+
+    @property
+    def new_nodes(self) -> bool:
+        """Some nodes that were offered were not known to us: what comes to be known may be one of them."""
+        return self.key[2]
+
+
+@dataclass(slots=True, eq=False)
+class _Pod:
+    """One pod that waits for us."""
+
+    request: PodRequest
+    created_mono_s: float
+    refused_mono_s: float
+    order: int
+    """By which pods of one second keep their order."""
+    offered: Mask | None
+    """None: every node that there is."""
+    new_nodes: bool
+    group: _Group | None = None
+    older_mono_s: float = inf
+    """When the next pool opens to it by its age alone."""
+
+    @property
+    def rank(self) -> _Rank:
+        """Its place in the queue: by priority, then by age."""
+        return -self.request.priority, round(self.created_mono_s), self.order
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A pod to wake, and where it would fit."""
+
+    pod: PodFacts
+    node: str
+    waited_s: float
+    refused_mono_s: float
+    """Which refusal it ends."""
+
+
+class Refused:
+    """Remembers refusals; `find` gives the next pod to wake.
+
+    Args:
+        decider: whose store, filters and profiles.
+    """
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+        self._store = decider.store
+        self._openings = Openings(decider)
+        self._pods: OrderedDict[str, _Pod] = OrderedDict()
+        self._groups: dict[_Key, _Group] = {}
+        self._ungrouped: OrderedDict[str, None] = OrderedDict()
+        self._on_their_way: dict[str, tuple[PodFacts, float]] = {}
+        """Pods that were woken, with the node where they fit, until they are bound or their time is over."""
+        self._rests: dict[str, float] = {}
+        """Until when a pod is not woken again."""
+        self._arrivals = 0
+        self._all_judged_mono_s = -inf
+
+    def __len__(self) -> int:
+        return len(self._pods)
+
+    # --- what happens to pods ------------------------------------------------------------------------------------
+
+    def see(self, outcome: Outcome, now_mono_s: float) -> None:
+        """Take a decision of filter: a refusal begins to wait, anything else ends that."""
+        request = outcome.request
+        if outcome.result != "no_fit" or not request.uid:
+            self._forget(request.uid)
+            return
+        # What it was woken for has come to nothing.
+        self._end_way(request.uid)
+        rows = self._store.snapshot.rows
+        strangers = bool(outcome.judgement.offered[rows:].any())
+        new_nodes = strangers or Reason.UNKNOWN_NODE.text in outcome.record.reasons
+        offered = outcome.judgement.offered[:rows]
+        if new_nodes or offered.any():
+            self._wait(request, offered.copy(), now_mono_s, new_nodes=new_nodes)
+
+    def see_unbound(self, uid: str, now_mono_s: float) -> None:
+        """A pod that was chosen for a node was not bound, for a reason of ours: it may go anywhere now."""
+        facts = self._store.waiting.get(uid)
+        if facts is not None:
+            self._wait(self._request(facts, 0.0), None, now_mono_s, new_nodes=True)
+
+    def _wait(self, request: PodRequest, offered: Mask | None, now_mono_s: float, *, new_nodes: bool) -> None:
+        self._note_rows()
+        before = self._pods.pop(request.uid, None)
+        self._leave(request.uid, before)
+        if before is None:
+            self._arrivals += 1
+        self._pods[request.uid] = _Pod(
+            request=request,
+            # A pod keeps its place: what its clock and ours differ by is not the same each time.
+            created_mono_s=before.created_mono_s if before else now_mono_s - request.waited_s,
+            refused_mono_s=now_mono_s,
+            order=before.order if before else self._arrivals,
+            offered=offered,
+            new_nodes=new_nodes,
+        )
+        self._ungrouped[request.uid] = None
+        if len(self._pods) > MOST_REFUSED:
+            self._forget(next(iter(self._pods)))
+
+    def _forget(self, uid: str) -> None:
+        self._leave(uid, self._pods.pop(uid, None))
+
+    def _leave(self, uid: str, pod: _Pod | None) -> None:
+        self._ungrouped.pop(uid, None)
+        group = pod.group if pod is not None else None
+        if pod is None or group is None:
+            return
+        pod.group = None
+        group.pods.discard(uid)
+        if not group.pods and self._groups.get(group.key) is group:
+            del self._groups[group.key]
+
+    # --- whom to wake --------------------------------------------------------------------------------------------
+
+    def find(self, now_mono_s: float) -> Generator[None, None, Choice | None]:
+        """Find the first pod in the queue that would fit now, in steps of a fraction of a millisecond."""
+        self._look(now_mono_s)
+        for uid in list(self._ungrouped):
+            self._join(uid, now_mono_s)
+            yield
+        for group in list(self._groups.values()):
+            if group.dirty:
+                self._judge(group, now_mono_s)
+                yield
+        while heads := list(self._heads(now_mono_s)):
+            _, uid, group = min(heads, key=lambda head: head[0])
+            pod, facts, name = self._pods[uid], self._store.waiting.get(uid), self._store.names[group.choice]
+            if facts is not None and name:
+                return Choice(facts, name, now_mono_s - pod.created_mono_s, pod.refused_mono_s)
+            self._drop_unknown(uid, pod, now_mono_s)
+        return None
+
+    def take(self, choice: Choice, until_mono_s: float) -> None:
+        """The pod is being woken: it counts as on its way to that node until it is bound, or until then."""
+        facts = replace(choice.pod, nominated_node=choice.node)
+        self._on_their_way[facts.uid] = (facts, until_mono_s)
+        self._rests[facts.uid] = until_mono_s
+        row = self._store.rows.get(choice.node, -1)
+        for group in self._groups.values():
+            if group.fits is not None and group.fits[row]:
+                group.dirty = True
+
+    def woken(self, choice: Choice) -> None:
+        """It was: that refusal is over, and kube-scheduler asks again or has reasons of its own."""
+        pod = self._pods.get(choice.pod.uid)
+        # kube-scheduler may have asked again before we were told that it was woken.
+        if pod is not None and pod.refused_mono_s == choice.refused_mono_s:
+            self._forget(choice.pod.uid)
+
+    def not_woken(self, choice: Choice) -> None:
+        """It was not: nothing is on its way, and it waits on."""
+        self._end_way(choice.pod.uid)
+
+    def _heads(self, now_mono_s: float) -> Iterator[tuple[_Rank, str, _Group]]:
+        """The first pod that may be woken of each group that fits somewhere."""
+        for group in list(self._groups.values()):
+            resting = []
+            queue = group.queue if group.fits is not None else []
+            while queue:
+                rank, uid = queue[0]
+                if uid in group.pods and self._rests.get(uid, -inf) <= now_mono_s:
+                    yield rank, uid, group
+                    break
+                heappop(queue)
+                if uid in group.pods:
+                    resting.append((rank, uid))
+            for each in resting:
+                heappush(queue, each)
+
+    def _drop_unknown(self, uid: str, pod: _Pod, now_mono_s: float) -> None:
+        """Forget a pod that waits no more; one of which the watch has not told yet is looked at again later."""
+        if uid in self._store.pods or now_mono_s - pod.refused_mono_s > UNKNOWN_S:
+            self._forget(uid)
+        else:
+            self._rests[uid] = now_mono_s + JUDGE_ALL_S
+
+    # --- groups --------------------------------------------------------------------------------------------------
+
+    def _look(self, now_mono_s: float) -> None:
+        """See what has opened since the last look, and whose time has come."""
+        self._note_rows()
+        self._pass_time(now_mono_s)
+        opened = self._openings.look()
+        every = now_mono_s - self._all_judged_mono_s >= JUDGE_ALL_S
+        if every:
+            self._all_judged_mono_s = now_mono_s
+            for uid in [uid for uid in self._pods if uid not in self._store.waiting]:
+                self._drop_unknown(uid, self._pods[uid], now_mono_s)
+        if opened is not None:
+            for group in self._groups.values():
+                group.dirty = group.dirty or bool((opened & group.offered).any())
+        if self._openings.asks_otherwise() or every:
+            # What is wanted of pods, or how it is judged, may be another by now.
+            for uid in self._pods:
+                self._ungrouped[uid] = None
+            for group in self._groups.values():
+                group.dirty = True
+        for uid, pod in self._pods.items():
+            if pod.older_mono_s <= now_mono_s:
+                self._ungrouped[uid] = None
+
+    def _join(self, uid: str, now_mono_s: float) -> None:
+        """Put a pod into the group of those that ask for the same, as its annotations are now."""
+        pod = self._pods.get(uid)
+        if pod is None:
+            self._ungrouped.pop(uid, None)
+            return
+        waited_s = now_mono_s - pod.created_mono_s
+        facts = self._store.waiting.get(uid)
+        if facts is not None:
+            pod.request = self._request(facts, waited_s)
+        ages_s = sorted({pool.spill_after_s for pool in self._store.settings.pools} | {0.0})
+        at = bisect_right(ages_s, waited_s)
+        pod.older_mono_s = pod.created_mono_s + ages_s[at] if at < len(ages_s) else inf
+        # What is a pod's own, or its owner's, and rules no node out: pods that ask for the same are judged together.
+        request = replace(
+            pod.request,
+            uid="",
+            name="",
+            namespace="",
+            waited_s=ages_s[max(at - 1, 0)],
+            siblings_of=(),
+            images=(),
+        )
+        offered = pod.offered if pod.offered is not None else self._store.snapshot.present.copy()
+        key = (request, np.packbits(offered).tobytes(), pod.new_nodes)
+        group = self._groups.get(key)
+        if group is None or group is not pod.group:
+            self._leave(uid, pod)
+            group = self._groups.setdefault(key, group or _Group(key, offered))
+            group.pods.add(uid)
+            heappush(group.queue, (pod.rank, uid))
+            pod.group, pod.offered = group, group.offered
+        self._ungrouped.pop(uid, None)
+
+    def _request(self, facts: PodFacts, waited_s: float) -> PodRequest:
+        intent = self._store.intents.resolve(facts.meta, facts.priority_class)
+        profile = self._decider.profile_facts[intent.workload]
+        return self._store.request_again(facts, intent, waited_s, profile)
+
+    def _judge(self, group: _Group, now_mono_s: float) -> None:
+        """Find where one more of the group would fit, beside those that are on their way."""
+        group.dirty = False
+        snapshot = self._store.snapshot
+        offered = widened(group.offered, snapshot.rows) & snapshot.present & ~snapshot.cordoned
+        # Where we only observe, we wake nobody either.
+        pools = [pool.observe for pool in self._store.settings.pools]
+        if any(pools):
+            offered &= ~np.array([*pools, False])[snapshot.pool]
+        beside = [facts for facts, _ in self._on_their_way.values()]
+        judgement = self._decider.judge(
+            group.request,
+            np.flatnonzero(offered),
+            now_mono_s,
+            beside=beside,
+            failures=PolicyFailures(),
+        )
+        group.fits = judgement.fits if judgement.fitting else None
+        group.choice = judgement.choice
+
+    def _note_rows(self) -> None:
+        """Rows may stand for other nodes than when pods were offered them."""
+        changed = self._openings.changed_rows()
+        if changed is None:
+            return
+        for key, group in list(self._groups.items()):
+            offered = widened(group.offered, len(changed))
+            if len(offered) == len(group.offered) and (offered[changed] == group.new_nodes).all():
+                continue
+            # A node that kube-scheduler learns of now is told to it; one that only we did not know is not.
+            offered[changed] = group.new_nodes
+            del self._groups[key]
+            self._scatter(group, offered)
+        for uid in self._ungrouped:
+            pod = self._pods[uid]
+            if pod.group is None and pod.offered is not None:
+                pod.offered = widened(pod.offered, len(changed))
+                pod.offered[changed] = pod.new_nodes
+
+    def _scatter(self, group: _Group, offered: Mask) -> None:
+        for uid in group.pods:
+            pod = self._pods[uid]
+            pod.group, pod.offered = None, offered
+            self._ungrouped[uid] = None
+
+    # --- those on their way --------------------------------------------------------------------------------------
+
+    def _pass_time(self, now_mono_s: float) -> None:
+        for uid in [uid for uid, until_mono_s in self._rests.items() if until_mono_s <= now_mono_s]:
+            del self._rests[uid]
+        for uid, (_, until_mono_s) in list(self._on_their_way.items()):
+            bound_or_gone = uid not in self._store.waiting
+            if bound_or_gone or until_mono_s <= now_mono_s:
+                self._end_way(uid)
+
+    def _end_way(self, uid: str) -> None:
+        held = self._on_their_way.pop(uid, None)
+        row = self._store.rows.get(held[0].nominated_node, -1) if held is not None else -1
+        if row < 0:
+            return
+        for group in self._groups.values():
+            if row < len(group.offered) and group.offered[row]:
+                group.dirty = True

@@ -1,0 +1,183 @@
+"""Wakes pods that we refused, once they fit: by a changed annotation on the pod itself, a few a second.
+
+A refused pod waits for an event of the cluster, at the latest for some minutes. What we refuse for, Kubernetes cannot
+see, so it tells nobody when that ends. A change of the pod itself makes kube-scheduler of every version try exactly
+this pod again, and no node is written. Who waits, and who would fit, is in decision/refused.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Protocol, Self
+
+from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import ClusterPort
+from scheduler.config_nudge import NudgeSettings
+from scheduler.config_settings import Settings
+from scheduler.core.clock import Clock
+from scheduler.core.log import kv
+from scheduler.core.nouns import PREFIX
+from scheduler.decision.decider import Decider, Outcome
+from scheduler.decision.refused import Choice, Refused
+from scheduler.extender.verbs import Verbs
+from scheduler.knowledge import Knowledge
+from scheduler.leadership import Leadership
+from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, WRITTEN, PodWrites
+
+log = logging.getLogger(__name__)
+
+RETRY_ANNOTATION = PREFIX + "retry"
+# How often the store is looked at while anybody waits: 0.05 ms of it at 5,000 nodes.
+LOOK_S = 0.1
+# Judging holds the loop no longer than this at a time.
+TURN_S = 0.002
+# Where we may not write, or nobody answers, the next try is not the next pod's.
+REFUSED_AGAIN_S = 60.0
+FAILED_AGAIN_S = 1.0
+# Of whom it is known when they were woken last; as many as decisions are.
+MOST_KEPT = 10_000
+# A number that somebody else wrote there has no more digits than this.
+MOST_DIGITS = 9
+
+
+class Running(Protocol):
+    """What of a daemon they need."""
+
+    settings: Settings
+    clock: Clock
+    decider: Decider
+    cluster: KubernetesCluster
+    leadership: Leadership
+    knowledge: Knowledge
+    verbs: Verbs
+
+
+class Nudges:
+    """Hears of every decision of filter without waiting; `run` wakes.
+
+    Args:
+        cluster: where to.
+        decider: whose decisions, and by whose opinion a pod fits.
+        clock: for the pace.
+        settings: those in force.
+        may_act: whether this replica leads and acts, and knows enough.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterPort,
+        decider: Decider,
+        clock: Clock,
+        settings: Callable[[], NudgeSettings],
+        may_act: Callable[[], bool],
+    ) -> None:
+        self.results: Counter[str] = Counter(dict.fromkeys((WRITTEN, GONE, FAILED), 0))
+        """written | gone (the pod) | failed; zeros too: a series that is not there cannot be watched."""
+        self.last_unix_s: OrderedDict[str, float] = OrderedDict()
+        """When each pod was woken last."""
+        self._refused = Refused(decider)
+        self._clock = clock
+        self._settings = settings
+        self._may_act = may_act
+        self._writes = PodWrites(cluster, self.results, "pods cannot be woken", lambda: settings().most_per_s)
+        self._wake = asyncio.Event()
+
+    @classmethod
+    def of(cls, running: Running) -> Self:
+        """Those of a daemon, tied to what it hears."""
+        nudges = cls(
+            running.cluster,
+            running.decider,
+            running.clock,
+            lambda: running.settings.nudge,
+            lambda: running.leadership.may_act() and running.knowledge.not_ready() is None,
+        )
+        running.decider.on_outcome = nudges.see
+        if running.verbs.binder is not None:
+            running.verbs.binder.on_paused = nudges.see_unbound
+        return nudges
+
+    @property
+    def waiting(self) -> int:
+        """How many pods wait for us that we refused."""
+        return len(self._refused)
+
+    def see(self, outcome: Outcome, now_mono_s: float) -> None:
+        """Take a decision of filter."""
+        self._refused.see(outcome, now_mono_s)
+        if self._refused:
+            self._wake.set()
+
+    def see_unbound(self, uid: str) -> None:
+        """A Binding of this pod was refused since somebody has paused us."""
+        self._refused.see_unbound(uid, self._clock.mono_s())
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Wake for ever; costs nothing while nobody waits."""
+        while True:
+            await self._wake.wait()
+            while self._refused:
+                await asyncio.sleep(LOOK_S)
+                await self.wake()
+            self._wake.clear()
+
+    async def wake(self) -> None:
+        """Wake those who fit now, one after the other, at the pace."""
+        while self._may_wake():
+            choice = await self._find()
+            # Others had their turn since.
+            if choice is None or not self._may_wake():
+                return
+            result = await self._nudge(choice)
+            if result == FORBIDDEN:
+                await asyncio.sleep(REFUSED_AGAIN_S)
+            elif result == FAILED:
+                await asyncio.sleep(FAILED_AGAIN_S)
+            await self._writes.pause()
+
+    def _may_wake(self) -> bool:
+        return self._settings().enabled and self._may_act()
+
+    async def _find(self) -> Choice | None:
+        steps = self._refused.find(self._clock.mono_s())
+        began_mono_s = self._clock.mono_s()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Choice | None = end.value
+                return found
+            if self._clock.mono_s() - began_mono_s > TURN_S:
+                await asyncio.sleep(0)
+                began_mono_s = self._clock.mono_s()
+
+    async def _nudge(self, choice: Choice) -> str:
+        pod = choice.pod
+        self._refused.take(choice, self._clock.mono_s() + float(self._settings().again_s))
+        count = _count(pod) + 1
+        result = await self._writes.write(pod, {RETRY_ANNOTATION: str(count)})
+        if result != WRITTEN:
+            self._refused.not_woken(choice)
+            return result
+        self._refused.woken(choice)
+        self.last_unix_s[pod.uid] = self._clock.unix_s()
+        self.last_unix_s.move_to_end(pod.uid)
+        if len(self.last_unix_s) > MOST_KEPT:
+            self.last_unix_s.popitem(last=False)
+        waited_s = round(choice.waited_s, 1)
+        log.info(
+            "woke a pod",
+            extra=kv(pod=f"{pod.namespace}/{pod.name}", fits=choice.node, waited_s=waited_s, retry=count),
+        )
+        return result
+
+
+def _count(pod: PodFacts) -> int:
+    """How often it was woken, by whichever replica."""
+    said = (pod.meta.annotations or {}).get(RETRY_ANNOTATION, "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= MOST_DIGITS else 0

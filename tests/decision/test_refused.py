@@ -1,0 +1,385 @@
+"""Who would fit now of those that we refused: when it is found, in which order, and never more than fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler.cluster.objects import Meta, Partial
+from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.store import QUARANTINE_LABEL, Store
+from scheduler.core.clock import ManualClock
+from scheduler.core.nouns import PodRequest, PoolSpec
+from scheduler.decision import refused
+from scheduler.decision.cycle import Judgement
+from scheduler.decision.decider import Decider
+from scheduler.decision.refused import Choice, Refused
+from tests.builders import (
+    all_rows,
+    lose_pod,
+    make_decider,
+    make_node,
+    make_pod,
+    make_sample,
+    make_store,
+    see_node,
+    see_pod,
+)
+
+SICK = {QUARANTINE_LABEL: "xid-79"}
+POOLS = (
+    PoolSpec(name="dc-1", selector={"site": "dc-1"}, spill_after_s=300.0),
+    PoolSpec(name="aws-a", selector={"site": "aws-a"}, spill_after_s=900.0),
+)
+AGAIN_S = 10.0
+
+
+class World:
+    """A store, its decider, and those that it refused."""
+
+    def __init__(self, pools: tuple[PoolSpec, ...] = ()) -> None:
+        self.clock = ManualClock()
+        self.store: Store = make_store(pools)
+        self.decider: Decider = make_decider(self.store)
+        self.refused = Refused(self.decider)
+        self.decider.on_outcome = self.refused.see
+
+    def ask(
+        self,
+        name: str,
+        gpus: int = 1,
+        *,
+        nodes: tuple[str, ...] = (),
+        waited_s: float = 0.0,
+        priority: int = 0,
+    ) -> str:
+        """kube-scheduler asks about a pod, which the watch has told of; returns the result."""
+        pod = make_pod(name, gpus, priority=priority)
+        if f"uid-{name}" not in self.store.pods:
+            see_pod(self.store, pod, self.clock.mono_s())
+        request = self.store.request(pod, waited_s, self.decider.profile_facts)
+        rows = all_rows(self.store)
+        if nodes:
+            rows = rows[[sorted(self.store.rows).index(node) for node in nodes]]
+        return self.decider.place(request, rows, self.clock.mono_s(), self.clock.unix_s()).result
+
+    def find(self) -> Choice | None:
+        """Find whom to wake, a tenth of a second later."""
+        self.clock.advance(0.1)
+        steps = self.refused.find(self.clock.mono_s())
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Choice | None = end.value
+                return found
+
+    def wake(self) -> str:
+        """Wake the next one; its name, or nothing."""
+        choice = self.find()
+        if choice is None:
+            return ""
+        self.refused.take(choice, self.clock.mono_s() + AGAIN_S)
+        self.refused.woken(choice)
+        return choice.pod.name
+
+    def wake_all(self) -> list[str]:
+        """Wake one after the other, until nobody fits."""
+        return list(iter(self.wake, ""))
+
+    def quarantine(self, name: str, *, ends: bool = False) -> None:
+        """Label a node, or take the label off."""
+        record = self.store.nodes[name]
+        labels = {k: v for k, v in record.labels.items() if k != QUARANTINE_LABEL} | ({} if ends else SICK)
+        self.store.apply(
+            Changed(Kind.NODE, make_node(name, int(self.store.snapshot.gpu_count[record.row]), labels)),
+            self.clock.mono_s(),
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_nobody_is_woken_while_the_reason_stands_and_once_when_it_ends(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    assert world.ask("p1") == "no_fit"
+    assert [world.find(), len(world.refused)] == [None, 1]
+    world.quarantine("n1", ends=True)
+    found = world.find()
+    assert found is not None
+    assert [found.pod.name, found.node] == ["p1", "n1"]
+    assert world.wake() == "p1"
+    assert len(world.refused) == 0
+    world.clock.advance(60.0)
+    assert world.wake_all() == []
+
+
+def test_no_more_are_woken_than_fit_by_priority_then_age(world: World) -> None:
+    see_node(world.store, "n1", 4, SICK)
+    for name, waited_s, priority in (("young", 10, 0), ("old", 100, 0), ("dear", 5, 7), ("older", 200, 0)):
+        assert world.ask(name, 2, waited_s=waited_s, priority=priority) == "no_fit"
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["dear", "older"]
+    # They were bound: the node is full.
+    for name in ("dear", "older"):
+        see_pod(world.store, make_pod(name, 2, node="n1"), world.clock.mono_s())
+    world.clock.advance(60.0)
+    assert world.wake_all() == []
+    lose_pod(world.store, make_pod("dear", 2, node="n1"), world.clock.mono_s())
+    assert world.wake_all() == ["old"]
+
+
+def test_what_was_woken_counts_as_on_its_way_for_a_while_and_no_longer(world: World) -> None:
+    see_node(world.store, "n1", 2, SICK)
+    for name, waited_s in (("first", 9), ("second", 8), ("third", 7)):
+        world.ask(name, 2, waited_s=waited_s)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["first"]
+    world.clock.advance(AGAIN_S / 2)
+    assert world.wake_all() == []
+    # It never came.
+    world.clock.advance(AGAIN_S)
+    assert world.wake_all() == ["second"]
+    # It came, and its promise counts instead; the binding ends both.
+    assert world.ask("second", 2) == "placed"
+    assert world.wake_all() == []
+    see_pod(world.store, make_pod("second", 2, node="n1"), world.clock.mono_s())
+    lose_pod(world.store, make_pod("second", 2, node="n1"), world.clock.mono_s())
+    assert world.wake_all() == ["third"]
+
+
+def test_a_pod_that_is_refused_again_leaves_its_room_to_others_and_rests(world: World) -> None:
+    see_node(world.store, "n1", 2, SICK)
+    world.ask("first", 2, waited_s=9)
+    world.ask("second", 2, waited_s=8)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["first"]
+    world.quarantine("n1")
+    assert world.ask("first", 2, waited_s=9) == "no_fit"
+    assert world.wake_all() == []
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["second"]
+    assert world.ask("second", 2, nodes=("n1",)) == "placed"
+    world.store.release("uid-second", world.clock.mono_s())
+    world.clock.advance(AGAIN_S)
+    assert world.wake_all() == ["first"]
+
+
+def test_nodes_that_kube_scheduler_did_not_offer_wake_nobody(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    see_node(world.store, "n2", labels=SICK)
+    assert world.ask("picky", nodes=("n1",)) == "no_fit"
+    assert world.ask("any") == "no_fit"
+    world.quarantine("n2", ends=True)
+    assert world.wake_all() == ["any"]
+    # One that comes to exist is told to kube-scheduler, which asks again then.
+    see_node(world.store, "n3")
+    world.clock.advance(60.0)
+    assert world.wake_all() == []
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["picky"]
+
+
+def test_a_row_that_stands_for_another_node_was_not_offered(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    see_node(world.store, "n2", labels=SICK)
+    world.ask("p1")
+    row = world.store.rows["n1"]
+    world.store.apply(Gone(Kind.NODE, make_node("n1")), 0.0)
+    see_node(world.store, "n9")
+    assert world.store.rows["n9"] == row
+    world.clock.advance(60.0)
+    assert world.wake_all() == []
+    world.quarantine("n2", ends=True)
+    assert world.wake_all() == ["p1"]
+
+
+def test_a_node_that_was_offered_before_we_knew_it_wakes_when_we_do(world: World) -> None:
+    see_pod(world.store, make_pod("p1"))
+    request = world.store.request(make_pod("p1"), 0.0, world.decider.profile_facts)
+    outcome = world.decider.place(
+        request, all_rows(world.store), world.clock.mono_s(), world.clock.unix_s(), unknown=1
+    )
+    assert outcome.result == "no_fit"
+    assert world.wake_all() == []
+    see_node(world.store, "n1")
+    assert world.wake_all() == ["p1"]
+
+
+def test_pods_that_were_never_refused_or_were_placed_since_are_left_alone(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    see_pod(world.store, make_pod("stranger"))
+    world.ask("p1")
+    assert (
+        world.decider.place(
+            world.store.request(make_pod("p1"), 0.0, world.decider.profile_facts),
+            all_rows(world.store),
+            world.clock.mono_s(),
+            world.clock.unix_s(),
+            observe=True,
+        ).result
+        == "observed"
+    )
+    world.quarantine("n1", ends=True)
+    assert [world.wake_all(), len(world.refused)] == [[], 0]
+
+
+def test_pods_that_are_bound_or_gone_are_forgotten(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    see_node(world.store, "n2")
+    for name in ("bound", "gone"):
+        assert world.ask(name, nodes=("n1",)) == "no_fit"
+    see_pod(world.store, make_pod("bound", node="n2"), world.clock.mono_s())
+    lose_pod(world.store, make_pod("gone"), world.clock.mono_s())
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == []
+    for _ in range(20):
+        world.clock.advance(refused.JUDGE_ALL_S)
+        world.find()
+    assert len(world.refused) == 0
+
+
+def test_a_pool_s_turn_wakes_each_pod_at_its_own_instant() -> None:
+    world = World(POOLS)
+    see_node(world.store, "cloud", labels={"site": "aws-a"})
+    see_node(world.store, "home", labels={"site": "dc-1", **SICK})
+    see_node(world.store, "other")
+    world.ask("p1", waited_s=100.0)
+    world.ask("p2", waited_s=290.0)
+    world.clock.advance(9.0)
+    assert world.wake_all() == []
+    world.clock.advance(1.0)
+    found = world.find()
+    assert found is not None
+    assert [found.pod.name, found.node, round(found.waited_s)] == ["p2", "cloud", 300]
+    assert world.wake_all() == ["p2"]
+    world.clock.advance(180.0)
+    assert world.wake_all() == []
+    world.clock.advance(20.0)
+    assert world.wake_all() == ["p1"]
+
+
+def test_a_gpu_that_heals_and_a_model_that_becomes_known_wake(world: World) -> None:
+    see_node(world.store, "n1", 2)
+    broken = make_sample("n1", [0.0, 0.0], ["lost", "ok"])
+    world.store.see_samples([("n1", broken, world.clock.mono_s())])
+    assert world.ask("whole", 2) == "no_fit"
+    assert world.wake_all() == []
+    healed = make_sample("n1", [0.0, 0.0], ["ok", "ok"], seq=2)
+    world.store.see_samples([("n1", healed, world.clock.mono_s())])
+    assert world.wake_all() == ["whole"]
+
+    world.store.apply(Changed(Kind.NODE, make_node("n2")), 0.0)
+    pod = make_pod("modelled", annotations={"wattbalance.io/gpu-model": "*H100*"})
+    see_pod(world.store, pod)
+    request = world.store.request(pod, 0.0, world.decider.profile_facts)
+    rows = all_rows(world.store)[1:]
+    assert world.decider.place(request, rows, world.clock.mono_s(), 0.0).result == "no_fit"
+    assert world.wake_all() == []
+    see_node(world.store, "n2")
+    assert world.wake_all() == ["modelled"]
+
+
+def test_another_word_of_the_namespace_or_the_configuration_wakes(world: World) -> None:
+    def namespace(**said: str) -> Changed:
+        words = {f"wattbalance.io/{key.replace('_', '-')}": value for key, value in said.items()}
+        return Changed(Kind.NAMESPACE, Partial(metadata=Meta(name="team-a", annotations=words)))
+
+    see_node(world.store, "n1")
+    world.store.apply(namespace(gpu_model="*A100*"), 0.0)
+    assert world.ask("p1") == "no_fit"
+    assert world.wake_all() == []
+    world.store.apply(namespace(gpu_model="*A100*,*H100*"), 0.0)
+    assert world.wake_all() == ["p1"]
+    see_node(world.store, "n2", labels=SICK)
+    assert world.ask("p2", nodes=("n2",)) == "no_fit"
+    assert world.wake_all() == []
+    without = tuple(each for each in world.decider.filters if each.name != "quarantine")
+    world.decider.use(world.decider.profiles, without)
+    assert world.wake_all() == ["p2"]
+
+
+def test_a_binding_that_a_pause_refused_waits_for_any_node_with_room(world: World) -> None:
+    see_node(world.store, "n1", 2)
+    assert world.ask("p1", 2) == "placed"
+    world.store.release("uid-p1", world.clock.mono_s())
+    world.refused.see_unbound("uid-p1", world.clock.mono_s())
+    see_pod(world.store, make_pod("past us", 1, node="n1"), world.clock.mono_s())
+    assert world.wake_all() == []
+    lose_pod(world.store, make_pod("past us", 1, node="n1"), world.clock.mono_s())
+    assert world.wake_all() == ["p1"]
+
+
+def test_what_could_not_be_woken_waits_on_and_takes_no_room(world: World) -> None:
+    see_node(world.store, "n1", 1, SICK)
+    world.ask("first", waited_s=9)
+    world.ask("second", waited_s=8)
+    world.quarantine("n1", ends=True)
+    choice = world.find()
+    assert choice is not None
+    world.refused.take(choice, world.clock.mono_s() + AGAIN_S)
+    world.refused.not_woken(choice)
+    assert world.wake_all() == ["second"]
+    see_pod(world.store, make_pod("second", node="n1"), world.clock.mono_s())
+    lose_pod(world.store, make_pod("second", node="n1"), world.clock.mono_s())
+    assert world.wake_all() == []
+    world.clock.advance(AGAIN_S)
+    assert world.wake_all() == ["first"]
+
+
+def test_a_refusal_that_came_before_we_heard_of_the_waking_still_stands(world: World) -> None:
+    see_node(world.store, "n1", 1, SICK)
+    world.ask("p1")
+    world.quarantine("n1", ends=True)
+    choice = world.find()
+    assert choice is not None
+    world.refused.take(choice, world.clock.mono_s() + AGAIN_S)
+    world.quarantine("n1")
+    world.clock.advance(0.1)
+    assert world.ask("p1") == "no_fit"
+    world.refused.woken(choice)
+    assert len(world.refused) == 1
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == []
+    world.clock.advance(AGAIN_S)
+    assert world.wake_all() == ["p1"]
+
+
+def test_one_judgement_serves_all_that_ask_for_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    judge = world.decider.judge
+    see_node(world.store, "n1", 8, SICK)
+    for index in range(50):
+        world.ask(f"p{index}", 1 + index % 2)
+
+    def counted(request: PodRequest, *rest: Any, **more: Any) -> Judgement:
+        judged.append(request)
+        return judge(request, *rest, **more)
+
+    monkeypatch.setattr(world.decider, "judge", counted)
+    assert world.find() is None
+    assert len(judged) == 2
+    # Nothing has opened since.
+    for _ in range(10):
+        assert world.find() is None
+    see_node(world.store, "n2", 8)
+    lose_pod(world.store, make_pod("another", node="n2"))
+    assert [world.find(), len(judged)] == [None, 2]
+    world.quarantine("n1", ends=True)
+    found = world.find()
+    assert found is not None
+    assert [found.pod.name, len(judged)] == ["p0", 4]
+
+
+def test_the_oldest_refusals_make_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused, "MOST_REFUSED", 2)
+    see_node(world.store, "n1", 8, SICK)
+    for name in ("p1", "p2", "p3"):
+        world.ask(name)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["p2", "p3"]
