@@ -15,13 +15,14 @@ unexport PYTHONDONTWRITEBYTECODE
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header --python-version 3.11
 
-.PHONY: help demo test check lint format types imports unit bench test-gpu lock venv run-venv debian clean
+.PHONY: help demo test check lint format types imports unit bench fuzz test-gpu lock venv run-venv debian clean
 
 help:
 	@echo 'make demo      watch pods of a public trace being placed (ARGS="--nodes 50 --duration 60")'
 	@echo 'make test      install what the tests need (scripts/install-debian), then run all of them'
 	@echo 'make check     format, lint, types, import layers, conventions, unit tests'
 	@echo 'make bench     the benchmarks, with the comparison beside each figure'
+	@echo 'make fuzz      100,000 bad annotations and 10,000 bad configurations, generated (some minutes)'
 	@echo 'make test-gpu  the tests that need a real GPU'
 	@echo 'make lock      compile requirements/*.txt anew (needs uv); make clean'
 
@@ -56,6 +57,9 @@ bench: venv
 	@for file in benchmarks/[a-z]*.py; do \
 		name=$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" $(ARGS) || exit 1; \
 	done
+
+fuzz: venv
+	$(BIN)/python -m scripts.fuzz $(ARGS)
 
 test-gpu: venv
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from typing import Annotated, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
 
-from scheduler.core.units import format_duration, parse_duration
+from scheduler.config_problems import shown
+from scheduler.core.units import QuantityError, format_duration, parse_duration
 
 # `$(?!\n)` and not `\Z`, which JSON schema's readers do not know; `$` alone lets a last newline through.
 END = r"$(?!\n)"
@@ -69,10 +71,13 @@ class Seconds(float):
     def parse(cls, value: object) -> Self:
         """Read the file's text. Raises ValueError."""
         if not isinstance(value, str):
-            bare = isinstance(value, (int, float)) and not isinstance(value, bool)
-            got = f"{value:g} without a unit; did you mean {value:g}s?" if bare else "no text"
+            message = f"expected {cls.EXPECTED}, got {shown(value)}"
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                message += " without a unit"
+                with suppress(QuantityError):
+                    parse_duration(f"{value}s")
+                    message += f"; did you mean {value}s?"
             # Not a TypeError: msgspec gives a person only the text of a ValueError.
-            message = f"expected {cls.EXPECTED}, got {got}"
             raise ValueError(message)  # noqa: TRY004 - explained above
         return cls(parse_duration(value))
 
@@ -184,7 +189,7 @@ class PolicyUse:
     def parse(cls, value: object) -> Self:
         """Split the weight from the rest. Raises ValueError."""
         if not isinstance(value, dict) or not isinstance(value.get("weight"), (int, float)):
-            raise ValueError(f"expected {cls.EXPECTED}, got something else")  # noqa: TRY004 - msgspec reports a ValueError's text
+            raise ValueError(f"expected {cls.EXPECTED}, got {shown(value)}")  # noqa: TRY004 - as above
         rest = {key: part for key, part in value.items() if key != "weight"}
         return cls(float(value["weight"]), **rest)
 

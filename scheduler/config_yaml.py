@@ -88,14 +88,20 @@ def read(text: str) -> Document:
             builder.take(event)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         where = getattr(error, "context", None)
+        if isinstance(error, yaml.reader.ReaderError):
+            # It tells the character, and counts to it now in bytes, now in characters.
+            line = text.count("\n", 0, text.find(chr(error.character))) + 1
+            where = f"U+{error.character:04X}"
         document.data = BROKEN
         message = f"expected YAML, got what cannot be read as such: {what}{f' ({where})' if where else ''}"
-        document.refuse(builder.path(), message, None if mark is None else mark.line + 1)
-    except UnicodeError:
+        document.refuse(builder.path(), message, line)
+    except UnicodeError as error:
         document.data = BROKEN
-        document.refuse((), "expected UTF-8 text, got half a surrogate pair")
+        line = text.count("\n", 0, error.start) + 1 if isinstance(error, UnicodeEncodeError) else None
+        document.refuse((), "expected UTF-8 text, got half a surrogate pair", line)
     except _TooDeepError:
         document.data = BROKEN
     return document
@@ -248,7 +254,9 @@ class _Builder:
                 top.path, f'expected text as a key, got {text[:60] or "nothing"}: write "{text[:60]}"', event
             )
         elif key == "<<" and getattr(event, "implicit", (False,))[0]:
-            self._refuse((*top.path, key), "expected no YAML merge key: write the settings out", event)
+            self._refuse(
+                (*top.path, key), "expected no YAML merge key, got <<: write the settings out", event
+            )
         elif isinstance(top.content, dict) and key in top.content:
             first = self._document.lines[(*top.path, key)]
             self._refuse(

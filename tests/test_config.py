@@ -158,6 +158,23 @@ log: {level: warn}
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        ("-1", "got -1 without a unit"),
+        (".nan", "got nan without a unit"),
+        ("null", "got nothing (null)"),
+        ("[5s]", "got a list"),
+        ("1.5", "got 1.5 without a unit; did you mean 1.5s?"),
+    ],
+)
+def test_a_duration_is_advised_only_where_it_would_be_one(value: str, want: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(LEAST + f"lease: {{retry: {value}}}")
+    [problem] = caught.value.problems
+    assert problem.message.endswith(want)
+
+
 def test_a_missing_key_is_named_and_has_its_parents_line() -> None:
     with pytest.raises(ConfigError) as caught:
         config.load("telemetry: {broker: mqtt://h}\ncluster:\n  stale: 5s\n")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler import config, config_yaml
 from scheduler.config import ConfigError
 from scheduler.config_yaml import BROKEN, read
+from tests.properties.configurations import as_flow
 
 KEYS = [
     "cluster",
@@ -52,21 +53,6 @@ DATA = st.recursive(
     ),
     max_leaves=30,
 )
-
-
-def as_flow(value: object) -> str:
-    """Write data as YAML, values as YAML writes them."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{as_flow(key)}: {as_flow(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(as_flow, value)) + "]"
-    if isinstance(value, str):
-        return '"' + "".join(f"\\U{ord(character):08x}" for character in value) + '"'
-    if isinstance(value, float) and not math.isfinite(value):
-        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-    if isinstance(value, bool) or value is None:
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def problems(text: str) -> list[tuple[str, int | None]]:
@@ -169,6 +155,13 @@ def test_broken_text_is_one_problem(text: str) -> None:
     document = read(text)
     assert len(document.problems) == 1
     assert "expected" in document.problems[0].message
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x07", "\ud800"])
+def test_what_no_yaml_may_hold_is_found_in_its_line(character: str) -> None:
+    [problem] = read(f"ü: 1\nb: 2\nc: x{character}\nd: 3").problems
+    assert problem.line == 3
+    assert f"U+{ord(character):04X}" in problem.message or "surrogate" in problem.message
 
 
 def only_configuration_errors(text: str) -> None:

@@ -637,10 +637,14 @@ async def test_a_part_that_cannot_be_made_changes_nothing(
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_file_is_said_and_never_opened(tmp_path: Path) -> None:
+def test_what_is_no_file_or_far_too_long_is_said_and_never_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 100 * 2**20)
     for path, want in (
+        (huge, "got 104857600"),
         (tmp_path / "gone", "No such file"),
         (tmp_path, "a directory"),
         (pipe, "a pipe"),

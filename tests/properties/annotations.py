@@ -92,6 +92,7 @@ SAID = st.dictionaries(KEYS, TEXTS, max_size=4) | st.lists(
 RULE = NamespaceRule(
     match=lambda name: name == "tenants", allow={"workload": [], "pools": [("dc-1",)], "gpu-memory": [2**30]}
 )
+NAMESPACES = st.sampled_from(["team-a", "tenants"])
 SETTINGS = IntentSettings(pools={"dc-1", "aws-a"}, rules=[RULE], defaults={"queue": "any", "gang-size": "2"})
 
 

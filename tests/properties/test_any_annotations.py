@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hypothesis import example, given
-from hypothesis import strategies as st
 
-from tests.properties.annotations import MOST_BYTES, SAID, Long, judge
+from tests.properties.annotations import MOST_BYTES, NAMESPACES, SAID, Long, judge
 
 
-@given(SAID, SAID, SAID, st.sampled_from(["team-a", "tenants"]))
+@given(SAID, SAID, SAID, NAMESPACES)
 @example({"queue": Long("q" * MOST_BYTES), Long("k" * MOST_BYTES): ""}, {}, {}, "team-a")
 def test_any_annotations_are_good_or_faults_that_say_what_is_wrong(
     pod: Mapping[str, str], owner: Mapping[str, str], shared: Mapping[str, str], namespace: str
