@@ -143,6 +143,7 @@ class Daemon:
             self.decider.log,
             may_write=self.leadership.may_act,
             term=lambda: self.leadership.term,
+            most_per_s=lambda: self.settings.extender.annotations_per_s,
         )
         self.bindings.is_observed = self.decider.is_observed
         self.nudges = Nudges.of(self)

@@ -16,6 +16,7 @@ APPLIED = frozenset(
         "annotations",
         "cluster.stale",
         "extender.annotate",
+        "extender.annotations_per_second",
         "extender.ignorable",
         "extender.kubernetes_version",
         "extender.reservation",

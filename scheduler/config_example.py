@@ -87,6 +87,7 @@ extender:
   bind: false
   reservation: 30s               # how long a choice holds its GPUs until the binding is seen
   annotate: true                 # write the decision on pods that kube-scheduler bound by it
+  annotations_per_second: 20     # at most, newest first; each is a write to the API server
   kubernetes_version: null       # "1.32", in quotes; check-config warns if bind with ignorable lacks it
   ignorable: null                # null: not known
 

@@ -212,6 +212,12 @@ class ExtenderSettings(Strict, frozen=True, kw_only=True):
             description="Whether the decision is written on pods that kube-scheduler bound by it; needs patch on pods."
         ),
     ] = True
+    annotations_per_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=100_000, description="Decisions written a second at most, newest first; each is a write."
+        ),
+    ] = field(name="annotations_per_second", default=20.0)
     reservation_s: Annotated[
         PositiveSeconds, Meta(description="How long a choice holds its GPUs until the binding is seen.")
     ] = field(name="reservation", default_factory=lambda: PositiveSeconds(30))

@@ -17,9 +17,7 @@ from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.decision.record import DecisionLog, decision_annotation
 from scheduler.pod_writes import PodWrites
 
-# At most, a second: of a burst of pods the decisions come a little later, and the API server does not notice.
-WRITES_PER_S = 20
-# Those that wait; the oldest go first. A thousand are 50 s of writing.
+# Those that wait; the oldest go first. A thousand are 50 s of writing at the default pace.
 MOST_WAITING = 1000
 
 
@@ -31,6 +29,8 @@ class WriteBack:
         decisions: what was decided.
         may_write: whether this replica leads and acts.
         term: of its leading.
+        most_per_s: how many to write a second at most: of a burst the decisions come later, and the API server does
+            not notice.
     """
 
     def __init__(
@@ -40,12 +40,11 @@ class WriteBack:
         *,
         may_write: Callable[[], bool],
         term: Callable[[], int],
+        most_per_s: Callable[[], float],
     ) -> None:
         self.results: Counter[str] = Counter()
         """written | gone | dropped (too many) | failed."""
-        self._writes = PodWrites(
-            cluster, self.results, "decisions cannot be written on pods", lambda: WRITES_PER_S
-        )
+        self._writes = PodWrites(cluster, self.results, "decisions cannot be written on pods", most_per_s)
         self._decisions = decisions
         self._may_write = may_write
         self._term = term

@@ -43,7 +43,13 @@ class World:
         self.cluster = Writing()
         self.decisions = DecisionLog()
         self.leads = True
-        self.back = WriteBack(self.cluster, self.decisions, may_write=lambda: self.leads, term=lambda: 7)
+        self.back = WriteBack(
+            self.cluster,
+            self.decisions,
+            may_write=lambda: self.leads,
+            term=lambda: 7,
+            most_per_s=lambda: 10_000,
+        )
 
     def bound(self, name: str, *, decided: bool = True, annotated: bool = False) -> None:
         if decided:
@@ -55,8 +61,7 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(writeback, "WRITES_PER_S", 10_000)
+def world() -> World:
     return World()
 
 
