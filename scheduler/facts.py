@@ -11,6 +11,7 @@ from typing import Protocol
 from scheduler import __version__
 from scheduler.bindings import Bindings
 from scheduler.cluster.kubernetes import KubernetesCluster
+from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.decision.decider import Decider
@@ -125,10 +126,7 @@ class Facts:
                 for name, offer in record.offers.items()
             },
             contradictions=list(record.contradictions),
-            devices=[
-                GpuView(uuid=gpu.uuid, model=gpu.model, state=state, util_frac=util_frac, power_w=power_w)
-                for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
-            ],
+            devices=_devices(store, record, readings),
         )
 
     def pod_uids(self) -> Sequence[str]:
@@ -270,3 +268,32 @@ def _unix_s(stamp: str | None) -> float | None:
         return datetime.fromisoformat(stamp).timestamp() if stamp else None
     except ValueError:
         return None
+
+
+def _devices(
+    store: Store, record: NodeRecord, readings: Sequence[tuple[str, float | None, float | None]]
+) -> list[GpuView]:
+    """The node's GPUs as its agent lists them, joined by uuid to what DRA tells; then those that only DRA tells of."""
+    offered = store.devices.by_node.get(record.name)
+    claims = {
+        uuid: [f"{claim.namespace}/{claim.name}" for claim in holders]
+        for uuid, holders in store.devices.holders(record.name).items()
+    }
+    listed = record.inventory.gpus if record.inventory else []
+    found = [
+        GpuView(
+            uuid=gpu.uuid,
+            model=gpu.model,
+            state=state,
+            util_frac=util_frac,
+            power_w=power_w,
+            claims=claims.get(gpu.uuid, []),
+        )
+        for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
+    ]
+    known = {gpu.uuid for gpu in listed}
+    return found + [
+        GpuView(uuid=gpu.uuid or gpu.name, model=gpu.model, claims=claims.get(gpu.uuid or gpu.name, []))
+        for gpu in (offered.gpus if offered is not None else ())
+        if gpu.uuid not in known
+    ]

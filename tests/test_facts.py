@@ -13,6 +13,7 @@ from scheduler.cluster.store import Store
 from scheduler.facts import Facts, Replica, nodes_skewed
 from scheduler.report.views import NodeView
 from tests.builders import make_decider, make_inventory, make_node, make_sample, make_store, see_node
+from tests.dra import gpu, make_claim, make_slice
 
 
 def view(store: Store, name: str = "n1") -> NodeView:
@@ -152,3 +153,21 @@ def test_clocks_count_of_nodes_that_are_there_and_heard() -> None:
     store.apply(Gone(Kind.NODE, make_node("gone")), 19.0)
     store.tick(20.0)
     assert nodes_skewed(store, dict.fromkeys(("heard", "silent", "gone", "never heard of"), 60.0)) == 1
+
+
+def test_gpus_that_dra_tells_of_are_joined_to_those_of_the_agent_by_uuid() -> None:
+    store = make_store()
+    see_node(store, gpus=0)
+    for thing in (
+        make_slice(devices=[gpu(index) for index in range(3)]),
+        make_claim(devices=["gpu-1"]),
+        make_claim("c2", devices=["gpu-1", "gpu-2"]),
+    ):
+        store.apply(Changed(Kind.RESOURCESLICE, thing), 0.0)
+    store.see_inventory("n1", make_inventory(gpus=2))
+    told = view(store)
+    assert [each.uuid for each in told.devices] == ["n1-0", "n1-1", "n1-2"]
+    assert [each.claims for each in told.devices] == [[], ["team-a/c1", "team-a/c2"], ["team-a/c2"]]
+    assert [each.model for each in told.devices] == ["H100", "H100", "NVIDIA H100 80GB HBM3"]
+    assert told.resources["nvidia.com/gpu"].units == 3
+    assert told.contradictions == ["of the GPUs that DRA offers the agent finds 1 not"]

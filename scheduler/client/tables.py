@@ -111,7 +111,8 @@ def _print_pod(out: Console, told: Explanation) -> None:
     if told.reserved_node:
         lines.append(("Promised", f"GPUs of {told.reserved_node}"))
     lines.append(("GPUs", UNKNOWN if told.resources is None else words(tuple(told.resources.items()))))
-    lines.append(("Workload", f"{told.workload} (from {told.workload_from})"))
+    if told.workload:
+        lines.append(("Workload", f"{told.workload} (from {told.workload_from})"))
     for each in told.annotations:
         problem = f": does not count: {each.problem}" if each.problem else ""
         later = f": not acted on yet ({each.not_yet})" if each.not_yet and not problem else ""

@@ -281,6 +281,15 @@ class Devices:
             if gpu.key in held
         }
 
+    def held_by(self, pod: str) -> list[str]:
+        """What claims hold for a pod (uid), in words; a claim that is not allocated holds nothing."""
+        return [
+            f"claim {claim.namespace}/{claim.name} holds {name} of {self._node_of.get((pool, name), pool)}"
+            for claim in self.claims.values()
+            if pod in claim.pods
+            for pool, name in claim.devices
+        ]
+
     def _held(self, devices: NodeDevices) -> dict[DeviceKey, set[tuple[str, bool]]]:
         """Whole GPUs with the claims on them: (uid, whether on the whole of it)."""
         held: dict[DeviceKey, set[tuple[str, bool]]] = {}

@@ -81,9 +81,15 @@ def wants_device(pod: Pod) -> bool:
     Any extended resource counts, since their names are the cluster's own; they alone have a slash. What has none of
     it (cpu, memory) is none of our business.
     """
-    spec = pod.spec
-    if spec.resource_claims:
-        return True
+    return bool(pod.spec.resource_claims) or _names_devices(pod.spec)
+
+
+def asks_by_claims_only(pod: Pod) -> bool:
+    """Whether claims alone say which devices it asks for: where these are, kube-scheduler finds out."""
+    return bool(pod.spec.resource_claims) and not _names_devices(pod.spec)
+
+
+def _names_devices(spec: PodSpec) -> bool:
     return any(
         _names_device(container)
         for part in (spec.containers, spec.init_containers)

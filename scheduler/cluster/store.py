@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from scheduler.cluster.beside import Beside
+from scheduler.cluster.claimers import Claimers
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
@@ -62,6 +63,8 @@ class Store:
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
+        self.claimers = Claimers()
+        """Pods that ask for devices by claims alone."""
         self.devices = Devices()
         """What DRA offers, and which claims hold it."""
         self._nodes = Nodes(self._columns, settings.pools, settings.capabilities, self.devices)
@@ -140,6 +143,7 @@ class Store:
         thing = event.object
         gone = isinstance(event, Gone)
         if isinstance(thing, Pod):
+            self.claimers.see(thing, gone=gone)
             facts = None if gone else pod_facts(thing)
             if facts is None:
                 self._holdings.forget(thing.metadata.uid, now_mono_s)
@@ -170,6 +174,7 @@ class Store:
     def _listed(self, event: Listed, now_mono_s: float) -> None:
         # A relist after a gap: whatever it did not name was deleted while nobody looked.
         if event.kind is Kind.POD:
+            self.claimers.keep(event.keys)
             # Not a difference of sets: of 50,000 uids that is 5 ms of held loop.
             gone = [uid for uid in self.pods if uid not in event.keys]
             # Created and deleted within the gap: all that was ever here of them is a promise.

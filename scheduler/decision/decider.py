@@ -312,9 +312,9 @@ class Decider:
         )
         return accepted, record
 
-    def pass_by(self, verb: str, request: PodRequest) -> None:
-        """Count a question about a pod that asks for no GPU: nothing is judged, promised or kept of it."""
-        self.results[verb, self.profiles[request.workload].name, "no_gpu"] += 1
+    def pass_by(self, verb: str, request: PodRequest, why: str) -> None:
+        """Count a question about a pod that is not ours to place: nothing is judged, promised or kept of it."""
+        self.results[verb, self.profiles[request.workload].name, why] += 1
 
     def _name(self, row: int) -> str:
         names = self.store.names

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.objects import Node, Pod
-from scheduler.cluster.pods import wants_device
+from scheduler.cluster.pods import asks_by_claims_only, wants_device
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
@@ -111,10 +111,9 @@ class Verbs:
     def filter(self, args: FilterArgs) -> bytes | bytearray:
         """Decide. Decisive: the one chosen node. Advisory: the best rank's nodes. None left: a reason for each.
 
-        A pod without a GPU is none of our business: it gets back all that was offered.
+        A pod that is not ours to place gets back all that was offered.
         """
-        if not wants_device(args.pod):
-            self._pass("filter", args.pod)
+        if self._passes("filter", args.pod):
             return filter_all_answer(args)
         request = self._request(args.pod)
         if not request.uid and self._placement(request) is Placement.DECISIVE:
@@ -191,18 +190,16 @@ class Verbs:
     def prioritize(self, args: FilterArgs) -> bytes | bytearray:
         """Score what is left, 0 to 10; nodes that we do not know score 0. While we observe, all score 0.
 
-        So they do for a pod without a GPU: kube-scheduler's own scores choose.
+        So they do for a pod that is not ours to place: kube-scheduler's own scores choose.
         """
-        ours = wants_device(args.pod)
+        ours = not self._passes("prioritize", args.pod)
         rows, _ = self._rows(args)
         known = (rows >= 0) & (rows < self.store.snapshot.rows)
         unknown = _missing(args.names, known)
         # kube-scheduler adds up what it is told of one host.
         rows = _once(rows[known] if unknown else rows, self.store.snapshot.rows)
         scores = np.zeros(len(rows), np.float64)
-        if not ours:
-            self._pass("prioritize", args.pod)
-        elif not self.is_observing():
+        if ours and not self.is_observing():
             request = self._request(args.pod)
             now_mono_s, unix_s = self.clock.mono_s(), self.clock.unix_s()
             scores = self.decider.scores(request, rows, now_mono_s, unix_s, unknown=len(unknown))
@@ -211,8 +208,7 @@ class Verbs:
     def preempt(self, args: PreemptArgs) -> bytes | bytearray:
         """Keep the candidates that we would accept; victims unchanged; never add, reserve or reorder."""
         names = list(args.victims)
-        if not wants_device(args.pod):
-            self._pass("preempt", args.pod)
+        if self._passes("preempt", args.pod):
             return preempt_answer(args.victims)
         rows = rows_of(names, self.store.rows)
         known = rows >= 0
@@ -245,9 +241,19 @@ class Verbs:
         waited_s = _waited_s(pod, self.clock.unix_s())
         return self.store.request(pod, waited_s, self.decider.profile_facts)
 
-    def _pass(self, verb: str, pod: Pod) -> None:
-        """Count a question about a pod without a GPU; nothing is kept of it."""
-        self.decider.pass_by(verb, self._request(pod))
+    def _passes(self, verb: str, pod: Pod) -> bool:
+        """Whether a pod is not ours to place; that is counted, and nothing kept of it.
+
+        Without a GPU it is none of our business, and what claims ask for is kube-scheduler's to find.
+        """
+        if not wants_device(pod):
+            why = "no_gpu"
+        elif asks_by_claims_only(pod):
+            why = "by_claim"
+        else:
+            return False
+        self.decider.pass_by(verb, self._request(pod), why)
+        return True
 
     def _placement(self, request: PodRequest) -> Placement:
         return self.decider.profiles[request.workload].placement

@@ -13,6 +13,7 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
+from scheduler.cluster.claimers import Claimer
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
@@ -52,6 +53,10 @@ NOW = (
 NOW_BOUND = (
     " The pod's own GPUs are counted free on its node; what it does there now is in that node's measured load all the "
     "same, so that its own node looks somewhat worse than it is to this pod."
+)
+BY_CLAIMS = (
+    "The pod asks for devices by resource claims alone, which kube-scheduler places by itself: it gets back all nodes "
+    "that it offers us, and no scores. What claims hold counts as taken for all other pods."
 )
 GONE = (
     "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
@@ -95,6 +100,9 @@ class Explainer:
             # The store went on while we looked.
             facts = self._decider.store.pods.get(facts.uid, facts)
             return self._known(facts, self._decider.log.of_pod(facts.uid) or record)
+        claimer = self._decider.store.claimers.find(namespace, name)
+        if claimer is not None:
+            return self._by_claims(claimer)
         if record is not None:
             return self._gone(record)
         return self._unknown(namespace, name, sorted(living | recorded))
@@ -202,6 +210,23 @@ class Explainer:
             "or was made by the leader (this replica stands by),"
             if role == "standby"
             else "or was made elsewhere,"
+        )
+
+    def _by_claims(self, pod: Claimer) -> Explanation:
+        """What kube-scheduler places alone, and what claims hold for it."""
+        created_unix_s = created(pod.created)
+        unix_s = self._clock.unix_s()
+        waits = created_unix_s is not None and not pod.node
+        return Explanation(
+            namespace=pod.namespace,
+            name=pod.name,
+            uid=pod.uid,
+            state="bound" if pod.node else "waiting",
+            node=pod.node,
+            scheduler=pod.scheduler_name,
+            created_unix_s=created_unix_s,
+            waited_s=max(unix_s - created_unix_s, 0.0) if waits and created_unix_s is not None else None,
+            notes=[BY_CLAIMS, *(f"{held}." for held in self._decider.store.devices.held_by(pod.uid))],
         )
 
     def _gone(self, record: DecisionRecord) -> Explanation:

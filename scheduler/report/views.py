@@ -27,6 +27,8 @@ class GpuView(View, frozen=True):
     """ok | unknown | lost | hung; unknown where there is no reading of its utilisation that may be believed"""
     util_frac: float | None = None
     power_w: float | None = None
+    claims: list[str] = []
+    """`namespace/name` of the resource claims (DRA) that hold it, or parts of it."""
 
 
 class ResourceView(View, frozen=True):

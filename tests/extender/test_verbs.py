@@ -254,12 +254,27 @@ def test_a_pod_without_a_gpu_gets_back_all_that_was_offered(
     assert world.decider.results == want_counts | {("preempt", "batch", "no_gpu"): 1}
 
 
+def test_a_pod_that_asks_by_claims_alone_is_left_to_kube_scheduler_and_counted() -> None:
+    world, claims = World(), [{"name": "gpu", "resourceClaimName": "c1"}]
+    names = ("a", "b", "bad", "who")
+    assert world.filter(plain(by_names(*names), {}, resourceClaims=claims))["NodeNames"] == list(names)
+    scores = world.prioritize(plain(by_names(*names), {}, resourceClaims=claims))
+    assert {each["Score"] for each in scores} == {0}
+    victims = {name: {"Pods": [{"UID": "v"}], "NumPDBViolations": 0} for name in ("bad", "who")}
+    question = plain({"Pod": pod(), "NodeNameToMetaVictims": victims}, {}, resourceClaims=claims)
+    assert world.preempt(question)["NodeNameToMetaVictims"] == victims
+    assert not len(world.decider.log)
+    want_counts = {(verb, "batch", "by_claim"): 1 for verb in ("filter", "prioritize", "preempt")}
+    assert world.decider.results == want_counts
+    both: dict[str, object] = {"limits": {"nvidia.com/gpu": "1"}}
+    assert len(world.filter(plain(by_names(*names), both, resourceClaims=claims))["NodeNames"]) == 1
+
+
 @pytest.mark.parametrize(
     ("resources", "spec"),
     [
         ({"limits": {"nvidia.com/mig-1g.5gb": "1"}}, {}),
         ({"requests": {"nvidia.com/gpu.shared": 1}}, {}),
-        ({}, {"resourceClaims": [{"name": "gpu"}]}),
         ({}, {"initContainers": [{"name": "i", "resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}}]}),
     ],
 )
