@@ -93,6 +93,7 @@ def test_values_are_read_in_plain_units(key: str, text: str, want: object) -> No
         ("max-power", "-1W", "expected a power such as 250W or 1.5kW, got '-1W'"),
         ("flex", "30%", "expected 0, 10%, 25% or 50%, got '30%'"),
         ("gang-size", "0", "expected a whole number from 1 to 65536, got '0'"),
+        ("gang-size", "65537", "expected a whole number from 1 to 65536, got '65537'"),
         ("preemptible", "yes", "expected true or false, got 'yes'; did you mean true?"),
         ("max-price", "2,50", "expected a price such as 2.50/gpu-hour, got '2,50'"),
         ("queue", "a\x1b[31m", r"expected the name of a queue such as research, got 'a\x1b[31m'"),
@@ -110,6 +111,21 @@ def test_a_text_of_a_quarter_megabyte_is_refused_unread(key: str) -> None:
         read(key, "1" * 262_144)
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("pools", ",".join(f"p{index}" for index in range(MOST_ENTRIES))),
+        ("pools", "p" + " " * (MOST_CHARACTERS - 1)),
+        ("gang-size", "65536"),
+        ("max-price", "0.333/gpu-hour"),
+        ("max-carbon", "0.000000001g/kWh"),
+    ],
+)
+def test_what_is_just_within_its_bounds_is_read_and_reads_back(key: str, text: str) -> None:
+    value = read(key, text)
+    assert read(key, TABLE[key].write(value)) == value
+
+
 def test_a_list_has_an_end() -> None:
     with pytest.raises(BadValue, match=f"at most {MOST_ENTRIES} entries, got {MOST_ENTRIES + 1}"):
         read("pools", ",".join(f"p{index}" for index in range(MOST_ENTRIES + 1)))
@@ -124,8 +140,13 @@ def test_an_unknown_key_is_answered_with_what_is_known(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "want"),
-    [("gpu-memry", f"did you mean {PREFIX}gpu-memory?"), ("zzz", "known: workload, pools"), ("decision", "")]
-    + [(key, f"expected it as a {what}, got an annotation") for key, what in ELSEWHERE.items()],
+    [
+        ("gpu-memry", f"did you mean {PREFIX}gpu-memory?"),
+        ("GPU-MEMORY", f"did you mean {PREFIX}gpu-memory?"),
+        ("zzz", "known: workload, pools"),
+        ("decision", ""),
+        *((key, f"expected it as a {what}, got an annotation") for key, what in ELSEWHERE.items()),
+    ],
 )
 def test_what_is_said_of_an_unknown_key(key: str, want: str) -> None:
     assert want in unknown_key(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from scheduler.cluster import intents as intent_module
@@ -128,6 +129,47 @@ def test_a_bad_word_means_the_default_and_not_a_farther_word() -> None:
     (fault,) = found.faults
     assert (fault.key, fault.where) == ("gpu-memory", "pod")
     assert str(fault).startswith("wattbalance.io/gpu-memory (pod): expected an amount of memory")
+
+
+def test_an_owner_that_says_nothing_any_more_is_not_heard_nor_is_such_a_namespace() -> None:
+    intents = inheriting()
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web")))
+    intents.see_namespace(Partial(metadata=Meta(name="team-a")))
+    assert not intents.resolve(meta(owner="rs"), "").words
+
+
+def test_a_list_of_one_kind_says_nothing_of_owners_of_another() -> None:
+    intents = inheriting()
+    intents.keep_owners(Kind.REPLICASET, {"rs"})
+    assert intents.resolve(meta(owner="rs"), "").value("gpu-memory") == 20 * 2**30
+    intents.keep_owners(Kind.REPLICASET, set())
+    assert intents.resolve(meta(owner="rs"), "").value("gpu-memory") == 10 * 2**30
+    assert set(intents.owners) == {"web"}
+
+
+def test_where_no_owner_controls_a_pod_the_first_one_counts() -> None:
+    owners = [OwnerRef(kind="ReplicaSet", uid="rs"), OwnerRef(kind="Job", uid="job")]
+    found = inheriting().resolve(msgspec.structs.replace(meta(), owner_references=owners), "")
+    assert found.words["gpu-memory"].where == "deployment web"
+
+
+def test_a_priority_class_tells_more_than_an_owners_kind_and_less_than_a_word() -> None:
+    intents = inheriting(IntentSettings(priority_classes={"fast": Workload.TRAINING}))
+    found = intents.resolve(meta(owner="rs"), "fast")
+    assert (found.workload, found.workload_by) == (Workload.TRAINING, "priority class fast")
+    assert intents.resolve(meta(owner="rs"), "slow").workload is Workload.INFERENCE
+    assert intents.resolve(meta(owner="rs", workload="batch"), "fast").workload is Workload.BATCH
+
+
+def test_a_chain_is_followed_so_far_and_no_farther() -> None:
+    intents = Intents()
+    for number in range(intent_module.LONGEST_CHAIN + 1):
+        owners = [OwnerRef(kind="ReplicaSet", uid=f"o{number + 1}", controller=True)]
+        said = {PREFIX + "queue": "last"} if number == intent_module.LONGEST_CHAIN - 1 else {}
+        said |= {PREFIX + "client-region": "beyond"} if number == intent_module.LONGEST_CHAIN else {}
+        found = Meta(name=f"o{number}", uid=f"o{number}", annotations=said, owner_references=owners)
+        intents.see_owner(Kind.REPLICASET, Partial(metadata=found))
+    assert intents.resolve(meta(owner="o0"), "").words.keys() == {"queue"}
 
 
 def test_a_chain_in_a_circle_ends() -> None:

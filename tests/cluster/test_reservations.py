@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.cluster.reservations import ENDS_KEPT, LAST_CHOICE_S, RENEWALS, Reservation, Reservations
+from scheduler.cluster.reservations import (
+    ENDS_KEPT,
+    LAST_CHOICE_S,
+    RENEWALS,
+    VOLUME_RESERVATION_S,
+    Reservation,
+    Reservations,
+)
 
 ONE = (("nvidia.com/gpu", 1),)
 STEPS = st.lists(
@@ -70,6 +77,27 @@ def test_a_renewed_promise_does_not_end_at_its_first_end() -> None:
     assert [held.uid for held in book.take_expired(50.0)] == ["a"]
 
 
+def test_the_first_renewal_is_as_long_as_the_promise_was_and_the_next_as_any() -> None:
+    book = Reservations(30.0)
+    book.make("a", "n1", ONE, 0.9, 0.0, waits_for_volume=True)
+    ends = []
+    for _ in range(RENEWALS):
+        assert book.renew("a", 600.0)
+        ends.append(book.on_node("n1")[0].until_mono_s)
+    assert ends == [600.0 + VOLUME_RESERVATION_S, 630.0]
+
+
+def test_holding_a_promise_never_shortens_it_and_leaves_nothing_behind() -> None:
+    book = Reservations(30.0)
+    book.make("a", "n1", ONE, 0.9, 0.0)
+    book.hold("a", 5.0)
+    assert book.on_node("n1")[0].until_mono_s == 30.0
+    for number in range(10 * ENDS_KEPT):
+        book.hold("a", 40.0 + number)
+    assert book.on_node("n1")[0].until_mono_s == 39.0 + 10 * ENDS_KEPT
+    assert len(book._ends) <= ENDS_KEPT + 3
+
+
 def test_a_promise_can_be_renewed_twice_only() -> None:
     book = Reservations(30.0)
     book.make("a", "n1", ONE, 0.9, 0.0)
@@ -85,3 +113,12 @@ def test_old_choices_are_forgotten_and_young_ones_kept() -> None:
     book.forget_old_choices(2 * LAST_CHOICE_S + 3.0)
     assert book.last_choices("old", 3.0) == []
     assert book.last_choices("touched", 3.0) == ["n1"]
+
+
+def test_one_that_was_touched_again_does_not_keep_the_others_from_being_forgotten() -> None:
+    book = Reservations(30.0)
+    for uid, now in (("a", 0.0), ("b", 1.0), ("b", 2.0), ("a", 3 * LAST_CHOICE_S)):
+        book.note_choice(uid, "n1", now)
+    book.forget_old_choices(3 * LAST_CHOICE_S)
+    book.note_choice("b", "n1", 3 * LAST_CHOICE_S)
+    assert book.last_choices("b", 3 * LAST_CHOICE_S) == [], "it begins anew"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler.cluster import measurements
 from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
+from scheduler.cluster.reservations import CHOICES_WITHOUT_BINDING
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PoolSpec, Workload
 from tests.builders import (
@@ -111,6 +112,15 @@ def test_an_unknown_gpu_counts_full_when_allocated_and_neutral_when_free() -> No
     assert load_of(store) == pytest.approx(1.0)
     see_pod(store, make_pod(gpus=1, node="n1"))
     assert load_of(store) == pytest.approx(1.5)
+
+
+def test_a_gpu_counts_as_one_at_the_most_however_busy_it_was_and_is_taken_to_be() -> None:
+    store = make_store()
+    see_node(store, gpus=1)
+    store.see_samples([("n1", make_sample("n1", [1.0]), 0.0)])
+    see_pod(store, make_pod(gpus=1, node="n1"))
+    store.see_status("n1", online=False)
+    assert load_of(store) == 1.0
 
 
 def test_a_node_silent_beyond_the_limit_becomes_unknown_and_recovers() -> None:
@@ -284,6 +294,58 @@ def test_a_binding_takes_the_pods_own_reservation() -> None:
     see_pod(store, make_pod(gpus=2, node="n1"), 1.0)
     assert free_of(store) == 6
     assert len(store.reservations) == 0
+
+
+def test_the_load_of_a_kept_promise_is_still_coming_and_that_of_a_broken_one_is_not() -> None:
+    for node, want_load in (("n1", 1.8), ("n2", 0.0)):
+        store = make_store()
+        see_node(store, "n1")
+        see_node(store, "n2")
+        see_pod(store, make_pod(gpus=2))
+        assert store.reserve(make_request(gpus=2), "n1", 0.0)
+        see_pod(store, make_pod(gpus=2, node=node))
+        assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(want_load)
+
+
+def test_a_promise_goes_with_the_pod_to_another_node() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    see_node(store, "n2")
+    for node in ("n1", "n2"):
+        assert store.reserve(make_request(gpus=2), node, 0.0)
+    assert (free_of(store, "n1"), free_of(store, "n2")) == (8, 6)
+
+
+def test_to_its_own_pod_a_promises_load_is_not_there_however_much_of_it_has_faded() -> None:
+    store = make_store()
+    see_node(store)
+    assert store.reserve(make_request(gpus=2), "n1", 0.0)
+    store.tick(5.0)
+    assert store.snapshot_for(make_request(gpus=2)).pending_load[store.rows["n1"]] == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_a_promise_on_gpus_that_broke_makes_room_for_what_is_bound() -> None:
+    store = make_store()
+    see_node(store)
+    assert store.reserve(make_request(gpus=4), "n1", 0.0)
+    store.see_samples([("n1", make_sample("n1", [0.0] * 8, ["lost"] * 4 + ["ok"] * 4), 1.0)])
+    see_pod(store, make_pod("foreign", gpus=1, node="n1"), 2.0)
+    assert store.reservations.get("uid-p1") is None
+
+
+def test_a_pod_that_is_deleted_takes_its_nomination_and_its_history_along() -> None:
+    store = make_store()
+    see_node(store)
+    vip = make_pod("vip", gpus=3, nominated="n1", priority=10)
+    see_pod(store, vip)
+    for _ in range(CHOICES_WITHOUT_BINDING):
+        store.reservations.note_choice("uid-vip", "n1", 0.0)
+    assert store.reservations.last_choices("uid-vip", 1.0) == ["n1"]
+    lose_pod(store, vip)
+    assert store.snapshot_for(make_request("low")).free_gpus[store.rows["n1"]] == 8
+    assert store.reservations.last_choices("uid-vip", 1.0) == []
 
 
 def test_a_foreign_binding_evicts_the_youngest_reservations_until_the_sum_fits() -> None:

@@ -299,11 +299,12 @@ def assert_told(problems: list[Problem], wrong: Wrong | None) -> None:
         assert problem.line is not None or whole, line
     if wrong is None:
         return
-    # At the place, or at what it is in or of; what cannot be read at all has no places.
-    shown = show_path(wrong.place)
-    near = [each for each in problems if each.path.startswith(shown) or shown.startswith(each.path)]
+    # In its section, or where a rule reads that too; what cannot be read at all has no sections.
+    section, shown = show_path(wrong.place[:1]), show_path(wrong.place)
+    near = any(each.path.startswith(section) or section in each.message for each in problems)
     assert near or len(problems) == 1, (shown, problems)
-    if wrong.scalar != "":
+    at = [each.message for each in problems if each.path == shown]
+    if at and wrong.scalar != "":
         spellings = {str(wrong.scalar)[:20], repr(wrong.scalar)[1:20], as_flow(wrong.scalar)}
         spellings |= {"nothing"} if wrong.scalar is None else set()
-        assert any(each in told.message for each in spellings for told in near), (wrong, problems)
+        assert any(each in message for each in spellings for message in at), (wrong, problems)
