@@ -169,6 +169,7 @@ class Daemon:
             "leader_label": self.leadership.lacks_label,
             "config_refused": lambda: bool(self.reload.problems),
             "restart_needed": lambda: bool(self.reload.restart_needed),
+            "node_in_two_pools": lambda: self.store.snapshot.in_two_pools is not None,
             "paused": lambda: self.pause.now is not None,
         }
 
@@ -296,13 +297,14 @@ class Daemon:
     def _note_contradictions(self, node: NodeRecord) -> None:
         if not self.decider.is_observed(node.name):
             self.notices.contradictions(node)
+            self.notices.in_two_pools(node)
 
     def _inherit(self) -> None:
         until_mono_s = self.clock.mono_s() + float(self.settings.extender.reservation_s)
         self.bindings.inherit(self.store.waiting, until_mono_s)
         for node in self.store.nodes.values():
             # Told when they were seen, and not written by whoever did not lead then.
-            if node.contradictions:
+            if node.contradictions or node.in_pools:
                 self._note_contradictions(node)
 
     def _is_asked(self) -> bool:

@@ -29,8 +29,8 @@ telemetry:
   neutral_load: 0.5              # assumed of a free GPU whose reading is unknown
   wait_at_start: 10s             # then serve without readings
 
-# The order is the order of preference. A node that two selectors take is in the first of these pools, one that
-# none takes in pool `default`, last. Two selectors of which one contains the other are refused.
+# The order is the order of preference. A node that two selectors take gets no GPU pod until one of them is left, one
+# that none takes is in pool `default`, last. Two selectors of which one contains the other are refused.
 pools:
   - name: dc-1
     kind: on-prem                # on-prem, cloud, edge or partner; for people, decides nothing

@@ -40,6 +40,7 @@ DEGRADED = (
     "observing",
     "paused",
     "restart_needed",
+    "node_in_two_pools",
 )
 
 
@@ -100,6 +101,7 @@ class Facts:
         return NodeView(
             name=name,
             pool=record.pool,
+            in_pools=list(record.in_pools),
             gpus=round(gpus, 3),
             free_gpus=float(snapshot.free_gpus[row]),
             bound_gpus=float(snapshot.bound_gpus[row]),

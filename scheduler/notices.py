@@ -23,6 +23,7 @@ NO_NODE_FITS = "NoNodeFits"
 PLACED_PAST_US = "PlacedPastWattbalance"
 BAD_ANNOTATION = "BadAnnotation"
 LABELS_CONTRADICT = "LabelsContradictAllocatable"
+IN_TWO_POOLS = "NodeInTwoPools"
 # The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
 SAME_AGAIN_S = 300.0
 # Something else about the same pod: reasons that flap must not become a stream of writes.
@@ -31,15 +32,16 @@ OTHER_AGAIN_S = 30.0
 MOST_REMEMBERED = 10_000
 
 ADVICE: dict[str, str] = {
-    Reason.UNKNOWN_NODE.text: "new nodes are known within a second; where that lasts, look at wattbalance's log",
+    Reason.UNKNOWN_NODE.text: "where that lasts, look at wattbalance's log",
     Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
-    Reason.BROKEN_GPUS.text: "GPUs there are lost or hung: reset or drain those nodes, or ask for fewer GPUs a pod",
+    Reason.BROKEN_GPUS.text: "reset or drain nodes whose GPUs are lost or hung",
     Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
     Reason.OTHER_POOL.text: "name more pools in wattbalance.io/pools",
     Reason.OTHER_MODEL.text: "name more models in wattbalance.io/gpu-model",
     Reason.UNKNOWN_MODEL.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.product",
     Reason.TOO_LITTLE_MEMORY.text: "ask for less in wattbalance.io/gpu-memory",
     Reason.UNKNOWN_MEMORY.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.memory",
+    Reason.IN_TWO_POOLS.text: "let one pool alone select those nodes",
     Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission on that node",
 }
 PAST: dict[Past, str] = {
@@ -162,6 +164,25 @@ class Notices:
                 uid=node.uid,
                 reason=LABELS_CONTRADICT,
                 note=f"Allocatable counts: {about}. Look at the node's device plugin and GPU feature discovery.",
+                about=about,
+                warning=True,
+            )
+        )
+
+    def in_two_pools(self, node: NodeRecord) -> None:
+        """The selectors of several pools take a node; or that is over, and may be told again."""
+        about = " and ".join(node.in_pools)
+        if not about or not self._may_write() or not self._is_news(node.uid, IN_TWO_POOLS, about):
+            return
+        self._write(
+            EventNote(
+                kind="Node",
+                namespace="",
+                name=node.name,
+                uid=node.uid,
+                reason=IN_TWO_POOLS,
+                note=f"Taken by the selectors of pools {about}: no GPU pod is placed here until one of them is left. "
+                "Change the node's labels, or the pools' selectors in wattbalance's configuration.",
                 about=about,
                 warning=True,
             )

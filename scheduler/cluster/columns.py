@@ -68,6 +68,7 @@ class Columns:
         # From a sample until it is forgotten: what it told counts while it is young enough.
         self.told = np.zeros(rows, bool)
         self.pool = np.zeros(rows, np.uint8)
+        self.in_two_pools = np.zeros(rows, bool)
         self.quarantined = np.zeros(rows, bool)
         self.cordoned = np.zeros(rows, bool)
         self.capability = np.ones(rows, f4)
@@ -114,6 +115,7 @@ class Columns:
             fresh=view(self.fresh),  # type: ignore[arg-type]
             reading_age_s=view(self.age_s),  # type: ignore[arg-type]
             pool=view(self.pool),  # type: ignore[arg-type]
+            in_two_pools=view(self.in_two_pools) if self.in_two_pools.any() else None,  # type: ignore[arg-type]
             quarantined=view(self.quarantined),  # type: ignore[arg-type]
             cordoned=view(self.cordoned),  # type: ignore[arg-type]
             capability=view(self.capability),  # type: ignore[arg-type]
@@ -177,7 +179,7 @@ class Columns:
         self.unit_shared[:, row] = self.shared[row] = False
         self.memory_bound_bytes[row] = self.memory_reserved_bytes[row] = 0
         self.gpu_count[row] = self.pending[row] = 0
-        self.quarantined[row] = self.cordoned[row] = False
+        self.quarantined[row] = self.cordoned[row] = self.in_two_pools[row] = False
         self.capability[row] = 1
         self.pool[row] = 0
         self.models[row] = self.gpu_memory_bytes[row] = 0

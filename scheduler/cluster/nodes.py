@@ -34,7 +34,10 @@ class NodeRecord:
     uid: str
     row: int
     labels: dict[str, str]
-    pool: str
+    pool: str = ""
+    """The first whose selector takes it."""
+    in_pools: tuple[str, ...] = ()
+    """All of those, if they are several: it gets no pod of ours then."""
     allocatable: Amounts = field(default_factory=dict)
     """Of resources that are GPUs or parts of them."""
     offers: dict[str, Offer] = field(default_factory=dict)
@@ -85,10 +88,7 @@ class Nodes:
         columns.pool_sizes = [0] * len(self.pool_names)
         by_model = {model: self._capability(model) for model in {r.model for r in self.records.values()}}
         for record in self.records.values():
-            pool = self._pool_index(record.labels)
-            record.pool = self.pool_names[pool]
-            columns.pool[record.row] = pool
-            columns.pool_sizes[pool] += 1
+            self._enter(record)
             columns.capability[record.row] = by_model[record.model]
         # Tables built from names have pools' names in them too.
         self.generation += 1
@@ -97,12 +97,9 @@ class Nodes:
         """Give a new node its row. `update` fills in the rest."""
         name = node.metadata.name
         labels = node.metadata.labels or {}
-        pool = self._pool_index(labels)
         columns = self._columns
         row = columns.take_row()
-        record = NodeRecord(
-            name=name, uid=node.metadata.uid, row=row, labels=labels, pool=self.pool_names[pool]
-        )
+        record = NodeRecord(name=name, uid=node.metadata.uid, row=row, labels=labels)
         self.records[name] = record
         self.rows[name] = row
         self.names.extend([None] * (columns.rows - len(self.names)))
@@ -111,20 +108,30 @@ class Nodes:
         columns.present[row] = True
         columns.cordoned[row] = bool(node.spec.unschedulable)
         columns.name_hash[row] = zlib.crc32(name.encode())
-        columns.pool_sizes[pool] += 1
-        columns.pool[row] = pool
+        self._enter(record)
         return record
+
+    def _enter(self, record: NodeRecord) -> None:
+        """Put a node where its labels say; one that is in two pools counts in neither, since it takes nothing there."""
+        columns, row = self._columns, record.row
+        pools = self._pools_of(record.labels)
+        several = len(pools) > 1
+        columns.pool[row], columns.in_two_pools[row] = pools[0], several
+        columns.pool_sizes[pools[0]] += not several
+        record.pool = self.pool_names[pools[0]]
+        record.in_pools = tuple(self.pool_names[index] for index in pools) if several else ()
+
+    def _leave(self, row: int) -> None:
+        columns = self._columns
+        columns.pool_sizes[columns.pool[row]] -= not columns.in_two_pools[row]
 
     def update(self, record: NodeRecord, node: Node, now_mono_s: float) -> None:
         """Take what the node's object says now."""
         columns, row = self._columns, record.row
         labels = node.metadata.labels or {}
-        pool = self._pool_index(labels)
-        if columns.pool[row] != pool:
-            columns.pool_sizes[columns.pool[row]] -= 1
-            columns.pool_sizes[pool] += 1
-            columns.pool[row] = pool
-        record.labels, record.pool, record.allocatable = labels, self.pool_names[pool], _gpu_amounts(node)
+        record.labels, record.allocatable = labels, _gpu_amounts(node)
+        self._leave(row)
+        self._enter(record)
         columns.quarantined[row] = QUARANTINE_LABEL in labels
         cordoned = bool(node.spec.unschedulable)
         if cordoned and not columns.cordoned[row]:
@@ -198,7 +205,7 @@ class Nodes:
         self.names[record.row] = None
         self.generation += 1
         columns = self._columns
-        columns.pool_sizes[columns.pool[record.row]] -= 1
+        self._leave(record.row)
         columns.free_row(record.row)
         columns.renew_snapshot()
         return record
@@ -212,6 +219,7 @@ class Nodes:
         count = len(nodes)
         labels = [n.metadata.labels or {} for n in nodes]
         hardware = [_hardware(None, each) for each in labels]
+        pools = [self._pools_of(each) for each in labels]
         zeros = np.zeros(count, np.float32)
         shape = (len(snapshot.resources), count)
         units, unit_gpus = np.zeros(shape, np.float32), np.ones(shape, np.float32)
@@ -239,7 +247,7 @@ class Nodes:
             "known_gpus": zeros,
             "fresh": np.zeros(count, bool),
             "reading_age_s": np.full(count, np.inf, np.float32),
-            "pool": np.array([self._pool_index(each) for each in labels], np.uint8),
+            "pool": np.array([each[0] for each in pools], np.uint8),
             "quarantined": np.array([QUARANTINE_LABEL in each for each in labels], bool),
             "cordoned": np.array([bool(n.spec.unschedulable) for n in nodes], bool),
             "models": np.array([self._columns.model_index(models) for models, _ in hardware], np.int16),
@@ -257,6 +265,9 @@ class Nodes:
         columns: dict[str, object] = {
             name: np.concatenate([getattr(snapshot, name), column], axis=-1) for name, column in added.items()
         }
+        if snapshot.in_two_pools is not None or any(len(each) > 1 for each in pools):
+            known = np.zeros(snapshot.rows, bool) if snapshot.in_two_pools is None else snapshot.in_two_pools
+            columns["in_two_pools"] = np.concatenate([known, [len(each) > 1 for each in pools]])
         most = max(
             [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
         )
@@ -266,11 +277,14 @@ class Nodes:
         """Of pools by their names; of such as there are."""
         return tuple(self.pool_names.index(name) for name in names if name in self.pool_names)
 
-    def _pool_index(self, labels: dict[str, str]) -> int:
-        for index, pool in enumerate(self._pools):
-            if all(labels.get(k) == v for k, v in pool.selector.items()):
-                return index
-        return len(self._pools)
+    def _pools_of(self, labels: dict[str, str]) -> tuple[int, ...]:
+        """Indexes of all pools whose selector takes a node, `default` if none does."""
+        found = tuple(
+            index
+            for index, pool in enumerate(self._pools)
+            if all(labels.get(k) == v for k, v in pool.selector.items())
+        )
+        return found or (len(self._pools),)
 
     def _capability(self, model: str) -> float:
         if not model:

@@ -76,12 +76,14 @@ class Snapshot:
     capability_max: float
     gpu_count_max: float
     pool_sizes: tuple[int, ...]
-    """Nodes per pool, in the configuration's order, `default` last."""
+    """Nodes per pool, in the configuration's order, `default` last; without those that are in two."""
     stale_s: float
     resources: Mapping[str, int]
     """Names of the resources, with their row in the columns of units."""
     model_sets: tuple[frozenset[str], ...] = (frozenset(),)
     """Sets of models, in small letters, that nodes have; most have one model. The first, of none, is: unknown."""
+    in_two_pools: BoolColumn | None = None
+    """Nodes that the selectors of several pools take: where they belong nobody can say. None if there is none."""
     neighbours: FloatColumn | None = None
     """Pods of the request's own owner on the node, bound or promised; None if it has none anywhere."""
     image_bytes: FloatColumn | None = None

@@ -59,7 +59,7 @@ class Store:
         self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
         """Told of the bad annotations of each pod that is asked about."""
         self.on_contradictions: Callable[[NodeRecord], None] | None = None
-        """Told of each node whose labels come to claim what its allocatable does not have."""
+        """Told of each node whose labels come to claim what its allocatable does not have, or several pools."""
         self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
@@ -127,11 +127,15 @@ class Store:
         self._promises.use(half_life_s=settings.half_life_s, now_mono_s=now_mono_s)
         self._columns.neutral_load = settings.neutral_load
         self._columns.stale_s = settings.stale_s
+        before = {record.name: record.in_pools for record in self.nodes.values()}
         self._nodes.use(settings.pools, settings.capabilities)
         self._measurements.use(
             half_life_s=settings.half_life_s, stale_s=settings.stale_s, now_mono_s=now_mono_s
         )
         self._columns.renew_snapshot()
+        for record in self.nodes.values():
+            if record.in_pools != before[record.name] and self.on_contradictions is not None:
+                self.on_contradictions(record)
 
     # --- events from the cluster ---------------------------------------------------------------------------------
 
@@ -204,13 +208,14 @@ class Store:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
             self._measurements.see_node(name)
-        before, contradictions = _ways(record), record.contradictions
+        before, contradictions = _ways(record), (record.contradictions, record.in_pools)
         self._nodes.update(record, node, now_mono_s)
         if before != _ways(record):
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
         self._beside.images.see(record.row, node.status.images)
-        if record.contradictions != contradictions and self.on_contradictions is not None:
+        told = (record.contradictions, record.in_pools)
+        if told != contradictions and self.on_contradictions is not None:
             self.on_contradictions(record)
 
     def _devices_changed(self, nodes: Iterable[str], now_mono_s: float) -> None:

@@ -48,6 +48,7 @@ class Reason(IntEnum):
     UNKNOWN_MODEL = 8
     TOO_LITTLE_MEMORY = 9
     UNKNOWN_MEMORY = 10
+    IN_TWO_POOLS = 11
 
     @property
     def text(self) -> str:
@@ -68,6 +69,7 @@ REASON_TEXTS: dict[Reason, str] = {
     Reason.UNKNOWN_MODEL: "GPU model unknown",
     Reason.TOO_LITTLE_MEMORY: "not enough GPU memory",
     Reason.UNKNOWN_MEMORY: "GPU memory unknown",
+    Reason.IN_TWO_POOLS: "node in two pools",
 }
 
 

@@ -52,7 +52,7 @@ class Hindrance(msgspec.Struct, frozen=True, gc=False):
     """One thing that keeps a pod waiting, and what would end it."""
 
     kind: str
-    """none (it fits now) | quarantine | cordon | broken_gpus | pool | annotation (what the pod asks for) |
+    """none (it fits now) | quarantine | cordon | two_pools | broken_gpus | pool | annotation (what the pod asks for) |
     free_gpus | node_size | no_nodes"""
     text: str
     """For a person: what it is and what helps."""

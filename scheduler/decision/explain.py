@@ -160,6 +160,7 @@ class _Look:
         found = (
             self._quarantine(),
             self._cordon(),
+            self._two_pools(),
             self._broken(),
             *self._pools(),
             *self._asked(),
@@ -238,6 +239,16 @@ class _Look:
         helped = self._again(change=lambda now: now.replace(quarantined=np.zeros_like(now.quarantined)))
         remedy = "To end it: kubectl label node NODE wattbalance.io/quarantine-"
         return self._hindrance("quarantine", concerned, helped, "in quarantine", remedy)
+
+    def _two_pools(self) -> Hindrance | None:
+        both = self.judgement.snapshot.in_two_pools
+        if both is None or not (concerned := self.judgement.offered & both).any():
+            return None
+        helped = self._again(change=lambda now: now.replace(in_two_pools=None))
+        nodes = self.decider.store.nodes
+        told = "; ".join(f"{name}: {' and '.join(nodes[name].in_pools)}" for name in self.examples(concerned))
+        remedy = f"{told}. Change the labels of the nodes, or the pools' selectors."
+        return self._hindrance("two_pools", concerned, helped, "taken by the selectors of two pools", remedy)
 
     def _cordon(self) -> Hindrance | None:
         if not self.closed.any():

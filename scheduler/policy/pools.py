@@ -1,10 +1,11 @@
 """Keep later pools closed while the pod should still wait for an earlier one.
 
-Reads: pool, pool_sizes.
+Reads: pool, pool_sizes, in_two_pools.
 Unknown: cannot be; a node that no selector takes is in the last pool, `default`.
 A pod that names its pools goes to no other, and prefers them in its own order.
 A pool's `spill.after` is how long a pod, counted from its creation, waits for that pool before later ones open.
 A pool without a single node holds nobody back.
+A node that several selectors take is in two pools, and gets nothing: who pays for it, or who may use it, is not clear.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ class Pools:
     args: Args
 
     def filter(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
+        """Why not, for every node that is in two pools or in one that is not open to the pod."""
+        codes = self._closed(request, snapshot)
+        if snapshot.in_two_pools is None:
+            return codes
+        return np.where(snapshot.in_two_pools, np.uint8(Reason.IN_TWO_POOLS), codes)
+
+    def _closed(self, request: PodRequest, snapshot: Snapshot) -> base.CodeArray:
         """`waiting for pool P` on every node of a pool later than the first P that still holds the pod."""
         if request.pools:
             return self._by_pool(request, snapshot)[snapshot.pool]

@@ -48,6 +48,7 @@ class NodeView(View, frozen=True):
 
     name: str
     pool: str
+    """The first pool whose selector takes it; `default` if none does."""
     gpus: float
     """Allocatable GPUs, parts of them added up.
 
@@ -82,6 +83,8 @@ class NodeView(View, frozen=True):
     """What Kubernetes counts, by resource."""
     contradictions: list[str] = []
     """What its labels claim that its allocatable does not have."""
+    in_pools: list[str] = []
+    """The pools whose selectors take it, if they are several: then no GPU pod is placed on it."""
     devices: list[GpuView] = []
 
 

@@ -227,6 +227,7 @@ def test_every_reason_has_its_hindrance(reason: Reason) -> None:
         Reason.BROKEN_GPUS,
         Reason.WAITING_FOR_POOL,
         Reason.CHOSEN_BEFORE_NOT_BOUND,
+        Reason.IN_TWO_POOLS,
     }
     handled |= {each for _, reasons in ASKED.values() for each in reasons}
     assert reason in handled

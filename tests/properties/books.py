@@ -20,7 +20,10 @@ from scheduler.core.nouns import PoolSpec, Units
 from scheduler.decision.decider import Decider
 from tests.builders import make_decider, make_store
 
-POOLS = (PoolSpec(name="first", selector={"pool": "first"}, spill_after_s=30.0), PoolSpec(name="second"))
+POOLS = (
+    PoolSpec(name="first", selector={"pool": "first"}, spill_after_s=30.0),
+    PoolSpec(name="second", selector={"pool": "other"}),
+)
 NODES = [f"n{i}" for i in range(4)]
 MAY_BE_UNBOUNDED = {"healthy_gpus", "reading_age_s"}
 
