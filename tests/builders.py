@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.objects import (
+    Amounts,
     Container,
     Meta,
     Node,
@@ -31,13 +34,19 @@ FILTERS = ("quarantine", "devices", "pools", "model", "memory")
 
 
 def make_node(
-    name: str = "n1", gpus: int = 8, labels: dict[str, str] | None = None, *, cordoned: bool = False
+    name: str = "n1",
+    gpus: int = 8,
+    labels: dict[str, str] | None = None,
+    *,
+    cordoned: bool = False,
+    shares: Mapping[str, int] | None = None,
 ) -> Node:
-    """A node with GPUs in its allocatable."""
+    """A node with GPUs in its allocatable, or with what `shares` has instead."""
+    amounts = {GPU_RESOURCE: gpus} if shares is None else shares
     return Node(
         metadata=Meta(name=name, labels=labels or {}),
         spec=NodeSpec(unschedulable=cordoned),
-        status=NodeStatus(allocatable={GPU_RESOURCE: str(gpus)}),
+        status=NodeStatus(allocatable={each: str(amount) for each, amount in amounts.items()}),
     )
 
 
@@ -54,8 +63,14 @@ def make_pod(
     owner: OwnerRef | None = None,
     priority_class: str = "",
     deleted: str | None = None,
+    shares: Mapping[str, int] | None = None,
 ) -> Pod:
-    """A pod with one container that asks for GPUs. `deleted` is when its deletion began."""
+    """A pod with one container that asks for GPUs, or for what `shares` has instead.
+
+    `deleted` is when its deletion began.
+    """
+    amounts = {GPU_RESOURCE: gpus} if shares is None else shares
+    limits: Amounts = {each: str(amount) for each, amount in amounts.items()}
     return Pod(
         metadata=Meta(
             name=name,
@@ -69,7 +84,7 @@ def make_pod(
             node_name=node,
             priority=priority,
             priority_class_name=priority_class,
-            containers=[Container(resources=ContainerResources(limits={GPU_RESOURCE: str(gpus)}))],
+            containers=[Container(resources=ContainerResources(limits=limits))],
         ),
         status=PodStatus(phase=phase, nominated_node_name=nominated),
     )

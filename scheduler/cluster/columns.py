@@ -18,6 +18,8 @@ GROWTH = 64
 MOST_MODEL_SETS = 4096
 # Resources that are GPUs or parts of them: a cluster has a handful, MIG has two dozen profiles.
 MOST_RESOURCES = 64
+# Slices are sevenths: sums of them round. No part of a GPU is as small.
+ROUNDING = np.float32(1e-3)
 STATE_OK, STATE_UNKNOWN, STATE_LOST, STATE_HUNG = 0, 1, 2, 3
 # Both of these are broken to all arithmetic; the words differ for people.
 FIRST_BROKEN_STATE = STATE_LOST
@@ -273,8 +275,15 @@ class Columns:
         A broken GPU may have been any of the node's: where these are divided in several ways, each way lacks it.
         """
         each = self.unit_gpus[:, rows]
-        lost = np.maximum(self.gpu_count[rows] - self.healthy[rows], 0)
-        free = np.maximum(self.units[:, rows] - lost / each - held_units, 0)
+        left = self.units[:, rows] - held_units
+        lost = self.gpu_count[rows] - self.healthy[rows]
+        if np.count_nonzero(lost > ROUNDING):
+            # No part of a unit is free; and no more of them are lost than fit on the GPUs that are.
+            fewest = np.minimum(
+                np.ceil(lost / each - ROUNDING), np.ceil(lost - ROUNDING) * np.floor(1 / each + ROUNDING)
+            )
+            left -= np.where(lost > ROUNDING, fewest, 0)
+        free = np.maximum(left, 0)
         return free, (free * each).sum(0)
 
     def _fold_memory(self, rows: Rows) -> None:

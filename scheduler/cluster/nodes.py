@@ -164,8 +164,8 @@ class Nodes:
         columns, row = self._columns, record.row
         indexes = {name: columns.resource_index(name) for name in record.offers}
         memory_bytes = columns.gpu_memory_bytes[row]
+        # What is not allocatable any more stays as large as it was: the plugin restarts, and pods hold it.
         columns.units[:, row] = 0
-        columns.unit_gpus[:, row] = 1
         columns.unit_shared[:, row] = False
         columns.unit_memory_bytes[:, row] = memory_bytes
         for name, offer in record.offers.items():
@@ -176,7 +176,9 @@ class Nodes:
                 columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes * offer.memory_frac
                 columns.unit_shared[index, row] = offer.shared
         record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
-        columns.gpu_count[row] = columns.units[:, row] @ columns.unit_gpus[:, row]
+        # In 64 bits, so that 42 sevenths are 6: what is more than there is would be broken.
+        counted = (offer for name, offer in record.offers.items() if indexes[name] is not None)
+        columns.gpu_count[row] = sum(offer.units * offer.gpus for offer in counted)
 
     def _add_devices(self, record: NodeRecord) -> None:
         """GPUs that DRA offers count where allocatable has none: never both."""

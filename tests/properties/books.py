@@ -6,8 +6,10 @@ The machines that drive it are in test_reservation_machine.py and test_eviction_
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from fractions import Fraction
+from math import ceil, isfinite
 
 import numpy as np
 from hypothesis.stateful import RuleBasedStateMachine, invariant
@@ -25,17 +27,31 @@ POOLS = (
     PoolSpec(name="second", selector={"pool": "other"}),
 )
 NODES = [f"n{i}" for i in range(4)]
+# Of sums of sevenths in 32 bits.
+ROUNDING = 1e-4
 MAY_BE_UNBOUNDED = {"healthy_gpus", "reading_age_s"}
 
 
+def units_of(pod: Pod) -> Counter[str]:
+    limits = pod.spec.containers[0].resources.limits  # type: ignore[index,union-attr]  # make_pod's shape
+    return Counter({name: int(amount) for name, amount in (limits or {}).items()})
+
+
 def gpus_of(pod: Pod) -> int:
-    return int(pod.spec.containers[0].resources.limits["nvidia.com/gpu"])  # type: ignore[index,union-attr]  # make_pod's shape
+    return units_of(pod)["nvidia.com/gpu"]
 
 
-def promised(held: Reservation) -> float:
-    """GPUs of a promise: these books know of whole ones only."""
-    ((_, gpus),) = held.units
-    return gpus
+def added(units: Iterable[Units]) -> Counter[str]:
+    """Units by resource; not one of them negative."""
+    sums: Counter[str] = Counter()
+    for each in units:
+        sums.update({name: int(count) for name, count in each})
+    return sums
+
+
+def _exactly(gpus: float) -> Fraction:
+    """A seventh as it was meant."""
+    return Fraction(gpus).limit_denominator(1000)
 
 
 class CheckedReservations(Reservations):
@@ -84,25 +100,37 @@ class Books(RuleBasedStateMachine):
 
     # --- the books, kept again from scratch ------------------------------------------------------------------------
 
-    def _bound(self, store: Store, node: str) -> float:
-        return sum(facts.gpus for facts in store.pods.values() if facts.node == node)
+    def _bound(self, store: Store, node: str) -> Counter[str]:
+        return added(facts.units for facts in store.pods.values() if facts.node == node)
 
-    def _reserved(self, store: Store, node: str) -> float:
-        return sum(promised(held) for held in store.reservations.on_node(node))
+    def _reserved(self, store: Store, node: str) -> Counter[str]:
+        return added(held.units for held in store.reservations.on_node(node))
 
     def _held(self) -> list[Reservation]:
         return [held for node in [*NODES, "nowhere"] for held in self.store.reservations.on_node(node)]
 
-    def _usable(self, store: Store, node: str) -> float:
-        row = store.rows[node]
-        return float(min(store.snapshot.gpu_count[row], store.snapshot.healthy_gpus[row]))
+    def _usable(self, store: Store, node: str) -> Counter[str]:
+        """Units of each resource that broken GPUs leave, in exact fractions."""
+        healthy = float(store.snapshot.healthy_gpus[store.rows[node]])
+        parts = {name: (int(o.units), _exactly(o.gpus)) for name, o in store.nodes[node].offers.items()}
+        lost = Fraction(0)
+        if isfinite(healthy):
+            lost = max(sum((u * each for u, each in parts.values()), lost) - int(healthy), lost)
+        return Counter(
+            # What was on those GPUs: no more than there is room for on as many of them.
+            {
+                name: units - min(ceil(lost / each), ceil(lost) * (1 // each))
+                for name, (units, each) in parts.items()
+            }
+        )
 
     def _was_free(self, made: Reservation) -> None:
         store = self.store
         assert made.node in store.rows, "promised on a node that is unknown"
-        others = self._reserved(store, made.node) - promised(made)
-        free = self._usable(store, made.node) - self._bound(store, made.node) - others
-        assert promised(made) <= free, f"promised {made.units} of {free}"
+        usable, bound = self._usable(store, made.node), self._bound(store, made.node)
+        reserved = self._reserved(store, made.node)
+        for name, _ in made.units:
+            assert bound[name] + reserved[name] <= usable[name], f"promised {made.units} of {usable}"
         facts = store.pods.get(made.uid)
         assert facts is None or not facts.node, "promised to a pod that is bound"
         self.made.append(made.uid)
@@ -128,11 +156,18 @@ class Books(RuleBasedStateMachine):
                 (held for held in others if held.node == node),
                 key=lambda held: len(self.made) - self.made[::-1].index(held.uid),
             )
-            room = max(self._usable(self.store, node) - self._bound(self.store, node), 0)
-            while sum(promised(held) for held in here) > room:
-                want_kept.remove(here.pop().uid)
+            room = self._usable(self.store, node)
+            room.subtract(self._bound(self.store, node))
+            self._take_youngest(here, room, want_kept)
         kept = {held.uid for held in self._held()} - {uid}
         assert kept == want_kept, "the youngest of the node, until the sum fits, and only those"
+
+    def _take_youngest(self, here: list[Reservation], room: Counter[str], kept: set[str]) -> None:
+        for held in reversed(here):
+            left = added(each.units for each in here if each.uid in kept)
+            over = {name for name, count in left.items() if count > max(room[name], 0)}
+            if over & {name for name, _ in held.units}:
+                kept.remove(held.uid)
 
     def _waiting(self) -> list[str]:
         return sorted(uid for uid, pod in self.pods.items() if not pod.spec.node_name)
@@ -154,12 +189,21 @@ class Books(RuleBasedStateMachine):
         store, snapshot = self.store, self.store.snapshot
         pools = [0] * len(store.pool_names)
         for name, row in store.rows.items():
-            bound, reserved = self._bound(store, name), self._reserved(store, name)
+            bound, reserved, usable = (
+                each(store, name) for each in (self._bound, self._reserved, self._usable)
+            )
+            each_gpus = {resource: _exactly(o.gpus) for resource, o in store.nodes[name].offers.items()}
+            free = {r: max(usable[r] - bound[r] - reserved[r], 0) for r in each_gpus}
             assert snapshot.present[row]
-            assert snapshot.bound_gpus[row] == bound
-            assert snapshot.reserved_gpus[row] == reserved
-            assert snapshot.free_gpus[row] == max(self._usable(store, name) - bound - reserved, 0)
-            assert 0 <= snapshot.load_sum[row] <= max(snapshot.gpu_count[row], self.inventories.get(name, 0))
+            for resource in each_gpus:
+                held = (snapshot.bound_units, snapshot.reserved_units, snapshot.free_units)
+                told = [snapshot.units_of(resource, column)[row] for column in held]
+                assert told == [bound[resource], reserved[resource], free[resource]]
+            free_gpus = float(sum(free[r] * each for r, each in each_gpus.items()))
+            assert abs(snapshot.free_gpus[row] - free_gpus) < ROUNDING
+            assert snapshot.free_gpus[row] <= snapshot.healthy_gpus[row] + ROUNDING
+            most = max(snapshot.gpu_count[row], self.inventories.get(name, 0))
+            assert 0 <= snapshot.load_sum[row] <= most + ROUNDING
             pools[snapshot.pool[row]] += 1
         assert snapshot.pool_sizes == tuple(pools)
         assert int(snapshot.present.sum()) == len(store.rows) == len(store.nodes)
@@ -200,7 +244,8 @@ class Books(RuleBasedStateMachine):
             return
         for name, row in store.rows.items():
             here = [pod for pod in self.pods.values() if pod.spec.node_name == name]
-            assert store.snapshot.bound_gpus[row] == sum(gpus_of(pod) for pod in here)
+            told = store.snapshot.units_of("nvidia.com/gpu", store.snapshot.bound_units)[row]
+            assert told == sum(gpus_of(pod) for pod in here)
 
     @invariant()
     def columns_are_sound_and_read_only(self) -> None:

@@ -7,22 +7,41 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Kind
+from scheduler.core.nouns import PodRequest
 from tests.builders import make_inventory, make_node, make_pod, make_request, make_sample
-from tests.properties.books import NODES, Books, gpus_of
+from tests.properties.books import NODES, Books, units_of
 
 GPUS = st.integers(0, 8)
 
 
 class ReservationMachine(Books):
-    """Everything that can happen, in any order."""
+    """Everything that can happen, in any order.
+
+    What the size of a node, a pod or a request means is said here, for machines with other kinds of GPUs.
+    """
+
+    def node(self, name: str, size: int, labels: dict[str, str], *, cordoned: bool = False) -> Node:
+        return make_node(name, size, labels, cordoned=cordoned)
+
+    def pod(
+        self, name: str, size: int, *, node: str = "", priority: int = 0, nominated: str = "", phase: str = ""
+    ) -> Pod:
+        return make_pod(name, size, node=node, priority=priority, nominated=nominated, phase=phase)
+
+    def request(self, pod: Pod, size: int | None = None, **fields: object) -> PodRequest:
+        """What a pod asks for, or a request of another size in its name."""
+        units = units_of(pod if size is None else self.pod("", size))
+        gpus = units.pop("nvidia.com/gpu", 0)
+        return make_request(pod.metadata.name, gpus, shares=tuple(units.items()), **fields)
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 
     @initialize(pods=st.lists(st.integers(1, 4), min_size=4, max_size=8))
     def begin(self, pods: list[int]) -> None:
         for name in NODES[:3]:
-            self.nodes[name] = make_node(name, 8)
+            self.nodes[name] = self.node(name, 8, {})
         for gpus in pods:
             self.create_pod(gpus, 0, "")
         self._list_all()
@@ -37,7 +56,7 @@ class ReservationMachine(Books):
     def see_node(self, name: str, gpus: int, pool: str, *, cordoned: bool, quarantined: bool) -> None:
         """Added, resized, moved to another pool, cordoned, or put in quarantine."""
         labels = {"pool": pool} | ({"wattbalance.io/quarantine": "x"} if quarantined else {})
-        self.nodes[name] = make_node(name, gpus, labels, cordoned=cordoned)
+        self.nodes[name] = self.node(name, gpus, labels, cordoned=cordoned)
         self._tell(Kind.NODE, self.nodes[name])
 
     @precondition(lambda self: self.nodes)
@@ -69,7 +88,7 @@ class ReservationMachine(Books):
     @rule(gpus=st.integers(1, 8), priority=st.integers(0, 2), nominated=st.sampled_from(["", *NODES]))
     def create_pod(self, gpus: int, priority: int, nominated: str) -> None:
         self.serial += 1
-        pod = make_pod(f"p{self.serial}", gpus, priority=priority, nominated=nominated)
+        pod = self.pod(f"p{self.serial}", gpus, priority=priority, nominated=nominated)
         self.pods[pod.metadata.uid] = pod
         self._tell(Kind.POD, pod)
 
@@ -86,10 +105,8 @@ class ReservationMachine(Books):
     ) -> None:
         # Bound ones too: kube-scheduler's news may be older than ours.
         pod = self.pods[data.draw(st.sampled_from(sorted(self.pods)))]
-        gpus = gpus_of(pod)
-        request = make_request(
-            pod.metadata.name,
-            gpus,
+        request = self.request(
+            pod,
             waited_s=waited_s,
             priority=pod.spec.priority,
             nominated_node=pod.status.nominated_node_name,
@@ -115,7 +132,7 @@ class ReservationMachine(Books):
         # Without a promise first: those that have one would only renew it.
         uids = sorted(self._waiting(), key=lambda uid: self.store.reservations.get(uid) is not None)
         for uid, each in zip(uids, gpus, strict=False):
-            self.store.reserve(make_request(self.pods[uid].metadata.name, each), node, self.now)
+            self.store.reserve(self.request(self.pods[uid], each), node, self.now)
             self.now += apart_s
 
     @precondition(lambda self: len(self.store.reservations) > 0)
@@ -124,7 +141,7 @@ class ReservationMachine(Books):
         """Somebody else's pod, bound where GPUs are promised."""
         self.serial += 1
         node = data.draw(st.sampled_from(sorted({held.node for held in self._held()})))
-        pod = make_pod(f"p{self.serial}", gpus, node=node)
+        pod = self.pod(f"p{self.serial}", gpus, node=node)
         self.pods[pod.metadata.uid] = pod
         self._tell(Kind.POD, pod)
 
@@ -136,9 +153,8 @@ class ReservationMachine(Books):
         held = self.store.reservations.get(uid)
         node = held.node if ours and held is not None else past_us
         pod = self.pods[uid]
-        gpus = gpus_of(pod)
         nominated = pod.status.nominated_node_name
-        self.pods[uid] = make_pod(pod.metadata.name, gpus, node=node, nominated=nominated)
+        self.pods[uid] = make_pod(pod.metadata.name, node=node, nominated=nominated, shares=units_of(pod))
         self._tell(Kind.POD, self.pods[uid])
 
     @precondition(lambda self: len(self._waiting()) < len(self.pods))
@@ -146,7 +162,7 @@ class ReservationMachine(Books):
     def bind_twice(self, data: st.DataObject, node: str, gpus: int) -> None:
         """The same uid on another node, with another size, or waiting again: nobody should, and nothing breaks."""
         uid = data.draw(st.sampled_from(sorted(self.pods.keys() - set(self._waiting()))))
-        self.pods[uid] = make_pod(self.pods[uid].metadata.name, gpus, node=node)
+        self.pods[uid] = self.pod(self.pods[uid].metadata.name, gpus, node=node)
         self._tell(Kind.POD, self.pods[uid])
 
     @precondition(lambda self: self.pods)
@@ -160,7 +176,7 @@ class ReservationMachine(Books):
     def finish_pod(self, data: st.DataObject, phase: str) -> None:
         uid = data.draw(st.sampled_from(sorted(self.pods)))
         pod = self.pods.pop(uid)
-        finished = make_pod(pod.metadata.name, 1, node=pod.spec.node_name, phase=phase)
+        finished = self.pod(pod.metadata.name, 1, node=pod.spec.node_name, phase=phase)
         self._tell(Kind.POD, finished)
 
     @precondition(lambda self: self.pods)

@@ -1,0 +1,141 @@
+"""Nodes whose GPUs are divided, as the store counts them: to the last unit, with broken GPUs, while plugins restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.store import Store
+from tests.builders import (
+    make_inventory,
+    make_node,
+    make_pod,
+    make_request,
+    make_sample,
+    make_store,
+    see_pod,
+)
+
+GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
+SEVENTH, THREE = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
+
+
+def see_shares(
+    store: Store, shares: dict[str, int], gpus: int | None = None, name: str = "n1", **labels: str
+) -> None:
+    """A node, and its agent's inventory where there is an agent."""
+    given = {f"nvidia.com/gpu.{key}": value for key, value in labels.items()}
+    store.apply(Changed(Kind.NODE, make_node(name, labels=given, shares=shares)), 0.0)
+    if gpus is not None:
+        store.see_inventory(name, make_inventory(name, gpus))
+
+
+def lose(store: Store, gpus: int, lost: int) -> None:
+    states = ["lost"] * lost + ["ok"] * (gpus - lost)
+    store.see_samples([("n1", make_sample("n1", [0.0] * gpus, states), 1.0)])
+
+
+def free_of(store: Store, resource: str) -> float:
+    snapshot = store.snapshot
+    return float(snapshot.units_of(resource, snapshot.free_units)[store.rows["n1"]])
+
+
+@pytest.mark.parametrize(
+    ("resource", "units", "gpus", "labels"),
+    [
+        # 42 times a seventh is more than 6 in 32 bits.
+        (SEVENTH, 42, 6, {}),
+        (SEVENTH, 56, 8, {}),
+        (THREE, 16, 8, {}),
+        *(
+            (SHARED, each * gpus, gpus, {"replicas": f"{each}"})
+            for each in (3, 6, 10, 48)
+            for gpus in (1, 7, 8)
+        ),
+    ],
+)
+def test_a_node_is_filled_to_the_last_unit_and_never_beyond(
+    resource: str, units: int, gpus: int, labels: dict[str, str]
+) -> None:
+    store = make_store()
+    see_shares(store, {resource: units}, gpus, **labels)
+    made = [store.reserve(make_request(f"p{i}", 0, shares=((resource, 1),)), "n1", 1.0) for i in range(units)]
+    assert all(made)
+    assert not store.reserve(make_request("more", 0, shares=((resource, 1),)), "n1", 1.0)
+    assert store.snapshot.free_gpus[store.rows["n1"]] == 0
+
+
+@pytest.mark.parametrize(
+    ("shares", "labels", "gpus", "lost", "want_free"),
+    [
+        ({SHARED: 8}, {"replicas": "4"}, 2, 1, {SHARED: 4}),
+        ({GPU: 8}, {"replicas": "4", "count": "2"}, 2, 2, {GPU: 0}),
+        ({SHARED: 21}, {"replicas": "3"}, 7, 2, {SHARED: 15}),
+        # Of whichever kind the broken one was: each lacks it.
+        ({GPU: 2, SHARED: 8}, {"replicas": "4"}, 4, 1, {GPU: 1, SHARED: 4}),
+        ({GPU: 1, SEVENTH: 7}, {}, 2, 1, {GPU: 0, SEVENTH: 0}),
+        # Two of these fit on a GPU, and one seventh is beside them.
+        ({THREE: 8, SEVENTH: 4}, {}, 4, 1, {THREE: 6, SEVENTH: 0}),
+        # Three sevenths of each GPU are no part of any slice.
+        ({THREE: 6}, {}, 3, 1, {THREE: 4}),
+        # The plugin has noticed: these are of the GPUs that are left.
+        ({SHARED: 4}, {"replicas": "4"}, 2, 1, {SHARED: 4}),
+    ],
+)
+def test_a_broken_gpu_takes_as_much_as_was_on_it(
+    shares: dict[str, int], labels: dict[str, str], gpus: int, lost: int, want_free: dict[str, int]
+) -> None:
+    store = make_store()
+    see_shares(store, shares, gpus, **labels)
+    lose(store, gpus, lost)
+    assert {name: free_of(store, name) for name in want_free} == want_free
+
+
+def test_what_pods_hold_stays_as_large_while_the_plugin_restarts() -> None:
+    store = make_store()
+    for shares in ({SHARED: 8, SEVENTH: 7}, {SHARED: 0, SEVENTH: 0}):
+        see_shares(store, shares, 3, replicas="4")
+        for index in range(4):
+            see_pod(store, make_pod(f"s{index}", shares={SHARED: 1}, node="n1"))
+            see_pod(store, make_pod(f"m{index}", shares={SEVENTH: 1}, node="n1"))
+        assert store.snapshot.bound_gpus[store.rows["n1"]] == pytest.approx(1 + 4 / 7)
+        assert store.snapshot.load_sum[store.rows["n1"]] <= 3
+    assert store.snapshot.gpu_count[store.rows["n1"]] == 0
+    assert not store.reserve(make_request("late", 0, shares=((SHARED, 1),)), "n1", 1.0)
+
+
+def test_a_pod_that_asks_for_several_kinds_gets_all_or_nothing() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 2, SEVENTH: 1})
+    both = ((SEVENTH, 1),)
+    assert store.reserve(make_request("first", 1, shares=both), "n1", 1.0)
+    assert not store.reserve(make_request("second", 1, shares=both), "n1", 1.0)
+    assert (free_of(store, GPU), free_of(store, SEVENTH)) == (1, 0)
+    assert store.reserve(make_request("third", 1), "n1", 1.0)
+
+
+def test_a_resource_that_no_node_has_is_never_promised() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 2})
+    assert not store.reserve(make_request("p1", 1, shares=((THREE, 1),)), "n1", 1.0)
+    assert not len(store.reservations)
+
+
+def test_only_the_youngest_of_those_that_lack_something_are_evicted() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 2, SEVENTH: 2})
+    asks: list[tuple[int, tuple[tuple[str, float], ...]]] = [(1, ()), (1, ()), (0, ((SEVENTH, 1),))]
+    for index, (gpus, shares) in enumerate(asks):
+        assert store.reserve(make_request(f"p{index}", gpus, shares=shares), "n1", 1.0 + index)
+    see_pod(store, make_pod("past-us", 1, node="n1"), 5.0)
+    assert [held.uid for held in store.reservations.on_node("n1")] == ["uid-p0", "uid-p2"]
+
+
+def test_the_contradictions_of_a_node_are_told_when_they_come_and_when_they_go() -> None:
+    store = make_store()
+    told: list[tuple[str, ...]] = []
+    store.on_contradictions = lambda record: told.append(record.contradictions)
+    for units in (8, 8, 32):
+        see_shares(store, {GPU: units}, replicas="4", count="8")
+    assert [len(each) for each in told] == [1, 0]
+    assert "label nvidia.com/gpu.replicas is 4" in told[0][0]
