@@ -170,4 +170,3 @@ def test_gpus_that_dra_tells_of_are_joined_to_those_of_the_agent_by_uuid() -> No
     assert [each.claims for each in told.devices] == [[], ["team-a/c1", "team-a/c2"], ["team-a/c2"]]
     assert [each.model for each in told.devices] == ["H100", "H100", "NVIDIA H100 80GB HBM3"]
     assert told.resources["nvidia.com/gpu"].units == 3
-    assert told.contradictions == ["of the GPUs that DRA offers the agent finds 1 not"]

@@ -192,11 +192,6 @@ class Nodes:
             names = ", ".join(sorted(record.offers))
             both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"
             record.contradictions += (both,)
-        if record.inventory is not None and record.inventory.gpus:
-            found = {gpu.uuid for gpu in record.inventory.gpus}
-            missing = sum(gpu.uuid not in found for gpu in devices.gpus)
-            if missing:
-                record.contradictions += (f"of the GPUs that DRA offers the agent finds {missing} not",)
 
     def remove(self, name: str) -> NodeRecord | None:
         """Give the node's row back. Returns its record as it was, None if there was no such node."""
