@@ -38,6 +38,11 @@ POLICIES = """
 ## Policies
 
 What each policy that scores takes in `profiles.*.policies`; the weights of one profile are relative to each other.
+
+What pods prefer is weighed without being named: `node-affinity`, `pod-affinity` and `topology-spread` as much as all
+policies that are named, added up, and `taint-toleration` one and a half times that: so kube-scheduler weighs its
+plugins against its own scores of resources. Where a pod prefers nothing, they have no weight at all. Named, they weigh
+what is given.
 """
 FILTERS = """
 Policies that filter, as `filters` names them: {}.

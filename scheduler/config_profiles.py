@@ -18,7 +18,10 @@ Policies = Annotated[
     dict[str, PolicyUse],
     Meta(
         min_length=1,
-        description="Which policies score, each with its weight and arguments; replaces the default.",
+        description=(
+            "Which policies score, each with its weight and arguments; replaces the default. "
+            "Those that weigh what pods prefer need not be named."
+        ),
     ),
 ]
 Load = Annotated[

@@ -18,6 +18,7 @@ from scheduler.config_schema import structs_below
 from scheduler.config_settings import Face, Mode, PoolKind, Settings
 from scheduler.config_types import Address, BrokerUrl, PolicyUse
 from scheduler.core.nouns import PREFIX, Placement, PoolSpec, Workload
+from scheduler.core.preferences import KINDS
 from scheduler.parts import intent_settings
 from scheduler.policy import registry
 
@@ -154,7 +155,8 @@ log: {level: warn}
     assert messages["telemetry.neutral_load"].endswith("got .nan")
     assert messages["pools[0].selector.site"].endswith('got no, which YAML reads as false: write "no"')
     assert messages["profiles.training.policies.lest-loaded"] == (
-        "expected one of freshness, image, least-loaded, pack, spread, got an unknown name; did you mean least-loaded?"
+        "expected one of freshness, image, least-loaded, node-affinity, pack, pod-affinity, spread, taint-toleration, "
+        "topology-spread, got an unknown name; did you mean least-loaded?"
     )
 
 
@@ -542,7 +544,7 @@ def test_the_schema_describes_every_setting_and_its_default() -> None:
         "image": {"weight": 0.25},
     }
     policies = parts["Profile"]["properties"]["policies"]
-    assert set(policies["properties"]) == {"pack", "least-loaded", "freshness", "spread", "image"}
+    assert set(policies["properties"]) == {"pack", "least-loaded", "freshness", "spread", "image", *KINDS}
     assert all(reference["$ref"].rpartition("/")[2] in parts for reference in policies["properties"].values())
 
 

@@ -1,4 +1,4 @@
-"""Columns that only concern one request: its owner's other pods, and its images. Pure; the store's own.
+"""Columns that only concern one request: its owner's other pods, its images, what it prefers. Pure; the store's own.
 
 They are None in a snapshot where they do not apply, so that what they would say of every node is not said at all.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from scheduler.cluster.images import Images
 from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.objects import Node
+from scheduler.cluster.preferred import Preferred
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest
@@ -23,7 +24,18 @@ class Beside:
     def __init__(self, reservations: Reservations, rows: Mapping[str, int]) -> None:
         self.images = Images()
         self.neighbours = Neighbours(reservations)
+        self.preferred = Preferred(rows, reservations)
         self._rows = rows
+
+    def see_node(self, node: Node, row: int) -> None:
+        """A node was added or changed."""
+        self.images.see(row, node.status.images)
+        self.preferred.see_node(node, row)
+
+    def forget_node(self, name: str, row: int) -> None:
+        """A node is gone."""
+        self.images.forget(row)
+        self.preferred.forget_node(name, row)
 
     def promise(self, request: PodRequest, node: str) -> None:
         """A node was promised to this pod."""
@@ -43,12 +55,13 @@ class Beside:
             here = self.images.wanted_bytes(request.images, len(self._rows), snapshot.rows)
             if here is not None:
                 columns["image_bytes"] = here
-        return snapshot.replace(**columns) if columns else snapshot
+        snapshot = snapshot.replace(**columns) if columns else snapshot
+        return self.preferred.add_to(snapshot, request)
 
     def with_strangers(
         self, snapshot: Snapshot, nodes: Sequence[Node], request: PodRequest | None
     ) -> Snapshot:
-        """The columns continued for nodes that are in no row: nobody is there, their images stand in the object."""
+        """The columns continued for nodes that are in no row: nobody is there, what they have stands in the object."""
         columns: dict[str, object] = {}
         if snapshot.neighbours is not None:
             columns["neighbours"] = _continued(snapshot.neighbours, [0.0] * len(nodes))
@@ -59,7 +72,8 @@ class Beside:
                 for node in nodes
             ]
             columns["image_bytes"] = _continued(snapshot.image_bytes, here)
-        return snapshot.replace(**columns) if columns else snapshot
+        longer = snapshot.replace(**columns) if columns else snapshot
+        return longer if request is None else self.preferred.add_to(longer, request, nodes)
 
 
 def _continued(column: np.ndarray[tuple[int, ...], np.dtype[np.float32]], more: list[float]) -> object:

@@ -7,16 +7,15 @@ Trap: Kubernetes writes `podIP`, `hostIP`, `providerID`; each such name is spell
 
 from __future__ import annotations
 
-import msgspec
-
+from scheduler.cluster import slim
+from scheduler.cluster.preference_objects import Affinity, SpreadConstraint, Taint, TolerationEntry
 from scheduler.core.nouns import GPU_RESOURCE
 
 Amounts = dict[str, str | int | float]
 """Quantities by resource: strings, but JSON numbers are legal too."""
 
 
-class Slim(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Base: camelCase on the wire, unknown fields skipped."""
+Slim = slim.Slim
 
 
 class OwnerRef(Slim, frozen=True):
@@ -56,36 +55,6 @@ class Container(Slim, frozen=True):
     restart_policy: str | None = None
 
 
-class NodeAffinity(Slim, frozen=True):
-    """Node affinity; the terms stay raw. kube-scheduler has already judged the required ones."""
-
-    preferred: list[msgspec.Raw] | None = msgspec.field(
-        name="preferredDuringSchedulingIgnoredDuringExecution", default=None
-    )
-
-
-class PodAffinity(Slim, frozen=True):
-    """Pod (anti-)affinity; likewise raw."""
-
-    preferred: list[msgspec.Raw] | None = msgspec.field(
-        name="preferredDuringSchedulingIgnoredDuringExecution", default=None
-    )
-
-
-class Affinity(Slim, frozen=True):
-    """spec.affinity."""
-
-    node_affinity: NodeAffinity | None = None
-    pod_affinity: PodAffinity | None = None
-    pod_anti_affinity: PodAffinity | None = None
-
-
-class SpreadConstraint(Slim, frozen=True):
-    """One topology spread constraint."""
-
-    when_unsatisfiable: str = ""
-
-
 class Present(Slim, frozen=True):
     """Anything of which we only read that it is there."""
 
@@ -107,6 +76,8 @@ class PodSpec(Slim, frozen=True):
     containers: list[Container] | None = None
     init_containers: list[Container] | None = None
     affinity: Affinity | None = None
+    node_selector: dict[str, str] | None = None
+    tolerations: list[TolerationEntry] | None = None
     topology_spread_constraints: list[SpreadConstraint] | None = None
     volumes: list[Volume] | None = None
     overhead: Amounts | None = None
@@ -132,6 +103,7 @@ class NodeSpec(Slim, frozen=True):
     """spec of a node."""
 
     unschedulable: bool | None = None
+    taints: list[Taint] | None = None
 
 
 class NodeImage(Slim, frozen=True):
@@ -257,13 +229,3 @@ def _asked(container: Container, resource: str) -> float:
     # A limit without a request is the request: the API server fills it in, but bare pods may lack it.
     amount = (resources.requests or {}).get(resource, (resources.limits or {}).get(resource))
     return max(quantity(amount), 0.0)
-
-
-def states_soft_preference(spec: PodSpec) -> bool:
-    """Whether the pod's spec states a soft preference of a kind that kube-scheduler's own scores weigh."""
-    affinity = spec.affinity
-    if affinity is not None:
-        parts = (affinity.node_affinity, affinity.pod_affinity, affinity.pod_anti_affinity)
-        if any(part is not None and part.preferred for part in parts):
-            return True
-    return any(c.when_unsatisfiable == "ScheduleAnyway" for c in spec.topology_spread_constraints or ())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.objects import Meta
 from scheduler.core.nouns import PodRequest, Units
+from scheduler.core.preferences import Preferences
 
 
 def pod_request(  # noqa: PLR0913 - a request has as many parts
@@ -20,7 +21,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
     waited_s: float,
     priority: int,
     nominated_node: str,
-    soft_preferences: bool = False,
+    preferences: Preferences | None = None,
     waits_for_volume: bool = False,
     images: tuple[str, ...] = (),
 ) -> PodRequest:
@@ -36,7 +37,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         waited_s: How long ago it was created.
         priority: The pod's.
         nominated_node: For which kube-scheduler has others make room.
-        soft_preferences: Whether its spec states some.
+        preferences: What its spec prefers, if anything.
         waits_for_volume: Whether it uses a claim that may bind late.
         images: Of its containers, by full names.
     """
@@ -56,7 +57,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         pools=pool_indexes(intent.value("pools") or ()),
         gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
         gpu_memory_bytes=intent.value("gpu-memory") or 0,
-        soft_preferences=soft_preferences,
+        preferences=preferences,
         waits_for_volume=waits_for_volume,
         siblings_of=intent.siblings_of,
         images=images,

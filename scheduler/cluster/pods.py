@@ -14,10 +14,11 @@ from scheduler.cluster.objects import (
     PodSpec,
     quantity,
     requested,
-    states_soft_preference,
 )
+from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import GPU_RESOURCE, Units
+from scheduler.core.preferences import Preferences
 
 FINISHED = ("Succeeded", "Failed")
 
@@ -42,6 +43,7 @@ class PodFacts:
     """Slimmed to what intent needs: our annotations and the controller."""
     images: tuple[str, ...] = ()
     """Of its containers, by full names; kept while it waits."""
+    preferences: Preferences | None = None
 
     @property
     def units(self) -> Units:
@@ -72,6 +74,7 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         priority_class=pod.spec.priority_class_name,
         meta=_slimmed(meta),
         images=() if pod.spec.node_name else tuple(map(intern, images_of(pod.spec))),
+        preferences=preferences_of(pod),
     )
 
 
@@ -130,11 +133,6 @@ def waits_for_volume(pod: Pod) -> bool:
         volume.persistent_volume_claim is not None or volume.ephemeral is not None
         for volume in spec.volumes or ()
     )
-
-
-def has_soft_preference(pod: Pod) -> bool:
-    """Whether its spec states a soft preference that kube-scheduler's own scores would weigh."""
-    return states_soft_preference(pod.spec)
 
 
 def _slimmed(meta: Meta) -> Meta:

@@ -90,6 +90,18 @@ class Snapshot:
     """How much of the request's images is on the node, each image weighed by the share of nodes that have it; None if
     no node has any of it."""
 
+    # What the pod that is asked about prefers; None where its spec does not say, or no node makes a difference.
+    compared: BoolColumn | None = None
+    """Nodes among which the following are compared: those large enough for the pod."""
+    node_affinity: NDArray[np.float64] | None = None
+    """Weights of the preferred terms that the node meets, added up."""
+    pod_affinity: NDArray[np.float64] | None = None
+    """Pods that are where the node is, each with the weight of its term; negative: it would be far from them."""
+    topology_spread: NDArray[np.float64] | None = None
+    """How crowded the node's places are by pods that should be spread; negative: it is in none."""
+    untolerated_taints: NDArray[np.float64] | None = None
+    """How many of its PreferNoSchedule taints the pod does not tolerate."""
+
     rows: int = field(init=False)
     """Length of every column; kept, since a decision asks for it two dozen times."""
 

@@ -27,8 +27,9 @@ from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.nodes import QUARANTINE_LABEL, NodeRecord, Nodes
 from scheduler.cluster.objects import Meta, Node, Partial, Pod
 from scheduler.cluster.pod_request import pod_request
-from scheduler.cluster.pods import FINISHED, PodFacts, has_soft_preference, pod_facts, waits_for_volume
+from scheduler.cluster.pods import FINISHED, PodFacts, pod_facts, waits_for_volume
 from scheduler.cluster.port import MAY_BE_ABSENT, ClusterEvent, Gone, Kind, Listed
+from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
@@ -149,6 +150,7 @@ class Store:
         if isinstance(thing, Pod):
             self.claimers.see(thing, gone=gone)
             facts = None if gone else pod_facts(thing)
+            self._beside.preferred.see_pod(thing, facts, gone=gone or thing.status.phase in FINISHED)
             if facts is None:
                 self._holdings.forget(thing.metadata.uid, now_mono_s)
                 if gone or thing.status.phase in FINISHED:
@@ -170,6 +172,7 @@ class Store:
             self.intents.see_owner(event.kind, thing)
 
     def _namespace(self, namespace: Partial, *, gone: bool) -> None:
+        self._beside.preferred.see_namespace(namespace, gone=gone)
         if gone:
             self.intents.forget_namespace(namespace.metadata.name)
         else:
@@ -199,6 +202,7 @@ class Store:
             self._devices_changed(self.devices.keep(event.kind, event.keys), now_mono_s)
         else:
             self.intents.keep_owners(event.kind, event.keys)
+        self._beside.preferred.keep(event.kind, event.keys)
         self.synced.add(event.kind)
 
     def _node_seen(self, node: Node, now_mono_s: float) -> None:
@@ -213,7 +217,7 @@ class Store:
         if before != _ways(record):
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
-        self._beside.images.see(record.row, node.status.images)
+        self._beside.see_node(node, record.row)
         told = (record.contradictions, record.in_pools)
         if told != contradictions and self.on_contradictions is not None:
             self.on_contradictions(record)
@@ -241,7 +245,7 @@ class Store:
             return
         self._measurements.node_gone(record)
         self._holdings.orphan(record)
-        self._beside.images.forget(record.row)
+        self._beside.forget_node(name, record.row)
 
     def _pod_seen(self, facts: PodFacts, now_mono_s: float) -> None:
         synced = Kind.POD in self.synced
@@ -272,7 +276,7 @@ class Store:
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
-            soft_preferences=has_soft_preference(pod),
+            preferences=self._beside.preferred.checked(preferences_of(pod), self.synced),
             waits_for_volume=waits_for_volume(pod),
             images=images_of(pod.spec),
         )
@@ -280,7 +284,7 @@ class Store:
     def request_again(
         self, facts: PodFacts, intent: Intent, waited_s: float, profile: tuple[str, float]
     ) -> PodRequest:
-        """The same for a what-if, of what is kept of a pod: its preferences and volumes are not."""
+        """The same for a what-if, of what is kept of a pod: its volumes are not."""
         return pod_request(
             facts.meta,
             intent,
@@ -292,6 +296,7 @@ class Store:
             priority=facts.priority,
             nominated_node=facts.nominated_node,
             images=facts.images,
+            preferences=self._beside.preferred.checked(facts.preferences, self.synced),
         )
 
     def snapshot_for(

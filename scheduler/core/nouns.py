@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from scheduler.core.preferences import Preferences
+
 PREFIX = "wattbalance.io/"
 GPU_RESOURCE = "nvidia.com/gpu"
 # On a pod that was bound by a decision of ours.
@@ -108,8 +110,8 @@ class PodRequest:
     """Globs in small letters, one of which each GPU of its node must match; empty: any model."""
     gpu_memory_bytes: int = 0
     """What each GPU of its node must have at least; 0: any."""
-    soft_preferences: bool = False
-    """True if the spec states a soft preference (preferred affinity, ScheduleAnyway)."""
+    preferences: Preferences | None = None
+    """What its spec prefers, if anything (preferred affinity, ScheduleAnyway, tolerations)."""
     waits_for_volume: bool = False
     """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
     siblings_of: tuple[str, ...] = ()

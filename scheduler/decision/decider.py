@@ -214,7 +214,7 @@ class Decider:
             return np.empty(0, np.intp), "no_fit", False
         if profile.placement is Placement.ADVISORY:
             return np.flatnonzero(judgement.peers), "advised", False
-        if request.soft_preferences:
+        if request.preferences is not None and request.preferences.not_weighed(judgement.policies):
             near = near_best(judgement)
             tired = SEVERAL in self.store.reservations.last_choices(request.uid, now_mono_s)
             if len(near) > 1 and not tired:

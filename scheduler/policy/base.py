@@ -48,3 +48,23 @@ class Conditional(Protocol):
     def applies(self, request: PodRequest, snapshot: Snapshot) -> bool:
         """Whether it tells nodes apart for this pod."""
         ...
+
+
+def stretched(
+    values: NDArray[np.float64], among: NDArray[np.bool_] | None, *, least: float | None = None
+) -> ScoreArray:
+    """Stretch values so that the largest of some rows is 1 and the least 0, shape (rows,); all 0 if they are equal.
+
+    Args:
+        values: What to stretch; other rows than those compared are cut to the same limits.
+        among: The rows that are compared; None: all.
+        least: What scores 0; None: the least of them.
+    """
+    compared = values if among is None else values[among]
+    if not len(compared):
+        return np.zeros(len(values), np.float32)
+    low, high = float(compared.min()) if least is None else least, float(compared.max())
+    if high <= low:
+        return np.zeros(len(values), np.float32)
+    score: ScoreArray = ((values - low) / (high - low)).clip(0, 1).astype(np.float32)
+    return score

@@ -11,6 +11,7 @@ from scheduler.cluster.objects import OwnerRef
 from scheduler.cluster.reservations import LAST_CHOICE_S, RENEWALS, RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PREFIX, Placement, PodRequest, PoolSpec, Reason
+from scheduler.core.preferences import Preferences
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.record import DecisionLog, DecisionRecord
 from tests.builders import (
@@ -27,6 +28,7 @@ from tests.builders import (
 )
 
 NOW = 1000.0
+UNCLEAR = Preferences(not_understood=("operator 'Near'",))
 
 
 def world(
@@ -138,7 +140,7 @@ def test_nodes_full_by_our_count_take_turns_too() -> None:
 
 def test_several_nodes_that_come_to_nothing_three_times_become_one_at_a_time() -> None:
     store, decider = world(nodes=3)
-    request = make_request(gpus=8, soft_preferences=True)
+    request = make_request(gpus=8, preferences=UNCLEAR)
     answers = [names_of(decider, place(decider, request, NOW + i)) for i in range(12)]
     assert answers[:3] == [["n0", "n1", "n2"]] * 3
     singles = [node for (node,) in answers[3:]]
@@ -308,18 +310,18 @@ def test_soft_preferences_get_all_within_two_percent_and_no_promise() -> None:
     store, decider = world(nodes=3)
     # n0 and n1 are alike; n2 is clearly busier.
     store.see_samples([(f"n{i}", make_sample(f"n{i}", [u] * 8), NOW) for i, u in enumerate((0.1, 0.1, 0.6))])
-    outcome = place(decider, make_request(soft_preferences=True))
+    outcome = place(decider, make_request(preferences=UNCLEAR))
     assert names_of(decider, outcome) == ["n0", "n1"]
     assert outcome.result == "passed_soft"
     assert not len(store.reservations)
-    scores = decider.scores(make_request(soft_preferences=True), all_rows(store), NOW, 0.0)
+    scores = decider.scores(make_request(preferences=UNCLEAR), all_rows(store), NOW, 0.0)
     assert scores.tolist() == [0, 0, 0], "our opinion was the filter; the in-tree scores choose"
 
 
 def test_a_soft_preference_without_an_equal_is_one_node_and_a_promise() -> None:
     store, decider = world(nodes=2)
     store.see_samples([("n0", make_sample("n0", [0.0] * 8), NOW), ("n1", make_sample("n1", [0.9] * 8), NOW)])
-    outcome = place(decider, make_request(soft_preferences=True))
+    outcome = place(decider, make_request(preferences=UNCLEAR))
     assert names_of(decider, outcome) == ["n0"]
     assert outcome.reserved
 

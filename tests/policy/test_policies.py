@@ -51,7 +51,20 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if draw(st.booleans()):
             see_pod(store, make_pod(f"p{index}", gpus=draw(st.integers(1, 20)), node=name), 1.0)
     store.tick(draw(st.floats(1, 100)))
-    return store.snapshot
+    rows = store.snapshot.rows
+
+    def column(of: st.SearchStrategy[float]) -> object:
+        return np.array(draw(st.lists(of, min_size=rows, max_size=rows)))
+
+    # What only concerns the pod that is asked about.
+    whole = st.integers(0, 1000).map(float)
+    return store.snapshot.replace(
+        compared=np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_),
+        node_affinity=column(whole),
+        pod_affinity=column(st.integers(-(10**9), 10**9).map(float)),
+        topology_spread=column(whole | st.just(-1.0)),
+        untolerated_taints=column(whole),
+    )
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -32,8 +32,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from scheduler.cluster.objects import Pod, Present, SpreadConstraint, Volume
+from scheduler.cluster.objects import Pod, Present, Volume
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
+from scheduler.cluster.preference_objects import SpreadConstraint
 from scheduler.config import load
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import PodRequest
@@ -131,6 +132,7 @@ class Player:
             annotations={"wattbalance.io/workload": workload} if workload else None,
             priority_class=given.get("priority_class", ""),
         )
+        # Without a label to spread by: nothing that we could weigh.
         soft = [SpreadConstraint(when_unsatisfiable="ScheduleAnyway")] if "soft" in given else None
         claims = [Volume(persistent_volume_claim=Present())] if "volume" in given else None
         spec = msgspec.structs.replace(pod.spec, topology_spread_constraints=soft, volumes=claims)
