@@ -163,7 +163,7 @@ class Notices:
                 name=node.name,
                 uid=node.uid,
                 reason=LABELS_CONTRADICT,
-                note=f"Allocatable counts: {about}. Look at the node's device plugin and GPU feature discovery.",
+                note=f"Allocatable counts: {about}. Look at its device plugin, feature discovery and DRA driver.",
                 about=about,
                 warning=True,
             )

@@ -137,7 +137,8 @@ class Sources:
     )
     waiting_pods: Count = _gauge("GPU pods without a node.")
     contradicting_nodes: Count = _gauge(
-        "Nodes whose labels claim shared GPUs or slices that their allocatable does not have."
+        "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, or whose GPUs DRA offers "
+        "too."
     )
     reservations: Count = _gauge("Pods to which GPUs are promised and which are not bound yet.")
     reservations_lost: By = _counter("Promises that ended without their pod being bound.", "reason")
