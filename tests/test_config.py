@@ -212,6 +212,11 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "pools[1].selector",
             "share no node",
         ),
+        (
+            "pools: [{name: a, selector: {a: b, c: d}}, {name: b, selector: {a: b}}]",
+            "pools[1].selector",
+            "share no node",
+        ),
         ("pools: [{name: a, selector: {a: 7}}]", "pools[0].selector.a", 'write "7"'),
         (
             "pools: [{name: a, selector: {a: b}, spill: {after: 5 minutes}}]",
@@ -371,6 +376,8 @@ def test_a_password_is_never_repeated() -> None:
         "listeners: [{address: '0.0.0.0:0', serves: [probes]}, {address: '127.0.0.1:0', serves: [metrics]}]",
         "listeners: [{address: '0.0.0.0:1', serves: [probes]}, {address: '127.0.0.1:2', serves: [metrics]}]",
         "listeners: [{address: '[::]:1', serves: [probes]}, {address: '127.0.0.1:1', serves: [metrics]}]",
+        "listeners: [{address: '0.0.0.0:1', serves: [probes]}, {address: 'localhost:1', serves: [metrics]}]",
+        "lease: {duration: 1h}",
         "lease: {renew_deadline: 10s, retry: 8s, name: a.b-c, namespace: kube-system}",
         "pools: [{name: a, selector: {a: b}}, {name: b, selector: {a: c}}]",
     ],
@@ -620,6 +627,7 @@ namespaces:
             "namespaces: [{match: '*', allow: {role: []}}]",
             "namespaces[0].allow.role: expected it as a label of a pod",
         ),
+        ("namespaces: [{match: '*', allow: 7}]", "namespaces[0].allow: expected a mapping, got 7"),
         ("namespaces: [{match: '', allow: {}}]", "namespaces[0].match: expected text"),
     ],
 )

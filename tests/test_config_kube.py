@@ -259,12 +259,32 @@ def test_names_and_files_are_those_that_were_given() -> None:
             Wanted(version="1.32", shared=True),
             "got 'node.kubernetes.io/a'",
         ),
+        (
+            "managed_resources: [requests.example.com/gpu]\n",
+            Wanted(version="1.32", shared=True),
+            "got 'requests.example.com/gpu'",
+        ),
         ("", Wanted(version="1.32", name="Watt"), "--name: expected a Kubernetes name"),
         ("", Wanted(version="1.32", namespace="a.b"), "--namespace: expected a Kubernetes namespace"),
     ],
 )
 def test_what_would_not_work_together_is_refused(text: str, wanted: Wanted, want_said: str) -> None:
     assert want_said in refusal(wanted, settings_of(text))
+
+
+def test_the_scheduler_that_all_share_holds_no_election_that_ours_could_meet() -> None:
+    settings = settings_of("lease: {name: wattbalance-scheduler}\n")
+    assert render(Wanted(version="1.32", shared=True), settings).text
+
+
+def test_certificates_are_asked_for_where_an_address_is_given_whatever_listens_here() -> None:
+    listens = (
+        "listeners: [{address: '127.0.0.1:9443', serves: [extender], tls: {cert_file: a, key_file: b}}]\n"
+    )
+    own = extender(Wanted(version="1.32"), settings_of(listens))
+    given = extender(Wanted(version="1.32", url="https://10.0.0.1:1"), settings_of(listens))
+    assert "certFile" not in own["tlsConfig"]
+    assert given["tlsConfig"]["certFile"] == "/etc/wattbalance/scheduler.crt"
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -287,6 +307,8 @@ def test_a_file_that_says_otherwise_is_told_of() -> None:
         f"scheduler_names: {want_names}",
         f"managed_resources: {want_resources}",
     ]
+    longer = settings_of('extender: {kubernetes_version: "1.320"}\n')
+    assert len(render(Wanted(version="1.32"), longer).warnings) == 1
     agreed = settings_of('extender: {kubernetes_version: "v1.32.4"}\n')
     assert render(Wanted(version="1.32"), agreed).warnings == []
 

@@ -81,6 +81,15 @@ def test_it_ends_when_it_is_deleted_or_going_or_missing_from_a_list() -> None:
         assert pause.now is None
 
 
+def test_a_pause_is_logged_when_it_begins_and_changes_and_not_each_time_it_is_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pause = Pause()
+    for reason in ("a drill", "a drill", "no drill", "no drill"):
+        pause.see(Changed(Kind.CONFIGMAP, found(reason=reason)))
+    assert [each.message for each in caplog.records] == ["paused"] * 2
+
+
 def test_the_end_of_an_older_pause_does_not_end_a_newer_one() -> None:
     pause = Pause()
     pause.see(Changed(Kind.CONFIGMAP, found("new")))

@@ -276,7 +276,9 @@ async def test_filters_workloads_models_and_names_are_exchanged(world: World) ->
     assert world.cluster.probe_every_s == 2.0
     world.store.on_bound = lambda facts: world.bindings.bound(facts, "", 1000.0)
     world.store.synced.add(Kind.POD)
-    see_pod(world.store, make_pod("stray", node="ill"), 1000.0)
+    stray = make_pod("stray", node="ill")
+    spec = msgspec.structs.replace(stray.spec, scheduler_name="wattbalance")
+    see_pod(world.store, msgspec.structs.replace(stray, spec=spec), 1000.0)
     assert world.bindings.past["other_scheduler"] == 1
 
 

@@ -17,6 +17,7 @@ from scheduler.writeback import WriteBack
 from tests.builders import make_pod
 from tests.contracts.cluster_contract import beside, eventually
 from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtual_time import VirtualLoop
 from tests.test_bindings import record
 
 
@@ -39,7 +40,7 @@ class Writing(FakeCluster):
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, most_per_s: float = 10_000) -> None:
         self.cluster = Writing()
         self.decisions = DecisionLog()
         self.leads = True
@@ -48,12 +49,12 @@ class World:
             self.decisions,
             may_write=lambda: self.leads,
             term=lambda: 7,
-            most_per_s=lambda: 10_000,
+            most_per_s=lambda: most_per_s,
         )
 
-    def bound(self, name: str, *, decided: bool = True, annotated: bool = False) -> None:
+    def bound(self, name: str, *, decided: str = "placed", annotated: bool = False) -> None:
         if decided:
-            self.decisions.add(record(f"uid-{name}", result="placed"))
+            self.decisions.add(record(f"uid-{name}", result=decided))
         said = {DECISION_ANNOTATION: "{}"} if annotated else None
         facts = pod_facts(make_pod(name, node="n1", annotations=said))
         assert isinstance(facts, PodFacts)
@@ -80,7 +81,8 @@ async def test_a_bound_pod_gets_the_decision_that_bound_it(world: World) -> None
 
 async def test_nothing_is_written_on_pods_without_a_decision_or_that_carry_it(world: World) -> None:
     async with beside(world.back.run()):
-        world.bound("foreign", decided=False)
+        world.bound("foreign", decided="")
+        world.bound("while we were paused", decided="observed")
         world.bound("ours", annotated=True)
         world.leads = False
         world.bound("seen by a standby")
@@ -132,3 +134,34 @@ async def test_an_error_costs_one_pods_annotation(error: ClusterError, want: str
         world.bound("p2")
         await eventually(lambda: bool(world.cluster.written))
     assert world.back.results == {want: 1, "written": 1}
+
+
+async def test_a_right_that_is_missing_is_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.cluster.fails = [ApiForbidden("may not patch pods", status=403)] * 3
+    async with beside(world.back.run()):
+        for index in range(3):
+            world.bound(f"p{index}")
+        await eventually(lambda: world.back.results["failed"] == 3)
+    assert [each.message for each in caplog.records] == [
+        "decisions cannot be written on pods: may not patch pods"
+    ]
+
+
+def test_no_more_are_written_in_a_second_than_may_be() -> None:
+    async def all_of_five() -> tuple[int, float]:
+        world = World(most_per_s=20)
+        for index in range(5):
+            world.bound(f"p{index}")
+        writing = asyncio.create_task(world.back.run())
+        began_mono_s = asyncio.get_running_loop().time()
+        while len(world.cluster.written) < 5:
+            await asyncio.sleep(0.001)
+        took_s = asyncio.get_running_loop().time() - began_mono_s
+        writing.cancel()
+        await asyncio.wait([writing])
+        return len(world.cluster.written), took_s
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        written, took_s = runner.run(all_of_five())
+    assert written == 5
+    assert took_s == pytest.approx(4 / 20, abs=0.01)

@@ -136,6 +136,29 @@ def test_quarantined_nodes_are_counted_and_named_and_said_to_help() -> None:
     assert "wattbalance.io/quarantine-" in first.text
 
 
+def test_what_helps_where_it_fits_already_is_what_it_would_open_and_nothing_else_is_told() -> None:
+    store = make_store()
+    see_node(store, "open")
+    for name in ("a", "b"):
+        see_node(store, name, labels=QUARANTINE)
+    told = look(make_decider(store), make_request(gpus=8))
+    assert [(each.kind, each.helps) for each in told.unblock] == [("none", 1), ("quarantine", 2)]
+    for name in ("a", "b"):
+        fill(store, name, 8)
+    told = look(make_decider(store), make_request(gpus=8))
+    assert [each.kind for each in told.unblock] == ["none"]
+
+
+def test_a_node_that_has_shrunk_under_its_pod_is_not_counted_as_too_small_for_it() -> None:
+    store = make_store()
+    see_node(store, "n1", gpus=4)
+    see_pod(store, make_pod("p1", 4, node="n1"))
+    store.apply(Changed(Kind.NODE, make_node("n1", gpus=2)), NOW)
+    told = look(make_decider(store), make_request(gpus=4), held_on="n1")
+    assert TOO_SMALL not in [each.reason for each in told.ruled_out]
+    assert told.own is not None
+
+
 def test_what_helps_only_together_is_not_said_to_help() -> None:
     store = make_store()
     see_node(store, "n1", labels=QUARANTINE)
@@ -352,6 +375,7 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
     ]
     for now, before in zip(told.best, decided(record), strict=True):
         assert now.terms == before.terms
+        assert (now.pool, now.free_gpus) == (before.pool, before.free_gpus)
         assert exactly(now) == now.score == before.score
     assert bool(told.fitting) == (told.unblock[0].kind == "none")
     assert all(each.nodes for each in told.unblock if each.kind != "no_nodes")

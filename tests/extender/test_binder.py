@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Changed, Kind
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable, ClusterError
 from scheduler.extender import binder as binder_module
@@ -102,6 +103,17 @@ async def test_a_node_that_was_cordoned_or_went_meanwhile_is_refused_before_the_
     assert "cordoned" in await world.bind("a")
     assert not world.cluster.bindings
     assert results(world) == {"unknown_node": 1, "cordoned": 1}
+
+
+async def test_a_node_that_was_cordoned_after_the_decision_is_refused_however_long_ago_that_was() -> None:
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    world.clock.advance(20.0)
+    world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), world.clock.mono_s())
+    # Longer than a promise lasts.
+    world.clock.advance(2 * world.store.settings.reservation_s)
+    assert "cordoned" in await world.bind("a")
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -203,6 +215,34 @@ async def test_while_the_outcome_of_a_bind_is_unknown_the_promise_stays() -> Non
     finally:
         looking.cancel()
         await asyncio.wait([looking])
+
+
+@pytest.mark.usefixtures("quick")
+async def test_while_nobody_answers_only_one_pod_is_asked_for() -> None:
+    world = World()
+    asked: list[str] = []
+    for name in ("p1", "p2"):
+        world.cluster.add(make_pod(name))
+        world.cluster.bind_fails = [ApiUnavailable("timed out")]
+        world.cluster.reads_fail = [ApiUnavailable("away")] * 100_000
+        assert "unknown" in await world.bind(uid=f"uid-{name}", name=name)
+    world.cluster.reads_fail = [ApiUnavailable("away")]
+    get_pod = world.cluster.get_pod
+
+    async def noted(namespace: str, name: str) -> Pod:
+        asked.append(name)
+        return await get_pod(namespace, name)
+
+    world.cluster.get_pod = noted  # type: ignore[method-assign]  # to see the order
+    binder = world.verbs.binder
+    assert binder is not None
+    looking = asyncio.ensure_future(binder.run())
+    try:
+        await until(lambda: not binder.unknown)
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
+    assert asked == ["p1", "p1", "p2"]
 
 
 @pytest.mark.usefixtures("quick")
