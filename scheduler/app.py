@@ -43,6 +43,7 @@ from scheduler.leadership import Leadership, own_name
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
 from scheduler.nudges import Nudges
+from scheduler.observing import Observing, observed
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store, probe_every_s
 from scheduler.pause import NAME as PAUSE_NAME
 from scheduler.pause import Pause
@@ -50,6 +51,7 @@ from scheduler.reload import Reload, watchable
 from scheduler.report.api import Api
 from scheduler.report.explain import Explainer
 from scheduler.report.metrics import MetricsPage
+from scheduler.report.observe import ObserveReporter
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
 from scheduler.writeback import WriteBack
@@ -146,16 +148,28 @@ class Daemon:
             most_per_s=lambda: self.settings.extender.annotations_per_s,
         )
         self.bindings.is_observed = self.decider.is_observed
+        self.observing = Observing(
+            self.decider,
+            self.handler,
+            clock,
+            what=lambda: observed(self.settings, self.pause),
+            is_ready=lambda: not self.knowledge.missing(),
+        )
         self.nudges = Nudges.of(self)
         self.counters = ExtenderCounters()
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
+        observer = ObserveReporter(self.observing, clock)
         explainer = Explainer(self.decider, clock, lambda: self.leadership.role)
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
             {
                 "extender": self.server.routes(settings.extender.prefix),
-                "api": [*Api(facts, facts, facts, __version__).routes(), *explainer.routes()],
+                "api": [
+                    *Api(facts, facts, facts, __version__).routes(),
+                    *explainer.routes(),
+                    *observer.routes(),
+                ],
                 "metrics": metrics_routes(MetricsPage(sources(self), facts)),
                 "probes": probe_routes(facts),
             },
@@ -211,6 +225,7 @@ class Daemon:
                 group.create_task(guard("decisions.write", self.write_back.run()), name="decisions.write"),
                 group.create_task(guard("pods.wake", self.nudges.run()), name="pods.wake"),
                 group.create_task(guard("config.reload", self.reload.run()), name="config.reload"),
+                group.create_task(guard("observing.run", self.observing.run()), name="observing.run"),
                 *(
                     [group.create_task(guard("extender.binds", binder.run()), name="extender.binds")]
                     if (binder := self.verbs.binder) is not None
@@ -251,6 +266,7 @@ class Daemon:
                     self.store.apply(event, self.clock.mono_s())
             else:
                 self.store.apply(event, self.clock.mono_s())
+                self.observing.see(event)
             if first and kind in self.store.synced:
                 first = False
                 if kind is Kind.POD:
@@ -264,6 +280,7 @@ class Daemon:
             promise = self.store.reservations.get(event.object.metadata.uid)
             self._promised = promise.node if promise is not None else ""
         self.store.apply(event, now_mono_s)
+        self.observing.see(event)
         self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
         self.leadership.see(event)
 

@@ -18,6 +18,7 @@ from scheduler import __version__
 from scheduler.cli_client import explain, nodes
 from scheduler.cli_config import COMPLETE_VARIABLE, completion, config_group
 from scheduler.cli_pause import pause, resume
+from scheduler.cli_report import report
 from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def cli() -> None:
       wattbalance agent --once                       what the GPUs of this machine do
       wattbalance nodes                              what the nodes do, as the daemon knows
       wattbalance explain POD                        why a pod is where it is, or why it waits
+      wattbalance report observe                     where pods run, beside where they would with us
     """
 
 
@@ -269,6 +271,7 @@ cli.add_command(pause)
 cli.add_command(resume)
 cli.add_command(explain)
 cli.add_command(nodes)
+cli.add_command(report)
 
 
 def _node_name(given: str | None) -> str:

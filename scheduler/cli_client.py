@@ -161,7 +161,7 @@ def explain(
     with found_daemon(server, context, daemon_namespace) as (daemon, usual_namespace):
         told, body = daemon.explain(namespace or usual_namespace(), name)
     if output == "json":
-        _print_json(body)
+        print_json(body)
         return
     from scheduler.client import tables
 
@@ -203,7 +203,7 @@ def nodes(
     if output == "json":
         import msgspec
 
-        _print_json(msgspec.json.encode({"items": raw}))
+        print_json(msgspec.json.encode({"items": raw}))
         return
     from scheduler.client import tables
 
@@ -214,7 +214,8 @@ def nodes(
     tables.print_nodes(out, views, sort_by=sort_by, wide=output == "wide")
 
 
-def _print_json(body: bytes) -> None:
+def print_json(body: bytes) -> None:
+    """Print what a daemon answered, indented."""
     import msgspec
 
     click.echo(msgspec.json.format(body, indent=2))

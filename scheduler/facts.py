@@ -22,6 +22,7 @@ from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
 from scheduler.nudges import Nudges
+from scheduler.observing import Observing
 from scheduler.pause import Pause
 from scheduler.reload import Reload
 from scheduler.report.families import Sources
@@ -62,6 +63,7 @@ class Replica(Protocol):
     knowledge: Knowledge
     reload: Reload
     pause: Pause
+    observing: Observing
 
 
 class Facts:
@@ -213,6 +215,13 @@ def sources(replica: Replica) -> Sources:
     def lost() -> Mapping[str, int]:
         return {reason: store.counters[f"reservations_{reason}"] for reason in ("expired", "evicted")}
 
+    def observed_pods() -> Mapping[str, int]:
+        shadow = replica.observing.shadow
+        if shadow is None:
+            return {}
+        pods = shadow.tally()
+        return {"same": pods.same, "elsewhere": pods.elsewhere, "waiting": pods.waiting}
+
     return Sources(
         build_info=lambda: {(__version__, platform.python_version()): 1},
         decisions=lambda: decider.results,
@@ -255,6 +264,7 @@ def sources(replica: Replica) -> Sources:
         config_hash=lambda: replica.reload.taken_hash,
         observing=replica.verbs.is_observing,
         paused=lambda: replica.pause.now is not None,
+        observed_pods=observed_pods,
         degraded=degraded,
     )
 

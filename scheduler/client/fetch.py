@@ -12,6 +12,7 @@ import msgspec
 
 from scheduler.core.errors import SchedulerError
 from scheduler.report.explanation import Explanation, NotFound
+from scheduler.report.observation import ObserveReport
 from scheduler.report.views import PAUSED_HEADER, NodeView
 
 # The daemon answers in milliseconds; a port-forward across the world may take seconds.
@@ -92,6 +93,16 @@ class Daemon:
             if not page.next:
                 return views, raw
             after = {"continue": page.next}
+
+    def observe(self, limit: int) -> tuple[ObserveReport, bytes]:
+        """What observing has shown, with so many pods at most, and the same as it came.
+
+        Raises:
+            NoDaemon: see `_get`.
+        """
+        status, body = self._get(f"/api/v1/observe?limit={limit}")
+        self._check(status, body)
+        return self._decoded(body, ObserveReport), body
 
     def _get(self, path: str) -> tuple[int, bytes]:
         """GET a page: its status and body.

@@ -48,7 +48,7 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
     names = ["NODE", "POOL", "STATE", ">GPUS", ">FREE", ">LOAD", ">POWER", ">AGE", "AGENT"]
     if wide:
         names += [">BOUND", ">RESERVED", ">BROKEN", ">UNKNOWN", "MODEL"]
-    table = _table(out, names)
+    table = table_of(out, names)
     for node in sorted(nodes, key=SORTS[sort_by]):
         state = node_state(node)
         cells: list[str | Text] = [
@@ -66,8 +66,8 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
             counts = (node.bound_gpus, node.reserved_gpus, node.broken_gpus, node.unknown_gpus)
             cells += [f"{count:g}" for count in counts]
             cells.append(", ".join(sorted({gpu.model for gpu in node.devices if gpu.model})) or UNKNOWN)
-        table.add_row(*(_cell(each) for each in cells))
-    _print_table(out, table)
+        table.add_row(*(safe_cell(each) for each in cells))
+    print_table(out, table)
 
 
 def node_state(node: NodeView) -> str:
@@ -91,13 +91,13 @@ def print_explanation(out: Console, told: Explanation, *, wide: bool) -> None:
     if told.decision is not None:
         _print_decision(out, told.decision, now_unix_s, wide=wide)
     else:
-        _heading(out, "Decision: none is kept")
+        heading(out, "Decision: none is kept")
     if told.now is not None:
         _print_now(out, told.now, wide=wide)
         _print_unblock(out, told.now)
-    _heading(out, "Notes")
+    heading(out, "Notes")
     for note in told.notes:
-        _line(out, f"  {note}")
+        line(out, f"  {note}")
 
 
 def _print_pod(out: Console, told: Explanation) -> None:
@@ -118,18 +118,18 @@ def _print_pod(out: Console, told: Explanation) -> None:
         later = f": not acted on yet ({each.not_yet})" if each.not_yet and not problem else ""
         lines.append(("Says", f"{each.key}={_short(each.value)} ({each.where}){problem}{later}"))
     for name, text in lines:
-        _line(out, f"{name:<9} {text}")
+        line(out, f"{name:<9} {text}")
 
 
 def _print_decision(out: Console, decision: Decision, now_unix_s: float | None, *, wide: bool) -> None:
     ago = "" if now_unix_s is None else f", {span(max(now_unix_s - decision.unix_s, 0))} ago"
     where = f" on {decision.chosen}" if decision.chosen else ""
     kept = ", GPUs promised" if decision.reserved else ""
-    _heading(out, f"Decision {decision.cycle} ({decision.verb}{ago}): {decision.result}{where}{kept}")
+    heading(out, f"Decision {decision.cycle} ({decision.verb}{ago}): {decision.result}{where}{kept}")
     offered = "1 node" if decision.asked == 1 else f"{decision.asked:,} nodes"
-    _line(out, f"  {offered} offered, {decision.fitting:,} fit; {_by(decision)}")
+    line(out, f"  {offered} offered, {decision.fitting:,} fit; {_by(decision)}")
     for reason, count in sorted(decision.reasons.items(), key=lambda each: -each[1]):
-        _line(out, f"  {count:,} ruled out: {reason}")
+        line(out, f"  {count:,} ruled out: {reason}")
     _print_best(out, decision.best, wide=wide)
 
 
@@ -139,27 +139,27 @@ def _by(told: Decision | Evaluation) -> str:
 
 def _print_now(out: Console, now: Evaluation, *, wide: bool) -> None:
     first = f"{now.chosen} would come first" if now.chosen else "no node would be chosen"
-    _heading(out, f"Now: {first}")
+    heading(out, f"Now: {first}")
     nodes = "1 node" if now.nodes == 1 else f"{now.nodes:,} nodes"
-    _line(out, f"  {nodes}, {now.fitting:,} fit, {now.full:,} full by our count; {_by(now)}")
+    line(out, f"  {nodes}, {now.fitting:,} fit, {now.full:,} full by our count; {_by(now)}")
     for each in now.ruled_out:
-        _line(out, f"  {each.nodes:,} ruled out: {each.reason} ({_examples(each)})")
+        line(out, f"  {each.nodes:,} ruled out: {each.reason} ({_examples(each)})")
     _print_best(out, now.best, wide=wide)
     own = now.own
     shown = now.best if wide else now.best[:BEST_SHOWN]
     if own is not None and own.node not in [each.node for each in shown]:
-        _line(out, f"  Its own node{f', ruled out: {own.reason}' if own.reason else ''}:")
+        line(out, f"  Its own node{f', ruled out: {own.reason}' if own.reason else ''}:")
         _print_best(out, [own], wide=True)
 
 
 def _print_unblock(out: Console, now: Evaluation) -> None:
     if not now.unblock:
         return
-    _heading(out, "What would unblock it")
+    heading(out, "What would unblock it")
     for each in now.unblock:
         until = "" if each.until_unix_s is None else f" Opens in {span(each.until_unix_s - now.unix_s)}."
         names = f" ({', '.join(each.nodes)})" if each.nodes else ""
-        _line(out, f"  {each.text}{until}{names}")
+        line(out, f"  {each.text}{until}{names}")
 
 
 def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool) -> None:
@@ -170,13 +170,13 @@ def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool) -> None:
     points = any(each.points is not None for each in best)
     bands = any(each.band not in ("", "fits") for each in best)
     extra = [">0-10"] * points + ["BAND"] * bands
-    table = _table(out, ["  NODE", "POOL", ">FREE", ">SCORE", *names, *extra])
+    table = table_of(out, ["  NODE", "POOL", ">FREE", ">SCORE", *names, *extra])
     for each in best if wide else best[:BEST_SHOWN]:
         terms = [f"{term.term:.3f} ({term.score:.3f})" for term in each.terms]
         more = [f"{each.points}"] * points + [each.band] * bands
         cells = [f"  {each.node}", each.pool, f"{each.free_gpus:g}", f"{each.score:.3f}", *terms, *more]
-        table.add_row(*(_cell(cell) for cell in cells))
-    _print_table(out, table)
+        table.add_row(*(safe_cell(cell) for cell in cells))
+    print_table(out, table)
 
 
 def _examples(told: RuledOut) -> str:
@@ -197,7 +197,7 @@ def span(length_s: float) -> str:
     return f"{hours}h" if hours < 48 else f"{hours // 24}d"
 
 
-def _table(out: Console, names: Sequence[str]) -> Table:
+def table_of(out: Console, names: Sequence[str]) -> Table:
     """Columns without lines, as kubectl's; `>` before a name is for figures."""
     table = Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold" if out.is_terminal else ""
@@ -210,22 +210,25 @@ def _table(out: Console, names: Sequence[str]) -> Table:
     return table
 
 
-def _print_table(out: Console, table: Table) -> None:
+def print_table(out: Console, table: Table) -> None:
+    """Print it; in a pipe without what is for eyes only."""
     if out.is_terminal:
         out.print(table)
         return
     with out.capture() as capture:
         out.print(table)
     # Padding is for eyes; who reads a pipe would find it at the end of each line.
-    out.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+    out.file.write("".join(f"{each.rstrip()}\n" for each in capture.get().splitlines()))
 
 
-def _heading(out: Console, text: str) -> None:
+def heading(out: Console, text: str) -> None:
+    """Begin a part."""
     out.print()
     out.print(Text(_clean(text), style="bold"), soft_wrap=True)
 
 
-def _line(out: Console, text: str) -> None:
+def line(out: Console, text: str) -> None:
+    """Print a line, folded on a terminal only; what it begins with blanks is indented."""
     if not out.is_terminal:
         out.print(Text(_clean(text)), soft_wrap=True)
         return
@@ -233,7 +236,8 @@ def _line(out: Console, text: str) -> None:
     out.print(Padding(Text(_clean(text.lstrip())), (0, 0, 0, indent)))
 
 
-def _cell(value: str | Text) -> Text:
+def safe_cell(value: str | Text) -> Text:
+    """A cell without what could drive a terminal."""
     return value if isinstance(value, Text) else Text(_clean(value))
 
 

@@ -16,19 +16,18 @@ from numpy.typing import NDArray
 from scheduler.cluster.objects import Node
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import RENEWALS, SEVERAL
-from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
 from scheduler.decision.cycle import (
     BAND_FULL,
     Judgement,
-    Mask,
     PolicyFailures,
     Rows,
     best_rows,
     judge,
     near_best,
 )
+from scheduler.decision.observed_pools import ObservedPools
 from scheduler.decision.record import PREEMPT, DecisionLog, DecisionRecord, Ranked, Weighed
 from scheduler.policy.base import POOL_CODES
 from scheduler.policy.profiles import NamedFilter, Profile
@@ -89,10 +88,7 @@ class Decider:
         self.filters = filters
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
         self.reason_texts = reason_texts(self.store.pool_names)
-        observed = [pool.observe for pool in self.store.settings.pools]
-        # Beside them `default`, which follows the file's mode.
-        self._observed = np.array([*observed, False]) if any(observed) else None
-        """Which pools are only observed, by index; None if none is."""
+        self._observed = ObservedPools(self.store.settings.pools)
 
     @property
     def profile_facts(self) -> dict[Workload, tuple[str, float]]:
@@ -188,7 +184,7 @@ class Decider:
     def is_observed(self, node: str) -> bool:
         """Whether a node is in a pool that is only observed."""
         row = self.store.rows.get(node)
-        return row is not None and bool(self._of_observed(self.store.snapshot)[row])
+        return row is not None and bool(self._observed.rows(self.store.snapshot)[row])
 
     def drop_observed_promises(self, now_mono_s: float) -> None:
         """Take back what is promised on nodes that were acted on before, and are only observed now."""
@@ -196,16 +192,10 @@ class Decider:
             if self.is_observed(held.node):
                 self.store.release(held.uid, now_mono_s)
 
-    def _of_observed(self, snapshot: Snapshot) -> Mask:
-        """Rows of nodes in observed pools."""
-        if self._observed is None:
-            return np.zeros(snapshot.rows, bool)
-        return self._observed[snapshot.pool]
-
     def _answer(
         self, request: PodRequest, judgement: Judgement, profile: Profile, now_mono_s: float
     ) -> tuple[Rows, str, bool]:
-        observed = self._left_alone(judgement)
+        observed = self._observed.left_alone(judgement)
         if len(observed):
             self.store.release(request.uid, now_mono_s)
             return observed, "observed", False
@@ -234,26 +224,13 @@ class Decider:
             return kept, "placed", False
         return kept, "placed", self.store.reserve(request, node, now_mono_s)
 
-    def _left_alone(self, judgement: Judgement) -> Rows:
-        """All nodes of observed pools that were offered, where kube-scheduler is to choose among them (docs/adr/0010).
-
-        That is where our own choice would be one of them, or where nothing that we act on fits: what keeps a pod off
-        a node of ours does not keep it off an observed one.
-        """
-        if self._observed is None:
-            return np.empty(0, np.intp)
-        observed = self._of_observed(judgement.snapshot)
-        if judgement.choice >= 0 and not observed[judgement.choice]:
-            return np.empty(0, np.intp)
-        return np.flatnonzero(judgement.offered & observed)
-
     def scores(
         self, request: PodRequest, rows: Rows, now_mono_s: float, unix_s: float, *, unknown: int = 0
     ) -> NDArray[np.float64]:
         """Total scores in [0, 1] for prioritize, shape (candidates,), and a record of them."""
         profile = self.profiles[request.workload]
         previous = self.log.of_pod(request.uid)
-        observed = self._of_observed(self.store.snapshot)[rows]
+        observed = self._observed.rows(self.store.snapshot)[rows]
         if len(rows) and observed.all():
             self.results["prioritize", profile.name, "observed"] += 1
             return np.zeros(len(rows))
@@ -296,7 +273,7 @@ class Decider:
         """
         judgement = self.judge(request, rows, now_mono_s)
         # Of what is only observed, every candidate stays.
-        accepted: NDArray[np.bool_] = (judgement.codes[rows] == 0) | self._of_observed(judgement.snapshot)[
+        accepted: NDArray[np.bool_] = (judgement.codes[rows] == 0) | self._observed.rows(judgement.snapshot)[
             rows
         ]
         result = "observed" if observe else "accepted" if accepted.any() else "no_fit"

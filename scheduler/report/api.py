@@ -13,7 +13,14 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from scheduler.report.openapi import EXPLAIN_PATH, EXPLAIN_TEXT, LISTS, openapi
+from scheduler.report.openapi import (
+    EXPLAIN_PATH,
+    EXPLAIN_TEXT,
+    LISTS,
+    OBSERVE_PATH,
+    OBSERVE_TEXT,
+    openapi,
+)
 from scheduler.report.paging import (
     BYTES_A_TURN,
     ITEMS_A_TURN,
@@ -226,6 +233,7 @@ def links(version: str) -> dict[str, object]:
             for name, about in LISTS.items()
         ],
         "explain": {"path": EXPLAIN_PATH, "text": EXPLAIN_TEXT},
+        "observe": {"path": OBSERVE_PATH, "text": OBSERVE_TEXT},
         "openapi": f"{PREFIX}/openapi.json",
     }
 
@@ -241,6 +249,7 @@ def index(version: str) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Wattbalance</title>'
         f"<h1>Wattbalance {html.escape(version)}</h1><ul>{rows}"
         f"<li><code>{EXPLAIN_PATH}</code>: {html.escape(EXPLAIN_TEXT)}</li>"
+        f'<li><a href="{OBSERVE_PATH}">{OBSERVE_PATH}</a>: {html.escape(OBSERVE_TEXT)}</li>'
         f'<li><a href="{PREFIX}/openapi.json">{PREFIX}/openapi.json</a>: all of it, described</li>'
         '<li><a href="/metrics">/metrics</a>, <a href="/readyz">/readyz</a>: where this listener serves them</li>'
         "</ul></html>\n"

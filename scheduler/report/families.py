@@ -114,6 +114,11 @@ class Sources:
         "1 if nothing is acted upon, only decided and counted: mode: observe, or paused."
     )
     paused: Count = _gauge("1 while this replica is paused: `wattbalance pause` to `wattbalance resume`.")
+    observed_pods: By = _gauge(
+        "Pods that run where kube-scheduler was left to place them, while something is only observed: on the node that "
+        "we would have chosen (same), on another (elsewhere), or on one though with us they would wait (waiting).",
+        "state",
+    )
     degraded: By = _gauge("1 for each thing that is missing although this replica answers.", "reason")
     config_reloads: By = _counter(
         "Times the configuration's file had changed: ok, or refused, when the one before stays in force.",

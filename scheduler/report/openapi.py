@@ -13,6 +13,7 @@ import msgspec
 
 from scheduler.decision.record import RESULTS, DecisionRecord
 from scheduler.report.explanation import Explanation, NotFound
+from scheduler.report.observation import ObserveReport
 from scheduler.report.views import NodeView, PodView
 
 Schema = dict[str, object]
@@ -78,12 +79,18 @@ LISTS = {
 EXPLAIN_PATH = "/api/v1/explain/{namespace}/{pod}"
 EXPLAIN_TEXT = "One pod: why it is where it is, or why it waits, and what would unblock it."
 
+OBSERVE_PATH = "/api/v1/observe"
+OBSERVE_TEXT = "What observing has shown: where pods run, beside where they would with us. An estimate."
+OBSERVE_LIMIT = 100
+# Of 300 bytes each: 0.3 MB, and a few milliseconds.
+OBSERVE_MOST = 1000
+
 
 def openapi(version: str) -> Schema:
     """Return the OpenAPI 3.1 document."""
-    structs = [*(about.item for about in LISTS.values()), Explanation, NotFound]
+    structs = [*(about.item for about in LISTS.values()), Explanation, NotFound, ObserveReport]
     schemas, components = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
-    *items, explanation, not_found = schemas
+    *items, explanation, not_found, observe_report = schemas
     for struct in _structs(*structs):
         _describe(cast("Schema", components[struct.__name__]), struct)
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
@@ -98,7 +105,8 @@ def openapi(version: str) -> Schema:
             f"/api/v1/{name}": {"get": _operation(name, about, item)}
             for (name, about), item in zip(LISTS.items(), items, strict=True)
         }
-        | {EXPLAIN_PATH: {"get": _explain_operation(explanation, not_found)}},
+        | {EXPLAIN_PATH: {"get": _explain_operation(explanation, not_found)}}
+        | {OBSERVE_PATH: {"get": _observe_operation(observe_report)}},
         "components": {"schemas": {**components, "Error": error}},
     }
 
@@ -157,6 +165,24 @@ def _explain_operation(explanation: Schema, not_found: Schema) -> Schema:
             },
             "400": {"description": "A bad query.", "content": _json(error)},
             "404": {"description": "Nothing is known of such a pod.", "content": _json(not_found)},
+        },
+    }
+
+
+def _observe_operation(report: Schema) -> Schema:
+    limit = f"how many pods at most, {OBSERVE_LIMIT} if nothing is said, {OBSERVE_MOST} at most"
+    schema = {"type": "integer", "minimum": 0}
+    return {
+        "operationId": "observe",
+        "summary": OBSERVE_TEXT,
+        "description": "Both worlds are made of the same measurements. `notes` say what the figures rest on.",
+        "parameters": [{"name": "limit", "in": "query", "description": limit, "schema": schema}],
+        "responses": {
+            "200": {"description": "What is known so far.", "content": _json(report)},
+            "400": {
+                "description": "A bad query.",
+                "content": _json({"$ref": "#/components/schemas/Error"}),
+            },
         },
     }
 

@@ -1,0 +1,82 @@
+"""What a person reads of the report of observing: both worlds side by side, the pods, and what the figures rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from scheduler.client.tables import UNKNOWN, heading, line, print_table, safe_cell, span, table_of
+from scheduler.core.units import format_instant
+from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveReport
+
+FIGURES: tuple[tuple[str, Callable[[ObservedWorld], str]], ...] = (
+    ("Spread of load over GPUs (0 is even)", lambda world: _or_unknown(world.load_spread_frac, "{:.3f}")),
+    ("Free GPUs where no pod of 8 GPUs fits", lambda world: f"{world.stranded_gpus:g}"),
+    ("Nodes in use", lambda world: f"{world.nodes_in_use:,}"),
+    ("Watts of nodes in use", lambda world: _or_unknown(world.power_in_use_w, "{:,.0f}")),
+    ("Pods that wait", lambda world: f"{world.waiting_pods:,}"),
+)
+PLACES = {"same": "the same", "elsewhere": "elsewhere", "waiting": "would wait"}
+
+
+def print_observed(out: Console, told: ObserveReport) -> None:
+    """The whole report."""
+    if told.since_unix_s is None or told.real is None or told.ours is None:
+        line(out, f"Observing {told.observing}." if told.observing else "Observing nothing.")
+    else:
+        since = format_instant(round(told.since_unix_s))
+        line(
+            out,
+            f"Observing {told.observing}; since {since}, for {span(told.unix_s - told.since_unix_s)}.",
+        )
+        _print_worlds(out, told.real, told.ours)
+        _print_counts(out, told)
+        _print_pods(out, told.pods)
+    heading(out, "What this rests on")
+    for note in told.notes:
+        line(out, f"  {note}")
+
+
+def _print_worlds(out: Console, real: ObservedWorld, ours: ObservedWorld) -> None:
+    out.print()
+    table = table_of(out, ["AN ESTIMATE", ">REALLY", ">WITH US"])
+    for name, figure in FIGURES:
+        table.add_row(name, figure(real), figure(ours))
+    print_table(out, table)
+
+
+def _print_counts(out: Console, told: ObserveReport) -> None:
+    heading(out, f"Pods placed since then: {told.pods_so_far:,}")
+    running = told.pods_same + told.pods_elsewhere + told.pods_waiting
+    line(
+        out,
+        f"  {running:,} still run: {told.pods_same:,} where we would have placed them, {told.pods_elsewhere:,} would "
+        f"be elsewhere, {told.pods_waiting:,} would wait.",
+    )
+    longer = f", {span(told.waited_longer_s)} in all" if told.waited_longer_s else ""
+    line(out, f"  {told.pods_waited_so_far:,} would have waited longer than they did{longer}.")
+
+
+def _print_pods(out: Console, pods: list[ObservedPod]) -> None:
+    if not pods:
+        return
+    heading(out, "The last ones, newest first")
+    table = table_of(out, ["  POD", ">GPUS", "REALLY", "WITH US", "PLACE", ">LOAD", ">POWER", "WHY"])
+    for pod in pods:
+        cells = (
+            f"  {pod.namespace}/{pod.name}",
+            f"{pod.gpus:g}",
+            pod.real,
+            pod.ours or UNKNOWN,
+            PLACES.get(pod.place, pod.place),
+            _or_unknown(pod.load, "{:.2f}"),
+            _or_unknown(pod.power_w, "{:,.0f} W"),
+            pod.reason,
+        )
+        table.add_row(*map(safe_cell, cells))
+    print_table(out, table)
+
+
+def _or_unknown(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else form.format(value)

@@ -1,0 +1,367 @@
+"""The world as it would be had we placed the pods that were only observed: a second store, and who stands where in it.
+
+The second store is fed with the same nodes, inventories and samples as the first. A pod that kube-scheduler was left to
+place stands there on the node that we choose for it by the second store's state, filters and scores; every other pod
+where it really is. What a moved pod does to load is taken from the measurement of the node where it runs. Pure.
+
+It is an estimate. We choose among the nodes that kube-scheduler offered, and those of the same pools that it did not
+offer, as far as we can tell, for lack of room alone. A pod runs as long with us as it really does, and does the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from scheduler.cluster.objects import (
+    Container,
+    Meta,
+    Node,
+    NodeSpec,
+    NodeStatus,
+    Pod,
+    PodSpec,
+    PodStatus,
+    Resources,
+)
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.snapshot import Snapshot
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import PodRequest
+from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
+from scheduler.decision.decider import Decider, Outcome
+from scheduler.decision.followed import Followed, Tally
+from scheduler.decision.moved import Floats, Moved
+from scheduler.decision.worlds import Worlds, compare, measured
+
+# As many as the largest cluster has; a pod beyond them stands where it really is, and is counted.
+MOST_FOLLOWED = 50_000
+# Asked about and not bound yet.
+MOST_ASKED = 10_000
+# Pods that wait are tried again in turns, some each second: of a thousand each comes once in a minute.
+TRIED_A_TURN = 20
+# gpu_readings of one node takes 20 us.
+NODES_A_STEP = 100
+NO_ROOM = "no node has room with us"
+
+
+class Shadow:
+    """Begins as the world is: `see_node` and `see_pod` of all that there is, then of all that changes.
+
+    Telemetry goes into `store` beside the other. Nothing here changes the decider or its store.
+    """
+
+    def __init__(self, decider: Decider, now_mono_s: float, unix_s: float) -> None:
+        self.decider = decider
+        self.real = decider.store
+        self.store = Store(self.real.settings, self.real.intents)
+        self.since_mono_s = now_mono_s
+        self.since_unix_s = unix_s
+        self.pods: dict[str, Followed] = {}
+        """By uid, those that run, the one that was bound last at the end."""
+        self.moved = Moved()
+        self.left_out = self.so_far = self.waited_so_far = 0
+        self.waited_so_far_s = 0.0
+        self.failures = PolicyFailures()
+        self._asked: OrderedDict[str, Followed] = OrderedDict()
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._ours_of: Rows = np.zeros(0, np.intp)
+        self._generations = (-1, -1)
+        self._load_each: Floats = np.zeros(0)
+        self._power_each_w: Floats = np.zeros(0)
+        self._rest_w: dict[str, float] = {}
+        """By GPU model: the least that an unheld GPU was seen to draw."""
+
+    # --- what is told --------------------------------------------------------------------------------------------
+
+    def see_node(self, name: str, now_mono_s: float) -> None:
+        """A node has come, changed or gone, and the real store knows."""
+        record = self.real.nodes.get(name)
+        if record is not None:
+            cordoned = bool(self.real.snapshot.cordoned[record.row])
+            node = Node(
+                metadata=Meta(name=name, uid=record.uid, labels=record.labels),
+                spec=NodeSpec(unschedulable=cordoned),
+                status=NodeStatus(allocatable=record.allocatable),
+            )
+            before = self.store.nodes.get(name)
+            self.store.apply(Changed(Kind.NODE, node), now_mono_s)
+            if before is None and record.inventory is not None:
+                self.store.see_inventory(name, record.inventory)
+        elif (ours := self.store.nodes.get(name)) is not None:
+            here = [self.pods[uid] for uid in ours.pods if uid in self.pods]
+            self.store.apply(Gone(Kind.NODE, Node(metadata=Meta(name=name))), now_mono_s)
+            for followed in here:
+                if followed.real != name:
+                    # Really it runs on. Where its node has gone in both worlds, its end is told soon.
+                    self._settle(followed, now_mono_s)
+
+    def keep(self, kind: Kind, now_mono_s: float) -> None:
+        """All of a kind was listed anew: what the real store has not is gone."""
+        if kind is Kind.NODE:
+            for name in [name for name in self.store.nodes if name not in self.real.nodes]:
+                self.see_node(name, now_mono_s)
+        elif kind is Kind.POD:
+            for uid in [uid for uid in (*self.store.pods, *self._asked) if uid not in self.real.pods]:
+                self.see_pod(uid, now_mono_s)
+
+    def see_pod(self, uid: str, now_mono_s: float) -> None:
+        """A pod has come, changed or gone, and the real store knows."""
+        facts = self.real.pods.get(uid)
+        if facts is None:
+            self._forget(uid, now_mono_s)
+        elif not facts.node:
+            self._stand(facts, "", now_mono_s)
+        elif (followed := self.pods.get(uid)) is not None:
+            self._stand(facts, followed.node, now_mono_s)
+        elif (asked := self._asked.pop(uid, None)) is None:
+            self._stand(facts, facts.node, now_mono_s)
+        elif len(self.pods) >= MOST_FOLLOWED:
+            self.left_out += 1
+            self._stand(facts, facts.node, now_mono_s)
+        else:
+            self.pods[uid] = asked
+            self.so_far += 1
+            asked.real = facts.node
+            self._settle(asked, now_mono_s)
+            self.waited_so_far += not asked.node
+
+    def _forget(self, uid: str, now_mono_s: float) -> None:
+        self._asked.pop(uid, None)
+        followed = self.pods.pop(uid, None)
+        if followed is not None:
+            self._end_wait(followed, now_mono_s)
+            self._place_slot(followed, gone=True)
+        self.store.apply(Gone(Kind.POD, Pod(metadata=Meta(uid=uid))), now_mono_s)
+
+    def _stand(self, facts: PodFacts, node: str, now_mono_s: float) -> None:
+        """Let a pod stand on a node of the second store, or wait there."""
+        limits: dict[str, str | int | float] = dict(facts.units)
+        pod = Pod(
+            metadata=facts.meta,
+            spec=PodSpec(
+                node_name=node,
+                scheduler_name=facts.scheduler_name,
+                priority=facts.priority,
+                priority_class_name=facts.priority_class,
+                containers=[Container(resources=Resources(limits=limits))],
+            ),
+            status=PodStatus(nominated_node_name="" if node else facts.nominated_node),
+        )
+        self.store.apply(Changed(Kind.POD, pod), now_mono_s)
+
+    # --- where we would have placed it ---------------------------------------------------------------------------
+
+    def ask(self, outcome: Outcome, now_mono_s: float) -> None:
+        """A filter decision was left to kube-scheduler: choose for the world in which it was ours."""
+        request, real = outcome.request, self.real
+        held = real.pods.get(request.uid)
+        if not request.uid or not request.units or (held is not None and held.node):
+            return
+        offered = outcome.judgement.offered[: real.snapshot.rows]
+        pools = frozenset(np.unique(real.snapshot.pool[offered]).tolist())
+        followed = Followed(request=request, asked_mono_s=now_mono_s, pools=pools)
+        self._asked.pop(request.uid, None)
+        self._asked[request.uid] = followed
+        if len(self._asked) > MOST_ASKED:
+            self._asked.popitem(last=False)
+        self._choose(followed, self._candidates(request, offered, pools), now_mono_s)
+        if followed.node:
+            self.store.reserve(request, followed.node, now_mono_s)
+        else:
+            self.store.release(request.uid, now_mono_s)
+
+    def _candidates(self, request: PodRequest, offered: Mask, pools: Iterable[int]) -> Rows:
+        """Our rows of what was offered, and of what was not, for all we know, since it really has no room."""
+        self._renew_rows()
+        real = self.real.snapshot
+        full = real.present & ~real.cordoned & ~real.has_room(request) & np.isin(real.pool, list(pools))
+        rows = self._ours_of[offered | full]
+        return rows[rows >= 0]
+
+    def _choose(self, followed: Followed, rows: Rows, now_mono_s: float) -> None:
+        """Find the best of these rows, as the cycle does; only one that has room, since here our count is all."""
+        waited_s = followed.request.waited_s + now_mono_s - followed.asked_mono_s
+        request = replace(followed.request, waited_s=waited_s)
+        store, decider = self.store, self.decider
+        store.tick(now_mono_s)
+        promised = store.reservations.get(request.uid)
+        judgement = judge(
+            request,
+            rows,
+            self._with_loads(store.snapshot_for(request)),
+            decider.profiles[request.workload],
+            decider.filters,
+            self.failures,
+            promised_row=store.rows.get(promised.node, -1) if promised is not None else -1,
+        )
+        if judgement.choice >= 0 and judgement.fits[judgement.choice]:
+            followed.node = store.names[judgement.choice] or ""
+            followed.reason = ""
+            return
+        followed.node, followed.reason = "", NO_ROOM
+        codes = judgement.codes[judgement.failed]
+        if not judgement.full.any() and len(codes):
+            followed.reason = decider.reason_texts[int(np.bincount(codes).argmax())]
+
+    def _settle(self, followed: Followed, now_mono_s: float) -> None:
+        """Let a pod that runs stand where we choose: as it was promised, if that holds still."""
+        request = followed.request
+        promised = self.store.reservations.get(request.uid)
+        if promised is not None and promised.node in self.store.rows:
+            followed.node = promised.node
+        else:
+            now = self.store.snapshot
+            rows = now.present & ~now.cordoned & np.isin(now.pool, list(followed.pools))
+            self._choose(followed, np.flatnonzero(rows), now_mono_s)
+        facts = self.real.pods.get(request.uid)
+        if facts is not None:
+            self._stand(facts, followed.node, now_mono_s)
+        if followed.node:
+            self._end_wait(followed, now_mono_s)
+        elif request.uid not in self._waiting:
+            self._waiting[request.uid] = None
+            followed.waits_since_mono_s = now_mono_s
+        self._place_slot(followed)
+
+    def _end_wait(self, followed: Followed, now_mono_s: float) -> None:
+        if followed.request.uid in self._waiting:
+            del self._waiting[followed.request.uid]
+            waited_s = now_mono_s - followed.waits_since_mono_s
+            followed.waited_s += waited_s
+            self.waited_so_far_s += waited_s
+
+    def try_waiting(self, now_mono_s: float) -> Iterator[None]:
+        """Try some of the pods that wait again, the one that was tried longest ago first; a step each."""
+        self.store.tick(now_mono_s)
+        self.store.reservations.forget_old_choices(now_mono_s)
+        for uid in list(self._waiting)[:TRIED_A_TURN]:
+            if uid in self._waiting:
+                self._waiting.move_to_end(uid)
+                self._settle(self.pods[uid], now_mono_s)
+                yield
+
+    # --- rows ----------------------------------------------------------------------------------------------------
+
+    def _renew_rows(self) -> None:
+        """Learn which of our rows is which real one; asked before rows are used, since nodes come and go."""
+        generations = (self.real.generation, self.store.generation)
+        if generations == self._generations:
+            return
+        self._generations = generations
+        rows = self.store.rows
+        self._ours_of = np.array([rows.get(name or "", -1) for name in self.real.names], np.intp)
+        for followed in self.pods.values():
+            if followed.slot >= 0:
+                self.moved.real[followed.slot] = self.real.rows.get(followed.real, -1)
+                self.moved.ours[followed.slot] = rows.get(followed.node, -1)
+
+    def _place_slot(self, followed: Followed, *, gone: bool = False) -> None:
+        moved = not gone and followed.node != followed.real
+        if moved and followed.slot < 0:
+            real = self.real.rows.get(followed.real, -1)
+            gpus = float(self.real.snapshot.asked_gpus(followed.request)[real]) if real >= 0 else 0.0
+            followed.slot = self.moved.add(real, self.store.rows.get(followed.node, -1), gpus)
+        elif moved:
+            self.moved.ours[followed.slot] = self.store.rows.get(followed.node, -1)
+        elif followed.slot >= 0:
+            self.moved.free(followed.slot)
+            followed.slot = -1
+
+    # --- what it measures ----------------------------------------------------------------------------------------
+
+    def measure(self) -> Iterator[None]:
+        """Take one reading of the moved pods, from the nodes where they run; in steps, one a turn of the loop."""
+        self._renew_rows()
+        now = self.real.snapshot
+        # Some nodes with an unheld GPU are looked at for what such a one draws, whoever stands there.
+        resting = np.flatnonzero(now.fresh & (now.bound_gpus < now.gpu_count))[:NODES_A_STEP]
+        looked_at = np.union1d(self.moved.real[self.moved.real >= 0], resting)
+        drawn = {}
+        for start in range(0, len(looked_at), NODES_A_STEP):
+            for row in looked_at[start : start + NODES_A_STEP].tolist():
+                if row < len(self.real.names) and (name := self.real.names[row]):
+                    drawn[name] = self._drawn(name)
+            yield
+        self._renew_rows()
+        now = self.real.snapshot
+        with np.errstate(divide="ignore", invalid="ignore"):
+            load_each = np.minimum(now.load_sum / now.bound_gpus, 1).astype(np.float64)
+        load_each[~measured(now) | (now.bound_gpus <= 0)] = np.nan
+        self._load_each, self._power_each_w = load_each, np.full(now.rows, np.nan)
+        for name, (total_w, gpus) in drawn.items():
+            record = self.real.nodes.get(name)
+            if record is not None and now.bound_gpus[record.row] > 0:
+                least_w = self._rest_w.get(record.model, math.nan)
+                above_w = total_w - least_w * gpus
+                self._power_each_w[record.row] = np.maximum(above_w, 0) / now.bound_gpus[record.row]
+        self.moved.measure(self._load_each, self._power_each_w)
+
+    def _drawn(self, name: str) -> tuple[float, int]:
+        """Watts of a node, NaN is unknown, and of how many GPUs; notes what one at rest draws, where there is one."""
+        record = self.real.nodes[name]
+        power_w = [each_w for _, _, each_w in self.real.gpu_readings(name) if each_w is not None]
+        total_w = self.real.node_power_w(record.row)
+        if total_w is None or not power_w:
+            return math.nan, 0
+        if self.real.snapshot.bound_gpus[record.row] < len(power_w):
+            # Which of them is held nobody tells; the one that draws least is not.
+            least_w = min(power_w)
+            self._rest_w[record.model] = min(least_w, self._rest_w.get(record.model, least_w))
+        return total_w, len(power_w)
+
+    def _with_loads(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with the moved pods' load where they stand with us, as far as it is known."""
+        if not len(self.moved):
+            return snapshot
+        self._renew_rows()
+        brought, _ = self.moved.sums(self.moved.ours, self.moved.load, snapshot.rows)
+        taken, _ = self.moved.sums(self.moved.real, self.moved.load, len(self._ours_of))
+        load = snapshot.load_sum + brought
+        there = self._ours_of >= 0
+        load[self._ours_of[there]] -= taken[there]
+        return snapshot.replace(load_sum=np.maximum(load, 0).astype(np.float32))
+
+    # --- figures -------------------------------------------------------------------------------------------------
+
+    def worlds(self) -> Worlds:
+        """Both worlds, side by side, now."""
+        self._renew_rows()
+        real = self.real
+        power_w = np.full(real.snapshot.rows, np.nan)
+        for record in real.nodes.values():
+            now_w = real.node_power_w(record.row)
+            if now_w is not None:
+                power_w[record.row] = now_w
+        missing = real.snapshot.rows - len(self._load_each)
+        return compare(
+            real.snapshot,
+            self.store.snapshot,
+            self._ours_of,
+            self.moved,
+            # Nodes that came since the last measurement have none.
+            load_each=np.append(self._load_each, np.full(max(missing, 0), np.nan)),
+            power_each_w=np.append(self._power_each_w, np.full(max(missing, 0), np.nan)),
+            power_w=power_w,
+        )
+
+    def tally(self) -> Tally:
+        """How many pods."""
+        moved = self.moved
+        used = moved.gpus > 0
+        return Tally(
+            asked=len(self._asked),
+            same=len(self.pods) - len(moved),
+            elsewhere=len(moved) - len(self._waiting),
+            waiting=len(self._waiting),
+            unmeasured=int(np.count_nonzero(used & (np.isnan(moved.load) | np.isnan(moved.power_w)))),
+            so_far=self.so_far,
+            waited_so_far=self.waited_so_far,
+            waited_so_far_s=self.waited_so_far_s,
+            left_out=self.left_out,
+        )

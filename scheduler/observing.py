@@ -1,0 +1,141 @@
+"""While something is only observed: keeps the world as it would be with us beside the real one (decision/shadow.py).
+
+It begins anew when what is observed changes, or by what is decided, and is there only meanwhile: who acts everywhere
+pays nothing for it. It is made of what the store knows, a few nodes and pods a turn, and then follows events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from scheduler.cluster.port import ClusterEvent, Kind, Listed
+from scheduler.cluster.readings import StoreHandler
+from scheduler.config_settings import Mode, Settings
+from scheduler.core.clock import Clock
+from scheduler.core.log import kv
+from scheduler.decision.decider import Decider
+from scheduler.decision.shadow import Shadow
+from scheduler.pause import Pause
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+# Load forgets within seconds: twelve readings a minute make a mean.
+MEASURE_S = 5.0
+# Of each 20 us, as the real store's.
+NODES_A_TURN = 50
+PODS_A_TURN = 100
+
+
+def observed(settings: Settings, pause: Pause) -> str:
+    """What is only observed, and why; empty while we act everywhere."""
+    if settings.mode is Mode.OBSERVE:
+        return "everything, by `mode: observe`"
+    if pause.now is not None:
+        return f"everything, {pause.now}"
+    pools = [pool.name for pool in settings.pools if pool.mode is Mode.OBSERVE]
+    return f"{'pool' if len(pools) == 1 else 'pools'} {', '.join(pools)}" if pools else ""
+
+
+class Observing:
+    """Keeps the shadow while there is something to observe.
+
+    Args:
+        decider: whose choices are only observed.
+        handler: what takes telemetry.
+        clock: for the present.
+        what: says what is observed and why, in words; empty while we act everywhere.
+        is_ready: whether the first lists are in.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        handler: StoreHandler,
+        clock: Clock,
+        what: Callable[[], str],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self.shadow: Shadow | None = None
+        """None until it has begun, and while nothing is observed."""
+        self.what = what
+        self._decider = decider
+        self._handler = handler
+        self._clock = clock
+        self._is_ready = is_ready
+        self._follows: Shadow | None = None
+        """The same, from its first moment on."""
+        self._rests_on: tuple[object, ...] = ()
+        self._measured_mono_s = 0.0
+
+    def see(self, event: ClusterEvent) -> None:
+        """Take an event of nodes or pods that the store has taken."""
+        shadow, now_mono_s = self._follows, self._clock.mono_s()
+        if shadow is None:
+            return
+        if isinstance(event, Listed):
+            shadow.keep(event.kind, now_mono_s)
+        elif event.kind is Kind.NODE:
+            shadow.see_node(event.object.metadata.name, now_mono_s)
+        elif event.kind is Kind.POD:
+            shadow.see_pod(event.object.metadata.uid, now_mono_s)
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Begin, go on, or end."""
+        what = self.what()
+        # What is decided by is exchanged whole at a reload.
+        rests_on = (what, self._decider.profiles, self._decider.store.settings)
+        same = len(rests_on) == len(self._rests_on) and all(
+            one is other or (isinstance(one, str) and one == other)
+            for one, other in zip(rests_on, self._rests_on, strict=True)
+        )
+        if not same:
+            self._end()
+            self._rests_on = rests_on
+        if not what or not self._is_ready():
+            return
+        if self.shadow is None:
+            await self._begin(what)
+        else:
+            await self._go_on(self.shadow)
+
+    def _end(self) -> None:
+        if self._follows is not None:
+            log.info("the world as it would be with us has ended", extra=kv(so_far=self._follows.so_far))
+        self.shadow = self._follows = self._handler.beside = self._decider.on_observed = None
+
+    async def _begin(self, what: str) -> None:
+        clock, store = self._clock, self._decider.store
+        shadow = Shadow(self._decider, clock.mono_s(), clock.unix_s())
+        # From here on it hears of what changes; what it has not been told of yet, it is told as it is by then.
+        self._follows, self._handler.beside = shadow, shadow.store
+        names, uids = list(store.nodes), list(store.pods)
+        for start in range(0, len(names), NODES_A_TURN):
+            for name in names[start : start + NODES_A_TURN]:
+                shadow.see_node(name, clock.mono_s())
+            await asyncio.sleep(0)
+        for start in range(0, len(uids), PODS_A_TURN):
+            for uid in uids[start : start + PODS_A_TURN]:
+                shadow.see_pod(uid, clock.mono_s())
+            await asyncio.sleep(0)
+        shadow.store.synced |= {Kind.NODE, Kind.POD}
+        self._decider.on_observed = shadow.ask
+        self.shadow = shadow
+        log.info("observing", extra=kv(what=what, nodes=len(names), pods=len(uids)))
+
+    async def _go_on(self, shadow: Shadow) -> None:
+        now_mono_s = self._clock.mono_s()
+        for _ in shadow.try_waiting(now_mono_s):
+            await asyncio.sleep(0)
+        if now_mono_s - self._measured_mono_s >= MEASURE_S:
+            self._measured_mono_s = now_mono_s
+            for _ in shadow.measure():
+                await asyncio.sleep(0)

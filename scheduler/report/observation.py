@@ -1,0 +1,92 @@
+"""What `/api/v1/observe` answers with: where pods run, beside where they would with us."""
+
+from __future__ import annotations
+
+import msgspec
+
+from scheduler.report.views import View
+
+
+class ObservedWorld(View, frozen=True):
+    """One of the two worlds. Null means unknown, never zero."""
+
+    load_spread_frac: float | None
+    """Population standard deviation of the nodes' load, weighted by GPUs: 0 is even, more is less even."""
+    stranded_gpus: float
+    """Free GPUs on nodes that could take no pod of 8 GPUs."""
+    nodes_in_use: int
+    """Nodes with a pod."""
+    power_in_use_w: float | None
+    """Watts of the GPUs of nodes with a pod, of those nodes that are known in both worlds."""
+    waiting_pods: int
+    """Pods without a node."""
+
+
+class ObservedPod(View, frozen=True):
+    """One pod that runs where kube-scheduler put it."""
+
+    namespace: str
+    name: str
+    uid: str
+    gpus: float
+    """Units of GPUs, or of parts of them."""
+    real: str
+    """The node where it runs."""
+    ours: str
+    """The node where it would run with us; empty: it would wait."""
+    place: str
+    """same | elsewhere | waiting"""
+    reason: str = ""
+    """Why it would wait."""
+    waited_longer_s: float = 0.0
+    """How much longer it would have waited, up to now."""
+    load: float | None = None
+    """Mean load in GPUs, of a pod that would be elsewhere or wait; null is unknown, or not needed."""
+    power_w: float | None = None
+    """Likewise, watts above idle GPUs."""
+
+
+class ObserveReport(View, frozen=True):
+    """What observing has shown so far."""
+
+    status: str
+    """acting (nothing is observed) | starting | no_data | ok"""
+    observing: str
+    """What is observed, and why; empty while we act everywhere."""
+    unix_s: float
+    since_unix_s: float | None = None
+    """When it began."""
+    real: ObservedWorld | None = None
+    """As it is."""
+    ours: ObservedWorld | None = None
+    """As it would be with us."""
+    pods_so_far: int = 0
+    """Pods that kube-scheduler placed since then, of those that it asked us about; those that ended, too."""
+    pods_same: int = 0
+    """Of those that still run: on the node that we would have chosen."""
+    pods_elsewhere: int = 0
+    """On another."""
+    pods_waiting: int = 0
+    """Run, and would wait with us."""
+    pods_waited_so_far: int = 0
+    """Would have waited longer than they did, if only for a while."""
+    waited_longer_s: float = 0.0
+    """All of these together; of those that still would wait, not yet."""
+    pods_unmeasured: int = 0
+    """Elsewhere or waiting, and not measured: nodes that they stand on are left out."""
+    pods_left_out: int = 0
+    """Too many to follow: they stand where they are in both worlds."""
+    pods_asked: int = 0
+    """Asked about, and not bound yet."""
+    nodes: int = 0
+    """With GPUs."""
+    nodes_load_known: int = 0
+    """Whose load is known in both worlds: the spread is about these."""
+    nodes_in_use: int = 0
+    """With a pod in either world."""
+    nodes_power_known: int = 0
+    """Of those, whose watts are known in both worlds: the watts are about these."""
+    notes: list[str] = msgspec.field(default_factory=list)
+    """What a reader should know before these figures are believed."""
+    pods: list[ObservedPod] = msgspec.field(default_factory=list)
+    """The last ones that were bound, newest first."""

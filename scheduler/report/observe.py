@@ -1,0 +1,187 @@
+"""`/api/v1/observe`: what observing has shown so far: where pods run, beside where they would with us.
+
+An estimate, and labelled as one: `notes` say what it rests on. Asking changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from itertools import islice
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from scheduler.core.clock import Clock
+from scheduler.core.units import format_instant
+from scheduler.decision.followed import Followed, Tally
+from scheduler.decision.shadow import MOST_FOLLOWED, Shadow
+from scheduler.decision.worlds import World, Worlds
+from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveReport
+from scheduler.report.openapi import OBSERVE_LIMIT, OBSERVE_MOST, OBSERVE_PATH
+
+_encode = msgspec.json.Encoder().encode
+
+ACTING = (
+    "Nothing is observed: we act everywhere. To observe, set `mode: observe` in the configuration, or at a pool, or "
+    "run `wattbalance pause`."
+)
+STARTING = (
+    "It has just begun: the nodes and pods that there are are being taken over. Ask again in some seconds."
+)
+NO_DATA = (
+    "No data yet: no pod that kube-scheduler asked us about has been bound since. Pods that ran before stand where "
+    "they are in both worlds."
+)
+ESTIMATE = (
+    "An estimate: `with us` is a second accounting in which each pod that was only observed stands where we would have "
+    "put it, with the load and watts that are measured of it where it really runs. A pod is taken to run as long and "
+    "to do as much there, whatever the GPU."
+)
+CANDIDATES = (
+    "We choose among the nodes that kube-scheduler offered, and those of the same pools that had no room: what else it "
+    "may have had against those (taints, affinity, volumes) is not known to us."
+)
+SHARE = (
+    "A pod's load is its GPUs' share of what its node's bound GPUs do, its watts likewise, above what an idle GPU "
+    "there draws; the mean since it was bound."
+)
+ONE_REPLICA = (
+    "It is what this replica was asked since it began to observe; a restart, a failover, another mode or configuration "
+    "begins anew."
+)
+
+
+class Watching(Protocol):
+    """What is observed."""
+
+    shadow: Shadow | None
+    what: Callable[[], str]
+
+
+class ObserveReporter:
+    """Answers about what was observed.
+
+    Args:
+        watching: what is observed now.
+        clock: for the present.
+    """
+
+    def __init__(self, watching: Watching, clock: Clock) -> None:
+        self._watching = watching
+        self._clock = clock
+
+    def routes(self) -> list[web.RouteDef]:
+        """Routes of a listener that serves `api`."""
+        return [web.get(OBSERVE_PATH, self._get)]
+
+    async def _get(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", str(OBSERVE_LIMIT))
+        if unknown := [name for name in request.query if name != "limit"]:
+            return _json(
+                {"error": f"unknown parameter {unknown[0][:60]!r}; known: limit"}, HTTPStatus.BAD_REQUEST
+            )
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 9):
+            error = f"limit: expected a whole number from 0 to {OBSERVE_MOST}, got {limit[:60]!r}"
+            return _json({"error": error}, HTTPStatus.BAD_REQUEST)
+        return _json(self.report(min(int(limit), OBSERVE_MOST)), HTTPStatus.OK)
+
+    def report(self, limit: int = OBSERVE_LIMIT) -> ObserveReport:
+        """All of it, with so many pods at most."""
+        what, shadow, unix_s = self._watching.what(), self._watching.shadow, self._clock.unix_s()
+        if not what or shadow is None:
+            status, note = ("starting", STARTING) if what else ("acting", ACTING)
+            return ObserveReport(status=status, observing=what, unix_s=unix_s, notes=[note])
+        worlds, pods = shadow.worlds(), shadow.tally()
+        now_mono_s = self._clock.mono_s()
+        newest: Iterable[Followed] = islice(reversed(shadow.pods.values()), limit)
+        return ObserveReport(
+            status="ok" if pods.so_far else "no_data",
+            observing=what,
+            unix_s=unix_s,
+            since_unix_s=shadow.since_unix_s,
+            real=_world(worlds.real, len(shadow.real.waiting)),
+            ours=_world(worlds.ours, len(shadow.store.waiting)),
+            pods_so_far=pods.so_far,
+            pods_same=pods.same,
+            pods_elsewhere=pods.elsewhere,
+            pods_waiting=pods.waiting,
+            pods_waited_so_far=pods.waited_so_far,
+            waited_longer_s=pods.waited_so_far_s,
+            pods_unmeasured=pods.unmeasured,
+            pods_left_out=pods.left_out,
+            pods_asked=pods.asked,
+            nodes=worlds.nodes,
+            nodes_load_known=worlds.nodes_load_known,
+            nodes_in_use=worlds.nodes_in_use,
+            nodes_power_known=worlds.nodes_power_known,
+            notes=_notes(shadow, worlds, pods),
+            pods=[_pod(each, shadow, now_mono_s) for each in newest],
+        )
+
+
+def _world(world: World, waiting: int) -> ObservedWorld:
+    return ObservedWorld(
+        load_spread_frac=world.load_spread_frac,
+        stranded_gpus=world.stranded_gpus,
+        nodes_in_use=world.nodes_in_use,
+        power_in_use_w=world.power_in_use_w,
+        waiting_pods=waiting,
+    )
+
+
+def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
+    since = format_instant(round(shadow.since_unix_s))
+    notes = [] if pods.so_far else [NO_DATA]
+    notes.append(ESTIMATE)
+    notes.append(
+        f"It rests on {pods.so_far:,} pods placed since {since}, {pods.same + pods.elsewhere + pods.waiting:,} of "
+        "which still run."
+    )
+    if worlds.nodes_load_known < worlds.nodes:
+        notes.append(
+            f"The spread is about the {worlds.nodes_load_known:,} of {worlds.nodes:,} nodes whose load is known in "
+            "both worlds."
+        )
+    if worlds.nodes_power_known < worlds.nodes_in_use:
+        notes.append(
+            f"The watts are about the {worlds.nodes_power_known:,} of {worlds.nodes_in_use:,} nodes in use whose watts "
+            "are known in both worlds."
+        )
+    if pods.unmeasured:
+        notes.append(
+            f"{pods.unmeasured:,} pods that would stand elsewhere, or wait, are not measured yet, or cannot be: the "
+            "nodes that they stand on are left out in both worlds."
+        )
+    if pods.left_out:
+        notes.append(
+            f"{pods.left_out:,} pods came beyond the {MOST_FOLLOWED:,} that are followed, and stand where they are."
+        )
+    return [*notes, SHARE, CANDIDATES, ONE_REPLICA]
+
+
+def _pod(followed: Followed, shadow: Shadow, now_mono_s: float) -> ObservedPod:
+    request, slot = followed.request, followed.slot
+    waits_s = now_mono_s - followed.waits_since_mono_s if not followed.node else 0.0
+    return ObservedPod(
+        namespace=request.namespace,
+        name=request.name,
+        uid=request.uid,
+        gpus=sum(count for _, count in request.units),
+        real=followed.real,
+        ours=followed.node,
+        place="same" if followed.node == followed.real else "elsewhere" if followed.node else "waiting",
+        reason=followed.reason,
+        waited_longer_s=followed.waited_s + waits_s,
+        load=_known(float(shadow.moved.load[slot])) if slot >= 0 else None,
+        power_w=_known(float(shadow.moved.power_w[slot])) if slot >= 0 else None,
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value  # noqa: PLR0124 - NaN is unknown, and alone differs from itself
+
+
+def _json(answer: object, status: HTTPStatus) -> web.Response:
+    return web.Response(body=_encode(answer), status=status, content_type="application/json")

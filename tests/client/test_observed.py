@@ -1,0 +1,121 @@
+"""`wattbalance report observe`: both worlds side by side, in plain words, and what they rest on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveReport
+from tests.client.test_client import StandIn, call, daemon
+
+__all__ = ["daemon"]
+
+
+def world(**fields: Any) -> ObservedWorld:
+    values: dict[str, Any] = {
+        "load_spread_frac": 0.3125,
+        "stranded_gpus": 14.0,
+        "nodes_in_use": 12,
+        "power_in_use_w": 21_400.0,
+        "waiting_pods": 0,
+    }
+    return ObservedWorld(**values | fields)
+
+
+def report(**fields: Any) -> ObserveReport:
+    values: dict[str, Any] = {
+        "status": "ok",
+        "observing": "pool aws-a",
+        "unix_s": 1_800_003_600.0,
+        "since_unix_s": 1_800_000_000.0,
+        "real": world(),
+        "ours": world(load_spread_frac=0.125, nodes_in_use=9, power_in_use_w=None, waiting_pods=2),
+        "pods_so_far": 40,
+        "pods_same": 12,
+        "pods_elsewhere": 20,
+        "pods_waiting": 1,
+        "pods_waited_so_far": 3,
+        "waited_longer_s": 75.0,
+        "notes": ["An estimate: by a second accounting."],
+        "pods": [
+            ObservedPod(
+                namespace="ml",
+                name="train-0",
+                uid="u",
+                gpus=4.0,
+                real="n1",
+                ours="n2",
+                place="elsewhere",
+                load=3.2,
+            ),
+            ObservedPod(
+                namespace="ml",
+                name="odd\x1b",
+                uid="v",
+                gpus=8.0,
+                real="n3",
+                ours="",
+                place="waiting",
+                reason="why",
+            ),
+        ],
+    }
+    return ObserveReport(**values | fields)
+
+
+def told(stand_in: StandIn, answer: ObserveReport, *arguments: str) -> str:
+    stand_in.says = (200, msgspec.json.encode(answer))
+    done = call("report", "observe", "--server", stand_in.url, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_both_worlds_stand_side_by_side_with_the_pods_and_what_it_rests_on(daemon: StandIn) -> None:
+    lines = told(daemon, report()).splitlines()
+    assert daemon.asked == ["/api/v1/observe?limit=20"]
+    assert lines[0] == "Observing pool aws-a; since 2027-01-15T08:00:00Z, for 60m."
+    cells = [line.split("  ") for line in lines]
+    figures = {row[0]: [each.strip() for each in row[1:] if each.strip()] for row in cells if row[0]}
+    assert figures["AN ESTIMATE"] == ["REALLY", "WITH US"]
+    assert figures["Spread of load over GPUs (0 is even)"] == ["0.312", "0.125"]
+    assert figures["Watts of nodes in use"] == ["21,400", "-"]
+    assert figures["Pods that wait"] == ["0", "2"]
+    text = "\n".join(lines)
+    for want in (
+        "33 still run: 12 where we would have placed them, 20 would be elsewhere, 1 would wait.",
+        "3 would have waited longer than they did, 75s in all.",
+        "An estimate: by a second accounting.",
+    ):
+        assert want in text
+    assert [line.split() for line in lines if line.startswith("  ml/")] == [
+        ["ml/train-0", "4", "n1", "n2", "elsewhere", "3.20", "-"],
+        ["ml/odd?", "8", "n3", "-", "would", "wait", "-", "-", "why"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "want"),
+    [
+        (ObserveReport(status="acting", observing="", unix_s=0.0, notes=["Act."]), "Observing nothing."),
+        (
+            ObserveReport(status="starting", observing="pool a", unix_s=0.0, notes=["Soon."]),
+            "Observing pool a.",
+        ),
+    ],
+    ids=["acting", "starting"],
+)
+def test_without_figures_it_says_why(daemon: StandIn, answer: ObserveReport, want: str) -> None:
+    said = told(daemon, answer)
+    assert said.startswith(want)
+    assert answer.notes[0] in said
+    assert "REALLY" not in said
+
+
+def test_json_is_as_it_came_and_wide_asks_for_more(daemon: StandIn) -> None:
+    said = json.loads(told(daemon, report(), "-o", "json"))
+    assert said == json.loads(msgspec.json.encode(report()))
+    told(daemon, report(), "-o", "wide")
+    assert [path.partition("=")[2] for path in daemon.asked] == ["1000", "100"]

@@ -1,0 +1,436 @@
+"""The world as it would be with us: by a plain reference of its own, and without a trace in the real store."""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.cluster.port import Changed, Gone, Kind, Listed
+from scheduler.core.nouns import PoolSpec
+from scheduler.decision.decider import Decider
+from scheduler.decision.shadow import NO_ROOM, Shadow
+from tests.builders import make_decider, make_inventory, make_node, make_pod, make_sample, make_store
+
+REST_W, BUSY_W = 60.0, 300.0
+POOLS = (PoolSpec(name="dc-1", selector={"site": "dc-1"}), PoolSpec(name="aws-a", selector={"site": "aws-a"}))
+
+
+@dataclass
+class Scene:
+    """A store with a decider, pods that are asked about and bound by somebody else, and the shadow beside."""
+
+    sizes: dict[str, int]
+    weights: dict[str, float] = field(default_factory=lambda: {"pack": 1.0})
+    watched: bool = True
+    sites: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.now_s = 100.0
+        self.store = make_store(POOLS)
+        self.decider: Decider = make_decider(self.store, weights=self.weights)
+        self.pods: dict[str, tuple[int, str, float]] = {}
+        self.shadow: Shadow | None = None
+        if self.watched:
+            self.shadow = Shadow(self.decider, self.now_s, 1e9)
+            self.decider.on_observed = self.shadow.ask
+        for kind in (Kind.NODE, Kind.POD):
+            self.apply(Listed(kind, frozenset()))
+            if self.shadow is not None:
+                self.shadow.store.synced.add(kind)
+        for name in self.sizes:
+            self.node(name)
+
+    def apply(self, event: Any) -> None:
+        """As the daemon does: first the store, then the shadow."""
+        self.store.apply(event, self.now_s)
+        shadow = self.shadow
+        if shadow is None:
+            return
+        if isinstance(event, Listed):
+            shadow.keep(event.kind, self.now_s)
+        elif event.kind is Kind.NODE:
+            shadow.see_node(event.object.metadata.name, self.now_s)
+        else:
+            shadow.see_pod(event.object.metadata.uid, self.now_s)
+
+    def node(self, name: str, **labels: str) -> None:
+        site = self.sites.get(name, "dc-1")
+        self.apply(Changed(Kind.NODE, make_node(name, self.sizes[name], {"site": site, **labels})))
+        for store in self.stores:
+            store.see_inventory(name, make_inventory(name, self.sizes[name]))
+
+    @property
+    def stores(self) -> list[Any]:
+        return [self.store, *([self.shadow.store] if self.shadow is not None else [])]
+
+    def ask(self, name: str, gpus: int, *nodes: str) -> str:
+        """kube-scheduler asks about a pod, and is given everything back; the node that we would choose."""
+        self.apply(Changed(Kind.POD, make_pod(name, gpus)))
+        request = self.store.request(make_pod(name, gpus), 0.0, self.decider.profile_facts)
+        rows = np.array([self.store.rows[node] for node in nodes or self.sizes], np.intp)
+        self.decider.place(request, rows, self.now_s, 1e9, observe=True)
+        return self.choice(name)
+
+    def choice(self, name: str) -> str:
+        if self.shadow is None:
+            return ""
+        promised = self.shadow.store.reservations.get(f"uid-{name}")
+        return promised.node if promised is not None else ""
+
+    def bind(self, name: str, gpus: int, node: str, busy_frac: float = 0.5) -> None:
+        self.pods[name] = (gpus, node, busy_frac)
+        self.apply(Changed(Kind.POD, make_pod(name, gpus, node=node)))
+
+    def end(self, name: str) -> None:
+        self.apply(Gone(Kind.POD, make_pod(name, self.pods.pop(name)[0])))
+
+    def read(self, *unread: str) -> None:
+        """Every agent tells what its GPUs do: those of a pod are busy, others rest."""
+        for node, size in self.sizes.items():
+            busy = [b for gpus, where, b in self.pods.values() if where == node for _ in range(gpus)]
+            busy = (busy + [0.0] * size)[:size]
+            util: list[float | None] = [None if node in unread else each for each in busy]
+            sample = make_sample(node, util)
+            sample.power_w[:] = [REST_W + BUSY_W * each for each in busy]
+            for store in self.stores:
+                store.see_samples([(node, sample, self.now_s)])
+                store.tick(self.now_s)
+        if self.shadow is not None:
+            list(self.shadow.measure())
+
+    def wait(self, span_s: float) -> None:
+        self.now_s += span_s
+        for store in self.stores:
+            store.tick(self.now_s)
+        if self.shadow is not None:
+            list(self.shadow.try_waiting(self.now_s))
+
+    def stands(self, name: str) -> tuple[str, str]:
+        """Where it runs, and where it stands with us."""
+        assert self.shadow is not None
+        followed = self.shadow.pods[f"uid-{name}"]
+        return followed.real, followed.node
+
+
+# --- a reference of its own -----------------------------------------------------------------------------------------
+
+
+def best_fit(sizes: dict[str, int], held: dict[str, int], gpus: int) -> str:
+    """What `pack` chooses, in plain words: the node that is left with fewest free, then by a hash of its name."""
+    room = [name for name, size in sizes.items() if size - held.get(name, 0) >= gpus]
+    key = {name: (sizes[name] - held.get(name, 0) - gpus, zlib.crc32(name.encode())) for name in room}
+    return min(room, key=lambda name: key[name], default="")
+
+
+def figures(
+    sizes: dict[str, int], pods: dict[str, tuple[int, str, float]], places: dict[str, str]
+) -> tuple[float, float, int, float]:
+    """Spread, stranded GPUs, nodes in use and their watts, of pods that stand somewhere; all of it added up by hand."""
+    load, power_w, held = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0)
+    for node, size in sizes.items():
+        power_w[node] = REST_W * size
+    for name, (gpus, real, _) in pods.items():
+        # Of its node's bound GPUs each is taken to do the same.
+        there = [(g, b) for g, where, b in pods.values() if where == real]
+        mean = sum(g * b for g, b in there) / sum(g for g, _ in there)
+        if places[name]:
+            load[places[name]] += gpus * mean
+            power_w[places[name]] += gpus * mean * BUSY_W
+            held[places[name]] += gpus
+    total = sum(sizes.values())
+    mean_load = sum(load.values()) / total
+    variance = sum(size * (load[n] / size - mean_load) ** 2 for n, size in sizes.items()) / total
+    free = {n: size - held[n] for n, size in sizes.items()}
+    used = [n for n in sizes if held[n]]
+    return (
+        math.sqrt(variance),
+        float(sum(f for f in free.values() if f < 8)),
+        len(used),
+        sum(power_w[n] for n in used),
+    )
+
+
+def spread_by_kube_scheduler(sizes: dict[str, int], held: dict[str, int], gpus: int) -> str:
+    room = [name for name in sizes if sizes[name] - held[name] >= gpus]
+    return max(room, key=lambda name: (sizes[name] - held[name], name), default="")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    sizes = {f"n{index}": rng.choice((4, 8, 8, 8)) for index in range(rng.randint(3, 9))}
+    scene = Scene(sizes)
+    held, ours_held = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
+    places: dict[str, str] = {}
+    for index in range(40):
+        name, gpus = f"p{index}", rng.choice((1, 1, 2, 4))
+        if scene.pods and rng.random() < 0.3:
+            ended = rng.choice(list(scene.pods))
+            gone, real, _ = scene.pods[ended]
+            held[real] -= gone
+            ours_held[places.pop(ended)] -= gone
+            scene.end(ended)
+        real = spread_by_kube_scheduler(sizes, held, gpus)
+        ours = best_fit(sizes, ours_held, gpus)
+        # Neither of the two is to wait here: see below.
+        if not real or not ours or sum(held.values()) + gpus > 0.8 * sum(sizes.values()):
+            continue
+        assert scene.ask(name, gpus) == ours
+        scene.bind(name, gpus, real, busy_frac=rng.choice((0.1, 0.5, 0.9)))
+        held[real] += gpus
+        ours_held[ours] += gpus
+        places[name] = ours
+        assert scene.stands(name) == (real, ours)
+    scene.read()
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    for world, where in ((worlds.real, {n: p[1] for n, p in scene.pods.items()}), (worlds.ours, places)):
+        want = figures(sizes, scene.pods, where)
+        got = (world.load_spread_frac, world.stranded_gpus, world.nodes_in_use, world.power_in_use_w)
+        assert got == pytest.approx(want, rel=1e-5)
+    assert worlds.nodes == worlds.nodes_load_known == len(sizes)
+    assert worlds.nodes_power_known == worlds.nodes_in_use
+    assert scene.shadow.tally().waiting == scene.shadow.waited_so_far == 0
+    assert worlds.ours.nodes_in_use <= worlds.real.nodes_in_use
+
+
+# --- case by case ---------------------------------------------------------------------------------------------------
+
+
+def test_where_pods_stand_as_they_do_anyway_both_worlds_are_the_same() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    for index in range(4):
+        scene.bind(f"p{index}", 1, scene.ask(f"p{index}", 1))
+    # Nobody asked about this one: it stands where it is.
+    scene.bind("other", 2, "b")
+    scene.read()
+    assert scene.shadow is not None
+    worlds, pods = scene.shadow.worlds(), scene.shadow.tally()
+    assert worlds.real == worlds.ours
+    assert (pods.same, pods.elsewhere, pods.so_far) == (4, 0, 4)
+
+
+def test_a_pod_that_has_no_room_with_us_waits_until_it_has() -> None:
+    scene = Scene({"a": 4, "b": 4})
+    # With us both are on one node, and the next finds room; really they are on two, and so does it.
+    for name, node in (("p1", "a"), ("p2", "b")):
+        scene.ask(name, 2)
+        scene.bind(name, 2, node)
+    one, other = sorted({scene.stands("p1")[1]} ^ {"a", "b"}), scene.stands("p1")[1]
+    # With us this one takes the whole of the other node, and the last has none.
+    assert scene.ask("big", 4) == one[0]
+    scene.apply(Gone(Kind.POD, make_pod("big", 4)))
+    scene.bind("past", 4, one[0])
+    assert scene.ask("p3", 2, other) == ""
+    scene.bind("p3", 2, other)
+    assert scene.shadow is not None
+    followed = scene.shadow.pods["uid-p3"]
+    assert (followed.node, followed.reason) == ("", NO_ROOM)
+    assert scene.shadow.tally().waiting == 1
+    assert len(scene.shadow.store.waiting) == 1
+    scene.wait(30.0)
+    assert followed.node == ""
+    scene.end("p1")
+    scene.wait(10.0)
+    assert followed.node == other
+    pods = scene.shadow.tally()
+    assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (0, 1, 40.0)
+    assert followed.waited_s == 40.0
+
+
+def test_a_node_that_really_has_no_room_may_have_some_with_us() -> None:
+    scene = Scene({"a": 4, "b": 4, "far": 4}, sites={"far": "aws-a"})
+    first = scene.ask("p1", 4)
+    other = next(name for name in ("a", "b") if name != first)
+    scene.bind("p1", 4, other)
+    # kube-scheduler cannot offer where it runs; nor does it offer the other pool, for reasons of its own.
+    assert scene.ask("p2", 4, first) == other
+    scene.bind("p2", 4, first)
+    assert scene.stands("p2") == (first, other)
+
+
+def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8})
+    ours = scene.ask("p", 1)
+    real, untouched = sorted(set(scene.sizes) - {ours})
+    scene.bind("p", 1, real)
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    assert (worlds.real.load_spread_frac, worlds.real.power_in_use_w, worlds.nodes_load_known) == (
+        None,
+        None,
+        0,
+    )
+    scene.read(real)
+    worlds = scene.shadow.worlds()
+    # Neither where it runs, nor where it would stand.
+    assert worlds.nodes_load_known == 1
+    assert worlds.real.load_spread_frac == worlds.ours.load_spread_frac == 0.0
+    assert scene.shadow.tally().unmeasured == 1
+    scene.read()
+    assert scene.shadow.worlds().nodes_load_known == 3
+    assert scene.shadow.tally().unmeasured == 0
+    assert untouched
+
+
+def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_at_all() -> None:
+    for resting in (False, True):
+        scene = Scene({"a": 1, "b": 1})
+        ours = scene.ask("p", 1)
+        real = next(name for name in scene.sizes if name != ours)
+        scene.bind("p", 1, real)
+        scene.bind("q", 1, ours)
+        if resting:
+            scene.sizes["c"] = 2
+            scene.node("c")
+        scene.read()
+        assert scene.shadow is not None
+        # Both have but one GPU, and that is held.
+        assert scene.shadow.worlds().nodes_power_known == (2 if resting else 0)
+
+
+def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8})
+    ours = scene.ask("p", 1)
+    real = next(name for name in scene.sizes if name != ours)
+    scene.bind("p", 1, real)
+    scene.apply(Gone(Kind.NODE, make_node(ours)))
+    del scene.sizes[ours]
+    assert scene.stands("p")[1] in scene.sizes
+    assert scene.shadow is not None
+    scene.read()
+    assert scene.shadow.worlds().nodes == 2
+    # And back again, in another row perhaps.
+    scene.sizes[ours] = 8
+    scene.node(ours)
+    scene.read()
+    assert scene.shadow.worlds().nodes_load_known == 3
+
+
+def test_a_new_list_forgets_what_it_does_not_name() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    for name in ("p", "q"):
+        scene.ask(name, 1)
+    scene.bind("p", 1, "a")
+    scene.apply(Listed(Kind.POD, frozenset(), began_mono_s=scene.now_s + 1))
+    assert scene.shadow is not None
+    assert not scene.shadow.pods
+    assert not scene.shadow.store.pods
+    assert scene.shadow.tally().asked == 0
+    assert not len(scene.shadow.moved)
+
+
+def test_it_begins_as_the_world_is() -> None:
+    scene = Scene({"a": 8, "b": 8}, watched=False)
+    scene.bind("p", 3, "a")
+    scene.read()
+    shadow = Shadow(scene.decider, scene.now_s, 1e9)
+    for name in scene.store.nodes:
+        shadow.see_node(name, scene.now_s)
+    for uid in scene.store.pods:
+        shadow.see_pod(uid, scene.now_s)
+    for name in scene.store.nodes:
+        one, other = scene.store.rows[name], shadow.store.rows[name]
+        for column in ("gpu_count", "bound_gpus", "free_gpus", "pool", "models"):
+            assert getattr(scene.store.snapshot, column)[one] == getattr(shadow.store.snapshot, column)[other]
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(("ask", "bind", "end", "read", "wait", "go", "come", "list", "sick")),
+        st.integers(0, 5),
+        st.integers(1, 8),
+        st.sampled_from(("a", "b", "c")),
+    ),
+    max_size=40,
+)
+
+
+def play(scene: Scene, steps: list[tuple[str, int, int, str]]) -> None:
+    """The same life for each scene."""
+    sizes: dict[str, int] = {}
+    for word, number, gpus, node in steps:
+        name = f"p{number}"
+        scene.now_s += 0.5
+        if word == "ask" and node in scene.sizes and name not in scene.pods:
+            sizes[name] = gpus
+            scene.ask(name, gpus)
+        elif word == "bind" and name in sizes and name not in scene.pods:
+            scene.bind(name, sizes[name], node)
+        elif word == "end" and name in scene.pods:
+            scene.end(name)
+        elif word == "read":
+            scene.read(*([node] if gpus > 4 else []))
+        elif word == "wait":
+            scene.wait(gpus * 10.0)
+        elif word == "go" and node in scene.sizes and len(scene.sizes) > 1:
+            del scene.sizes[node]
+            scene.apply(Gone(Kind.NODE, make_node(node)))
+        elif word == "come" and node not in scene.sizes:
+            scene.sizes[node] = 8
+            scene.node(node)
+        elif word == "list":
+            keys = frozenset(f"uid-{each}" for each in scene.pods if each != name)
+            scene.pods.pop(name, None)
+            scene.apply(Listed(Kind.POD, keys, began_mono_s=scene.now_s + 1))
+        elif word == "sick" and node in scene.sizes:
+            scene.node(node, **{"wattbalance.io/quarantine": "x"})
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps=STEPS)
+def test_the_real_store_and_its_decisions_are_the_same_without_it(
+    steps: list[tuple[str, int, int, str]],
+) -> None:
+    scenes = [Scene({"a": 8, "b": 4, "c": 8}, watched=watched) for watched in (True, False)]
+    for scene in scenes:
+        play(scene, steps)
+    one, other = (scene.store for scene in scenes)
+    for each in fields(one.snapshot):
+        got, want = getattr(one.snapshot, each.name), getattr(other.snapshot, each.name)
+        if isinstance(want, np.ndarray):
+            np.testing.assert_array_equal(got, want)
+        else:
+            assert got == want
+    assert one.pods == other.pods
+    assert one.counters == other.counters
+    assert list(one.reservations.made_before(math.inf)) == list(other.reservations.made_before(math.inf))
+    assert list(scenes[0].decider.log) == list(scenes[1].decider.log)
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps=STEPS)
+def test_whatever_happens_each_pod_stands_once_and_its_sums_add_up(
+    steps: list[tuple[str, int, int, str]],
+) -> None:
+    scene = Scene({"a": 8, "b": 4, "c": 8}, weights={"least-loaded": 1.0, "pack": 1.0})
+    play(scene, steps)
+    shadow = scene.shadow
+    assert shadow is not None
+    # 1. The same pods, each on the node that is noted of it.
+    assert shadow.store.pods.keys() == scene.store.pods.keys()
+    for uid, facts in scene.store.pods.items():
+        followed = shadow.pods.get(uid)
+        assert shadow.store.pods[uid].node == (followed.node if followed else facts.node)
+    # 2. Every count of it adds up.
+    pods = shadow.tally()
+    assert pods.same + pods.elsewhere + pods.waiting == len(shadow.pods) <= pods.so_far
+    assert pods.waiting == sum(not each.node for each in shadow.pods.values())
+    moved = [each for each in shadow.pods.values() if each.slot >= 0]
+    assert len({each.slot for each in moved}) == len(moved) == len(shadow.moved)
+    # 3. Figures are figures.
+    worlds = shadow.worlds()
+    for world in (worlds.real, worlds.ours):
+        assert world.load_spread_frac is None or 0 <= world.load_spread_frac < math.inf
+        assert world.power_in_use_w is None or 0 <= world.power_in_use_w < math.inf
+        assert world.stranded_gpus >= 0

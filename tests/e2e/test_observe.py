@@ -1,0 +1,206 @@
+"""Observing on a real control plane: of all, and of one pool; nothing is changed, and the report says what would be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.decision.test_shadow import best_fit
+from tests.e2e.conftest import StartAgent
+from tests.e2e.system import NAMESPACE, Replica, System, metric, readiness, until_seen, view, wait_for
+from tests.fakes.nvml_stub.stub import NvmlStub
+
+pytestmark = pytest.mark.e2e
+
+KINDS = (
+    "/api/v1/nodes",
+    "/api/v1/namespaces",
+    "/api/v1/pods",
+    "/api/v1/configmaps",
+    "/apis/events.k8s.io/v1/events",
+    f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases",
+)
+STILL = ("/api/v1/nodes", "/api/v1/namespaces", "/api/v1/configmaps", KINDS[-1])
+# By free GPUs alone, so that a plain reference can say what we choose.
+PACK = {each: {"policies": {"pack": {"weight": 1}}} for each in ("training", "inference", "batch")}
+SICK = {"wattbalance.io/quarantine": "xid-79"}
+
+
+def everything(system: System) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in KINDS:
+        listed = system.plane.request("GET", path)
+        assert isinstance(listed, dict)
+        found[path] = listed["items"]
+    return found
+
+
+def traces(objects: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Objects that we wrote to: by their managers, their annotations and labels, or as who reports an event."""
+    found = []
+    for path, items in objects.items():
+        for item in items:
+            meta = item["metadata"]
+            managers = {each.get("manager", "") for each in meta.get("managedFields", [])}
+            words = {*meta.get("annotations", {}), *meta.get("labels", {})} - {*SICK}
+            ours = any(word.startswith("wattbalance.io/") for word in words)
+            if ours or "wattbalance" in managers or "wattbalance" in item.get("reportingController", ""):
+                found.append(f"{path}/{meta['name']}")
+    return found
+
+
+def writes(system: System, since: int) -> list[dict[str, Any]]:
+    return [each for each in system.requests()[since:] if each["verb"] not in {"get", "list", "watch"}]
+
+
+def report(replica: Replica) -> dict[str, Any]:
+    return dict(replica.get("/api/v1/observe?limit=1000"))
+
+
+def say(replica: Replica, *arguments: str) -> str:
+    """What a person reads."""
+    command = [sys.executable, "-m", "scheduler.cli", "report", "observe", *arguments]
+    server = f"http://127.0.0.1:{replica.port}"
+    done = subprocess.run(
+        [*command, "--server", server], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def until_bound(system: System, replica: Replica, *pods: str) -> dict[str, str]:
+    nodes = {pod: system.bound(pod) for pod in pods}
+    wait_for("they are followed", lambda: report(replica)["pods_so_far"] >= len(pods))
+    return nodes
+
+
+def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
+    system: System, start_agent: StartAgent, make_stub: Callable[[str], NvmlStub]
+) -> None:
+    sizes = {"observe-a": 8, "observe-b": 8, "observe-c": 8}
+    for name in sizes:
+        system.add_node(name)
+        stub = make_stub(name)
+        for gpu in range(8):
+            # One of them rests.
+            stub.set(gpu, "util_pct", 60 if gpu else 0)
+            stub.set(gpu, "power_mw", 300_000 if gpu else 60_000)
+        start_agent(name, stub)
+    system.add_node("observe-sick", **SICK)
+    before, since = everything(system), len(system.requests())
+    replica = system.serve(mode="observe", profiles=PACK)
+    until_seen(replica, *sizes, "observe-sick")
+    for name in sizes:
+        wait_for(f"{name} is measured", lambda name=name: view(replica, name)["load_frac"] is not None)
+    wait_for("it follows", lambda: report(replica)["status"] == "no_data")
+    assert "No data yet" in say(replica)
+    scheduler = system.scheduler(replica.port)
+    try:
+        held: dict[str, int] = {}
+        pods = {f"observe-{index}": gpus for index, gpus in enumerate((2, 1, 4, 1, 2, 4))}
+        for name, gpus in pods.items():
+            system.add_pod(name, gpus)
+            system.bound(name)
+            wait_for(
+                f"{name} is followed",
+                lambda name=name: name in {each["name"] for each in report(replica)["pods"]},
+            )
+            # 1. Each pod stands where we would have placed it, by free GPUs as they would be.
+            [told] = [each for each in report(replica)["pods"] if each["name"] == name]
+            want = best_fit(sizes, held, gpus)
+            assert (told["ours"], told["real"]) == (want, system.node_of(name))
+            assert told["place"] == ("same" if want == told["real"] else "elsewhere")
+            held[want] = held.get(want, 0) + gpus
+        # 2. The figures of both worlds.
+        said = report(replica)
+        real: dict[str, int] = {}
+        for name, gpus in pods.items():
+            real[system.node_of(name)] = real.get(system.node_of(name), 0) + gpus
+        for world, holds in (("real", real), ("ours", held)):
+            free = [8 - holds.get(name, 0) for name in sizes]
+            # The sick one is not counted: no pod of ours goes there.
+            assert said[world]["stranded_gpus"] == sum(each for each in free if each < 8)
+            assert said[world]["nodes_in_use"] == len(holds)
+        wait_for("what was moved is measured", lambda: report(replica)["pods_unmeasured"] == 0)
+        said = report(replica)
+        for world in ("real", "ours"):
+            # Of the sick one, which has no agent, nothing is known.
+            assert said[world]["load_spread_frac"] >= 0
+        assert said["nodes_load_known"] == 3
+        table = say(replica)
+        assert "AN ESTIMATE" in table
+        assert "REALLY" in table
+        assert json.loads(say(replica, "-o", "json"))["pods_so_far"] == len(pods)
+        print(table)
+    finally:
+        scheduler.stop()
+    # 3. Nobody wrote anything but kube-scheduler.
+    after = everything(system)
+    assert {path: after[path] for path in STILL} == {path: before[path] for path in STILL}
+    assert traces(after) == []
+    assert readiness(replica)["role"] == "observer"
+    assert replica.process.stop() == 0
+    assert writes(system, since) == []
+
+
+def test_one_pool_is_observed_and_the_other_acted_on(system: System) -> None:
+    for name in ("observe-own-1", "observe-own-2"):
+        system.add_node(name, site="dc-1")
+    for name, labels in (("observe-far-1", {}), ("observe-far-2", SICK)):
+        system.add_node(name, site="aws-a", **labels)
+    pools = [
+        {"name": "dc-1", "selector": {"site": "dc-1"}},
+        {"name": "aws-a", "selector": {"site": "aws-a"}, "mode": "observe"},
+    ]
+    since = len(system.requests())
+    replica = system.serve(pools=pools, profiles=PACK)
+    wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
+    until_seen(replica, "observe-own-1", "observe-far-2")
+    wait_for("it follows", lambda: report(replica)["observing"] == "pool aws-a" and report(replica)["real"])
+    assert metric(replica, "wattbalance_pool_observed", pool="aws-a") == 1
+    assert view(replica, "observe-far-1")["observed"]
+    scheduler = system.scheduler(replica.port)
+    try:
+        # 1. Into the observed pool only: all of it is filled, the node that is in quarantine too.
+        far = {"nodeSelector": {"site": "aws-a"}}
+        for name in ("observe-far-a", "observe-far-b"):
+            system.add_pod(name, 8, annotations={"wattbalance.io/max-slowdown": "much"}, **far)
+        nodes = until_bound(system, replica, "observe-far-a", "observe-far-b")
+        assert set(nodes.values()) == {"observe-far-1", "observe-far-2"}
+        # 2. Where both would do, the order of pools holds: ours, by our decision.
+        for index in range(3):
+            system.add_pod(f"observe-own-{index}", 4)
+        placed = [system.bound(f"observe-own-{index}") for index in range(3)]
+        assert set(placed) <= {"observe-own-1", "observe-own-2"}
+        assert placed[0] == placed[1]
+        wait_for(
+            "the decisions are written",
+            lambda: metric(replica, "wattbalance_decisions_written_total", result="written") == 3,
+        )
+        said = report(replica)
+        assert {each["name"] for each in said["pods"]} == {"observe-far-a", "observe-far-b"}
+        # One of them would not run with us, in quarantine.
+        assert said["pods_waiting"] == 1
+        assert [each["reason"] for each in said["pods"] if each["place"] == "waiting"] == [
+            "node in quarantine"
+        ]
+        results = {each["pod"]: each["result"] for each in replica.get("/api/v1/decisions")["items"]}
+        assert {results["observe-far-a"], results["observe-far-b"]} == {"observed"}
+        assert metric(replica, "wattbalance_bypassed_pods_total", reason="other_node") == 0
+    finally:
+        scheduler.stop()
+    written = {
+        (each["verb"], each["objectRef"]["resource"], each["objectRef"].get("name", ""))
+        for each in writes(system, since)
+    }
+    assert {name for verb, kind, name in written if kind == "pods"} == {
+        f"observe-own-{index}" for index in range(3)
+    }
+    assert {kind for _, kind, _ in written} <= {"leases", "pods"}
+    for name in ("observe-far-a", "observe-far-b"):
+        assert "wattbalance.io/decision" not in system.pod(name)["metadata"].get("annotations", {})

@@ -1,0 +1,159 @@
+"""The report of observing, of the daemon as it is composed: it begins, follows, and begins anew with another mode."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from scheduler import config
+from scheduler.cluster.port import Kind
+from scheduler.reload import exchange
+from tests.contracts.cluster_contract import eventually
+from tests.test_app import Replica, World, world
+
+__all__ = ["world"]
+SITES = {"mine": "dc-1", "theirs": "aws-a"}
+POOLS = [
+    {"name": "dc-1", "selector": {"site": "dc-1"}},
+    {"name": "aws-a", "selector": {"site": "aws-a"}, "mode": "observe"},
+]
+
+
+async def told(replica: Replica, path: str = "/api/v1/observe") -> Any:
+    async with replica.session.get(path) as page:
+        return json.loads(await page.read())
+
+
+async def until_follows(replica: Replica, pods: int = 0) -> dict[str, Any]:
+    await eventually(lambda: replica.daemon.observing.shadow is not None)
+    shadow = replica.daemon.observing.shadow
+    assert shadow is not None
+    await eventually(lambda: shadow.so_far >= pods)
+    report: dict[str, Any] = await told(replica)
+    return report
+
+
+async def place(world: World, replica: Replica, name: str, node: str, *offered: str) -> None:
+    """As kube-scheduler: create it, ask, and bind it where it pleases."""
+    world.add_pod(name)
+    await replica.filter(world.api.get("pods", name, "default"), *(offered or SITES))
+    world.api.bind(name, "default", node)
+
+
+async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) -> None:
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    world.add_pod("before", node="theirs")
+    async with world.replica(mode="observe", pools=[{**pool, "mode": None} for pool in POOLS]) as replica:
+        await replica.knows(*SITES)
+        report = await until_follows(replica)
+        assert report["status"] == "no_data"
+        assert "No data yet" in report["notes"][0]
+        for name, node in (("p1", "theirs"), ("p2", "mine")):
+            await place(world, replica, name, node)
+        report = await until_follows(replica, 2)
+        assert (report["status"], report["observing"]) == ("ok", "everything, by `mode: observe`")
+        assert [(pod["name"], pod["real"], pod["ours"], pod["place"]) for pod in report["pods"]] == [
+            ("p2", "mine", "mine", "same"),
+            ("p1", "theirs", "mine", "elsewhere"),
+        ]
+        assert (report["pods_same"], report["pods_elsewhere"], report["pods_waiting"]) == (1, 1, 0)
+        # Nobody measures here: unknown, and no figure.
+        assert report["real"]["load_spread_frac"] is report["ours"]["power_in_use_w"] is None
+        assert report["real"]["nodes_in_use"] == report["ours"]["nodes_in_use"] == 2
+        assert any(note.startswith("An estimate") for note in report["notes"])
+        assert [len((await told(replica, f"/api/v1/observe?limit={n}"))["pods"]) for n in (0, 1, 99999)] == [
+            0,
+            1,
+            2,
+        ]
+        for query, want in (("limit=x", "expected a whole number"), ("node=a", "unknown parameter 'node'")):
+            assert want in (await told(replica, f"/api/v1/observe?{query}"))["error"]
+        async with replica.session.get("/metrics") as page:
+            assert 'wattbalance_observed_pods{state="elsewhere"} 1.0' in await page.text()
+        world.api.delete("pods", "p1", "default", grace_s=0)
+        await eventually(lambda: len(replica.daemon.observing.shadow.pods) == 1)  # type: ignore[union-attr]
+        report = await told(replica)
+        assert (report["pods_so_far"], report["ours"]["nodes_in_use"]) == (2, 2)
+
+
+async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_not(world: World) -> None:
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    world.add_node("theirs-too", site="aws-a")
+    async with world.replica(pools=POOLS) as replica:
+        await replica.knows(*SITES, "theirs-too")
+        await replica.leads()
+        assert (await until_follows(replica))["observing"] == "pool aws-a"
+        await place(world, replica, "ours", "mine")
+        await place(world, replica, "p1", "theirs", "theirs", "theirs-too")
+        await place(world, replica, "p2", "theirs-too", "theirs", "theirs-too")
+        report = await until_follows(replica, 2)
+        assert {pod["name"] for pod in report["pods"]} == {"p1", "p2"}
+        # With us both would be on one node.
+        assert len({pod["ours"] for pod in report["pods"]}) == 1
+        assert {each.result for each in replica.daemon.decider.log if each.pod != "ours"} == {"observed"}
+        # Of those that are bound there nothing is written, and nobody came past us.
+        await eventually(lambda: "p2" not in {each.name for each in replica.daemon.store.waiting.values()})
+        assert sum(replica.daemon.bindings.past.values()) == 0
+        await eventually(lambda: replica.daemon.write_back.results["written"] == 1)
+        annotated = [
+            each["metadata"]["name"]
+            for each in world.api.list("pods")
+            if "wattbalance.io/decision" in each["metadata"].get("annotations", {})
+        ]
+        assert annotated == ["ours"]
+        assert not world.api.list("events")
+
+
+async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: World) -> None:
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    async with world.replica(pools=POOLS) as replica:
+        await replica.knows(*SITES)
+        await until_follows(replica)
+        daemon = replica.daemon
+        await place(world, replica, "p", "theirs", "theirs")
+        await until_follows(replica, 1)
+        first = daemon.observing.shadow
+        path, _ = world.configure(pools=[{**pool, "mode": None} for pool in POOLS])
+        settings = config.load(path.read_text())
+        exchange(daemon, settings)
+        await eventually(lambda: daemon.observing.shadow is None)
+        assert daemon.handler.beside is None
+        assert daemon.decider.on_observed is None
+        report = await told(replica)
+        assert (report["status"], report["observing"], report["real"]) == ("acting", "", None)
+        assert "Nothing is observed" in report["notes"][0]
+        exchange(daemon, config.load(world.configure(pools=POOLS)[0].read_text()))
+        report = await until_follows(replica)
+        assert daemon.observing.shadow is not first
+        assert (report["status"], report["pods_so_far"]) == ("no_data", 0)
+
+
+async def test_a_bad_annotation_is_told_of_a_pod_that_we_place_and_not_of_one_that_we_leave(
+    world: World,
+) -> None:
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    async with world.replica(pools=POOLS) as replica:
+        await replica.knows(*SITES)
+        await replica.leads()
+        for name, node in (("left", "theirs"), ("placed", "mine")):
+            world.add_pod(name)
+            pod = world.api.get("pods", name, "default")
+            pod["metadata"]["annotations"] = {"wattbalance.io/gpu-memory": "much"}
+            await replica.filter(pod, node)
+        await eventually(lambda: bool(world.events("BadAnnotation")))
+        assert [event["regarding"]["name"] for event in world.events("BadAnnotation")] == ["placed"]
+
+
+async def test_who_acts_everywhere_has_no_second_world(world: World) -> None:
+    world.add_node("mine")
+    async with world.replica() as replica:
+        await replica.knows("mine")
+        await replica.daemon.observing.look()
+        assert replica.daemon.observing.shadow is None
+        assert replica.daemon.handler.beside is None
+        assert replica.daemon.decider.on_observed is None
+        assert Kind.POD in replica.daemon.store.synced
