@@ -283,21 +283,21 @@ async def test_filters_workloads_models_and_names_are_exchanged(world: World) ->
 
 
 def test_pods_that_were_bound_before_their_resource_was_managed_are_not_held_against_anybody() -> None:
-    mig = "nvidia.com/mig-1g.5gb"
+    other = "amd.com/gpu"
     told: list[str] = []
     bindings = Bindings(["ours"], ["nvidia.com/gpu"], decision_of=lambda _: None, judges=lambda: True)
     bindings.on_past = lambda binding, _: told.append(binding.name)
 
     def pod(name: str, node: str) -> Pod:
         made = make_pod(name, 0, node=node)
-        containers = [Container(resources=Resources(limits={mig: "1"}))]
+        containers = [Container(resources=Resources(limits={other: "1"}))]
         return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, containers=containers))
 
     def see(name: str, node: str = "") -> None:
         bindings.see(Changed(Kind.POD, pod(name, node)), 0.0, synced=True)
 
     see("old", "n1")
-    bindings.use(["ours"], ["nvidia.com/gpu", mig])
+    bindings.use(["ours"], ["nvidia.com/gpu", other])
     see("old", "n1")
     see("new")
     see("new", "n1")
@@ -306,7 +306,7 @@ def test_pods_that_were_bound_before_their_resource_was_managed_are_not_held_aga
     bindings.use(["ours"], ["nvidia.com/gpu"])
     see("unmanaged")
     see("unmanaged", "n1")
-    bindings.use(["ours"], ["nvidia.com/gpu", mig])
+    bindings.use(["ours"], ["nvidia.com/gpu", other])
     see("unmanaged", "n1")
     assert told == ["new"]
 
