@@ -15,7 +15,7 @@ from scheduler.cluster.readings import StoreHandler
 from scheduler.config_settings import Mode, Settings
 from scheduler.core.clock import Clock
 from scheduler.core.log import kv
-from scheduler.decision.decider import Decider
+from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.shadow import Shadow
 from scheduler.pause import Pause
 
@@ -27,6 +27,7 @@ MEASURE_S = 5.0
 # Of each 20 us, as the real store's.
 NODES_A_TURN = 50
 PODS_A_TURN = 100
+GIVEN_UP = "the world as it would be with us is given up"
 
 
 def observed(settings: Settings, pause: Pause) -> str:
@@ -60,6 +61,8 @@ class Observing:
     ) -> None:
         self.shadow: Shadow | None = None
         """None until it has begun, and while nothing is observed."""
+        self.failed = False
+        """Whether it is given up until what is observed changes: an estimate must not end what it watches."""
         self.what = what
         self._decider = decider
         self._handler = handler
@@ -75,12 +78,28 @@ class Observing:
         shadow, now_mono_s = self._follows, self._clock.mono_s()
         if shadow is None:
             return
-        if isinstance(event, Listed):
-            shadow.keep(event.kind, now_mono_s)
-        elif event.kind is Kind.NODE:
-            shadow.see_node(event.object.metadata.name, now_mono_s)
-        elif event.kind is Kind.POD:
-            shadow.see_pod(event.object.metadata.uid, now_mono_s)
+        try:
+            if isinstance(event, Listed):
+                shadow.keep(event.kind, now_mono_s)
+            elif event.kind is Kind.NODE:
+                shadow.see_node(event.object.metadata.name, now_mono_s)
+            elif event.kind is Kind.POD:
+                shadow.see_pod(event.object.metadata.uid, now_mono_s)
+        except Exception:
+            log.exception(GIVEN_UP)
+            self._give_up()
+
+    def _ask(self, outcome: Outcome, now_mono_s: float) -> None:
+        if self.shadow is not None:
+            try:
+                self.shadow.ask(outcome, now_mono_s)
+            except Exception:
+                log.exception(GIVEN_UP)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._end()
+        self.failed = True
 
     async def run(self) -> None:
         """Look for ever."""
@@ -99,13 +118,17 @@ class Observing:
         )
         if not same:
             self._end()
-            self._rests_on = rests_on
-        if not what or not self._is_ready():
+            self._rests_on, self.failed = rests_on, False
+        if not what or self.failed or not self._is_ready():
             return
-        if self.shadow is None:
-            await self._begin(what)
-        else:
-            await self._go_on(self.shadow)
+        try:
+            if self.shadow is None:
+                await self._begin(what)
+            else:
+                await self._go_on(self.shadow)
+        except Exception:
+            log.exception(GIVEN_UP)
+            self._give_up()
 
     def _end(self) -> None:
         if self._follows is not None:
@@ -127,7 +150,10 @@ class Observing:
                 shadow.see_pod(uid, clock.mono_s())
             await asyncio.sleep(0)
         shadow.store.synced |= {Kind.NODE, Kind.POD}
-        self._decider.on_observed = shadow.ask
+        if self._follows is not shadow:
+            # Given up meanwhile.
+            return
+        self._decider.on_observed = self._ask
         self.shadow = shadow
         log.info("observing", extra=kv(what=what, nodes=len(names), pods=len(uids)))
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from scheduler import config
 from scheduler.cluster.port import Kind
+from scheduler.decision.shadow import Shadow
+from scheduler.observing import observed
+from scheduler.pause import Pause, Paused
 from scheduler.reload import exchange
 from tests.contracts.cluster_contract import eventually
 from tests.test_app import Replica, World, world
@@ -157,3 +162,44 @@ async def test_who_acts_everywhere_has_no_second_world(world: World) -> None:
         assert replica.daemon.handler.beside is None
         assert replica.daemon.decider.on_observed is None
         assert Kind.POD in replica.daemon.store.synced
+
+
+async def test_a_fault_in_it_neither_ends_the_daemon_nor_holds_a_question(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_node("mine", site="dc-1")
+    async with world.replica(mode="observe") as replica:
+        await replica.knows("mine")
+        await until_follows(replica)
+
+        def fails(*_: object) -> None:
+            raise RuntimeError("planted")
+
+        monkeypatch.setattr(Shadow, "ask", fails)
+        world.add_pod("p")
+        answer = await replica.filter(world.api.get("pods", "p", "default"), "mine")
+        assert answer["NodeNames"] == ["mine"]
+        report = await told(replica)
+        assert report["status"] == "failed"
+        assert "the log says why" in report["notes"][0]
+        assert replica.daemon.handler.beside is None
+        # Another question, and another look: it stays given up.
+        await replica.daemon.observing.look()
+        assert (await told(replica))["status"] == "failed"
+
+
+def test_what_is_observed_is_said_with_the_reason() -> None:
+    text = "cluster: {name: a}\ntelemetry: {broker: mqtt://b}\n"
+    pause = Pause()
+    pools = (
+        "pools: [{name: a, selector: {s: a}, mode: observe}, {name: b, selector: {s: b}, mode: observe}]\n"
+    )
+    for more, want in (
+        ("", ""),
+        ("mode: observe\n", "everything, by `mode: observe`"),
+        (pools, "pools a, b"),
+    ):
+        assert observed(config.load(text + more), pause) == want
+    pause.now = Paused(uid="u", by="kim", claimed=False, since="2026-01-01T00:00:00Z", reason="a drill")
+    want = "everything, paused by kim since 2026-01-01T00:00:00Z: a drill"
+    assert observed(config.load(text + pools), pause) == want

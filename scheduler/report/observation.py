@@ -50,7 +50,7 @@ class ObserveReport(View, frozen=True):
     """What observing has shown so far."""
 
     status: str
-    """acting (nothing is observed) | starting | no_data | ok"""
+    """acting (nothing is observed) | starting | no_data | ok | failed"""
     observing: str
     """What is observed, and why; empty while we act everywhere."""
     unix_s: float

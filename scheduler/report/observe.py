@@ -30,6 +30,10 @@ ACTING = (
 STARTING = (
     "It has just begun: the nodes and pods that there are are being taken over. Ask again in some seconds."
 )
+FAILED = (
+    "It failed, and is given up until what is observed changes, or a restart; the log says why. Nothing else depends "
+    "on it."
+)
 NO_DATA = (
     "No data yet: no pod that kube-scheduler asked us about has been bound since. Pods that ran before stand where "
     "they are in both worlds."
@@ -57,6 +61,7 @@ class Watching(Protocol):
     """What is observed."""
 
     shadow: Shadow | None
+    failed: bool
     what: Callable[[], str]
 
 
@@ -92,6 +97,8 @@ class ObserveReporter:
         what, shadow, unix_s = self._watching.what(), self._watching.shadow, self._clock.unix_s()
         if not what or shadow is None:
             status, note = ("starting", STARTING) if what else ("acting", ACTING)
+            if what and self._watching.failed:
+                status, note = "failed", FAILED
             return ObserveReport(status=status, observing=what, unix_s=unix_s, notes=[note])
         worlds, pods = shadow.worlds(), shadow.tally()
         now_mono_s = self._clock.mono_s()
