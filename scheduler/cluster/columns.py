@@ -6,6 +6,8 @@ known and unknown, into what policies may read is in `fold_*`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,9 +79,9 @@ class Columns:
         self.models = np.zeros(rows, np.int16)
         self.gpu_memory_bytes = np.zeros(rows, f8)
         self.shared = np.zeros(rows, bool)
-        # What pods of the node have asked of memory that units share.
-        self.memory_bound_bytes = np.zeros(rows, f8)
-        self.memory_reserved_bytes = np.zeros(rows, f8)
+        # What pods of the node have asked of memory that units share: in all, and the most for one unit.
+        self.memory_bound_bytes = np.zeros((2, rows), f8)
+        self.memory_reserved_bytes = np.zeros((2, rows), f8)
         self.name_hash = np.zeros(rows, np.uint32)
         # Per node, folded.
         self.healthy = np.full(rows, np.inf, f4)
@@ -162,6 +164,21 @@ class Columns:
         """How much of a node's GPUs these units are."""
         return float(sum(self.unit_gpus[index, row] * count for index, count in self.indexed(units)))
 
+    def memory_asked_bytes(self, asks: Iterable[tuple[Units, float]], row: int) -> tuple[float, float]:
+        """What is asked of memory that units share on this node: in all, and the most for one unit.
+
+        Args:
+            asks: By pod, its units, and what each of them is to have.
+            row: The node's.
+        """
+        whole_bytes = most_bytes = 0.0
+        for units, each_bytes in asks:
+            count = sum(count for index, count in self.indexed(units) if self.unit_shared[index, row])
+            if count:
+                whole_bytes += each_bytes * count
+                most_bytes = max(most_bytes, each_bytes)
+        return whole_bytes, most_bytes
+
     def take_row(self) -> int:
         """A row nobody uses, reset."""
         if not self._free_rows:
@@ -179,7 +196,7 @@ class Columns:
         self.unit_gpus[:, row] = 1
         self.unit_memory_bytes[:, row] = 0
         self.unit_shared[:, row] = self.shared[row] = False
-        self.memory_bound_bytes[row] = self.memory_reserved_bytes[row] = 0
+        self.memory_bound_bytes[:, row] = self.memory_reserved_bytes[:, row] = 0
         self.gpu_count[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = self.in_two_pools[row] = False
         self.capability[row] = 1
@@ -215,8 +232,8 @@ class Columns:
             target[tuple(slice(length) for length in values.shape)] = values
         self._free_rows.extend(range(rows - 1, old_rows - 1, -1))
 
-    def fold_readings(self, rows: Rows) -> None:
-        """Fold per-GPU readings of some rows into their load, health and power.
+    def fold_readings(self, rows: Rows | slice) -> None:
+        """Fold per-GPU readings of some rows into their load, health and power. One row is fastest as a slice.
 
         A known GPU counts its decayed utilisation. An unknown one that is free counts the neutral load or its last
         value, whichever is higher; one that is allocated counts as fully loaded. Which of several GPUs are
@@ -251,13 +268,10 @@ class Columns:
         self.node_power_w[rows] = np.where((slots > 0) & (measured.sum(1) == slots), total_w, np.nan)
         self.fold_holdings(rows)
 
-    def fold_holdings(self, rows: Rows) -> None:
+    def fold_holdings(self, rows: Rows | slice) -> None:
         """Fold what is bound and reserved into free units and GPUs, and into how many unknown GPUs count as busy."""
-        bound, reserved, each = (
-            self.bound_units[:, rows],
-            self.reserved_units[:, rows],
-            self.unit_gpus[:, rows],
-        )
+        bound, reserved = self.bound_units[:, rows], self.reserved_units[:, rows]
+        each = self.unit_gpus[:, rows]
         self.bound[rows] = (bound * each).sum(0)
         self.reserved[rows] = (reserved * each).sum(0)
         unknown = self._unknown_count[rows]
@@ -265,9 +279,9 @@ class Columns:
         floor = np.minimum(self._unknown_floor[rows] + busy * (1 - self.neutral_load), unknown)
         self.load_sum[rows] = self._known_sum[rows] + floor + self._broken_count[rows]
         self.free_units[:, rows], self.free[rows] = self.free_beside(bound + reserved, rows)
-        sharing = rows[self.shared[rows]]
-        if len(sharing):
-            self._fold_memory(sharing)
+        if np.count_nonzero(self.shared[rows]):
+            some = np.arange(self.rows)[rows]
+            self._fold_memory(some[self.shared[some]])
 
     def free_beside(self, held_units: FloatColumn, rows: Rows | slice) -> tuple[FloatColumn, FloatColumn]:
         """What is free of some nodes: units of each resource (resources, nodes), and GPUs in all (nodes,).
@@ -288,22 +302,31 @@ class Columns:
 
     def _fold_memory(self, rows: Rows) -> None:
         free = self.shared_memory_free_bytes(
-            rows, self.memory_bound_bytes[rows] + self.memory_reserved_bytes[rows]
+            rows, self.memory_bound_bytes[:, rows], self.memory_reserved_bytes[:, rows]
         )
         kept = self.unit_memory_bytes[:, rows]
         self.unit_memory_bytes[:, rows] = np.where(self.unit_shared[:, rows], free, kept)
 
-    def shared_memory_free_bytes(self, rows: Rows, asked_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def shared_memory_free_bytes(
+        self, rows: Rows, bound_bytes: NDArray[np.float64], reserved_bytes: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """What the fullest GPU of each node has free, shape (nodes,); 0 where that is not known.
 
         The device plugin chooses the GPU, so none of them may have less. What pods there have asked for counts where
-        it is more than what is measured, evenly over the GPUs: they may not have taken it yet.
+        it is more than what is measured: they may not have taken it yet. However they lie, the fullest GPU has at
+        least as much of that as the largest unit, and as a GPU would if all had the same.
+
+        Args:
+            rows: The nodes'.
+            bound_bytes: As `memory_asked_bytes` adds it up, shape (2, nodes).
+            reserved_bytes: Likewise.
         """
         sound = self.slot[rows] & (self.state[rows] < FIRST_BROKEN_STATE)
         used = np.where(sound, self.memory_used_bytes[rows], 0)
         told = self.fresh[rows] & (self.gpu_memory_bytes[rows] > 0) & sound.any(1) & ~np.isnan(used).any(1)
-        asked_each = asked_bytes / np.maximum(sound.sum(1), 1)
-        free = self.gpu_memory_bytes[rows] - np.maximum(used.max(1, initial=0), asked_each)
+        asked = (bound_bytes[0] + reserved_bytes[0]) / np.maximum(sound.sum(1), 1)
+        asked = np.maximum(asked, np.maximum(bound_bytes[1], reserved_bytes[1]))
+        free = self.gpu_memory_bytes[rows] - np.maximum(used.max(1, initial=0), asked)
         # A full one is known: not 0, which is unknown.
         return np.where(told, np.maximum(free, 1), 0)
 

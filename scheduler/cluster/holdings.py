@@ -99,17 +99,19 @@ class Holdings:
         Anew, over one node's few pods: one absurd amount, taken off again, would leave rounding behind.
         """
         columns, row = self._columns, record.row
-        columns.memory_bound_bytes[row] = self._memory_asked(record) if record.shared else 0
-        columns.bound_units[:, row] = 0
+        columns.memory_bound_bytes[:, row] = self._memory_asked(record) if record.shared else 0
+        self._promises.add_up_memory(record.name)
+        totals = [0.0] * len(columns.resources)
         for facts in record.pods.values():
             for index, count in columns.indexed(facts.units):
-                columns.bound_units[index, row] += count
+                totals[index] += count
+        columns.bound_units[:, row] = totals
         if record.by_claims:
             # By other names than it offers, GPUs are held through claims, and counted by these.
             columns.bound_units[:, row] *= columns.units[:, row] > 0
             held = self._devices.held(record.name, lambda uid: self._counted(uid, record))
             columns.bound_units[columns.resources[GPU_RESOURCE], row] += held
-        columns.fold_holdings(np.array([row]))
+        columns.fold_holdings(slice(row, row + 1))
 
     def _counted(self, uid: str, record: NodeRecord) -> float:
         """How many whole GPUs of a node are counted as a pod's own: bound there, or promised."""
@@ -148,14 +150,15 @@ class Holdings:
         self._neighbours.add(facts.meta, record.row)
         self.add_up(record)
 
-    def _memory_asked(self, record: NodeRecord) -> float:
+    def _memory_asked(self, record: NodeRecord) -> tuple[float, float]:
         before, record.memory_bytes = record.memory_bytes, {}
         for uid, facts in record.pods.items():
             if uid not in before:
-                each = self._intents.resolve(facts.meta, facts.priority_class).value("gpu-memory") or 0
-                before[uid] = each * sum(count for _, count in facts.units)
+                intent = self._intents.resolve(facts.meta, facts.priority_class)
+                before[uid] = intent.value("gpu-memory") or 0
             record.memory_bytes[uid] = before[uid]
-        return sum(record.memory_bytes.values())
+        asks = ((facts.units, record.memory_bytes[uid]) for uid, facts in record.pods.items())
+        return self._columns.memory_asked_bytes(asks, record.row)
 
     def _load_of(self, facts: PodFacts, record: NodeRecord) -> float:
         """What a pod is expected to keep busy of a node, in GPUs."""

@@ -49,13 +49,15 @@ class NodeRecord:
     model: str = ""
     inventory: Inventory | None = None
     agent: str = ""
+    told: bool = False
+    """Whether its object has been read."""
     cordoned_mono_s: float = -inf
     """When it was seen to become unschedulable; -inf if it came so, or never was."""
     pods: dict[str, PodFacts] = field(default_factory=dict)
     shared: bool = False
     """Whether units share a GPU's memory."""
     memory_bytes: dict[str, float] = field(default_factory=dict)
-    """Then: what the pods that are here have asked for, by uid."""
+    """Then: what each unit of the pods that are here is to have, by uid."""
 
 
 class Nodes:
@@ -128,16 +130,22 @@ class Nodes:
     def update(self, record: NodeRecord, node: Node, now_mono_s: float) -> None:
         """Take what the node's object says now."""
         columns, row = self._columns, record.row
+        before = (record.labels, record.allocatable)
         labels = node.metadata.labels or {}
         record.labels, record.allocatable = labels, _gpu_amounts(node)
-        self._leave(row)
-        self._enter(record)
+        # A node tells of itself every few minutes, and of something new about never.
+        is_news = not record.told or before != (record.labels, record.allocatable)
+        record.told = True
+        if is_news:
+            self._leave(row)
+            self._enter(record)
         columns.quarantined[row] = QUARANTINE_LABEL in labels
         cordoned = bool(node.spec.unschedulable)
         if cordoned and not columns.cordoned[row]:
             record.cordoned_mono_s = now_mono_s
         columns.cordoned[row] = cordoned
-        self.renew(record)
+        if is_news:
+            self.renew(record)
 
     def renew(self, record: NodeRecord) -> None:
         """Fold a node's readings anew after its hardware changed."""
@@ -149,7 +157,7 @@ class Nodes:
         models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels, devices)
         columns.models[row] = columns.model_index(models)
         self._renew_offers(record)
-        columns.fold_readings(np.array([row]))
+        columns.fold_readings(slice(row, row + 1))
         columns.renew_snapshot()
 
     def _renew_offers(self, record: NodeRecord) -> None:
@@ -176,6 +184,9 @@ class Nodes:
                 columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes * offer.memory_frac
                 columns.unit_shared[index, row] = offer.shared
         record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
+        if not record.shared:
+            # Not kept from here on: what was read last would be told as if it were young.
+            columns.memory_used_bytes[row] = np.nan
         # In 64 bits, so that 42 sevenths are 6: what is more than there is would be broken.
         counted = (offer for name, offer in record.offers.items() if indexes[name] is not None)
         columns.gpu_count[row] = sum(offer.units * offer.gpus for offer in counted)

@@ -72,14 +72,15 @@ class Promises:
             request.units,
             load,
             now_mono_s,
-            memory_bytes=request.gpu_memory_bytes * sum(count for _, count in request.units),
+            memory_bytes=request.gpu_memory_bytes,
             waits_for_volume=request.waits_for_volume,
         )
-        columns.memory_reserved_bytes[row] += made.memory_bytes
+        if made.memory_bytes:
+            self.add_up_memory(node)
         for index, count in columns.indexed(request.units):
             columns.reserved_units[index, row] += count
         self.expect(row, load, now_mono_s)
-        columns.fold_holdings(np.array([row]))
+        columns.fold_holdings(slice(row, row + 1))
         self.on_change(request.uid)
         return True
 
@@ -101,12 +102,22 @@ class Promises:
         for index, count in columns.indexed(held.units):
             left = float(columns.reserved_units[index, row]) - count
             columns.reserved_units[index, row] = max(left, 0)
-        left = float(columns.memory_reserved_bytes[row]) - held.memory_bytes
-        columns.memory_reserved_bytes[row] = max(left, 0)
+        if held.memory_bytes:
+            self.add_up_memory(held.node)
         if not keep_load:
             self.expect(row, -held.load * self._faded(held, now_mono_s), now_mono_s)
-        columns.fold_holdings(np.array([row]))
+        columns.fold_holdings(slice(row, row + 1))
         self.on_change(held.uid)
+
+    def add_up_memory(self, node: str) -> None:
+        """Sum what was promised of memory that units share there. The caller folds."""
+        row = self._rows[node]
+        self._columns.memory_reserved_bytes[:, row] = self._reserved_memory(row, self.reservations.on_node(node))
+
+    def _reserved_memory(self, row: int, held: Iterable[Reservation]) -> tuple[float, float]:
+        if not self._columns.shared[row]:
+            return 0.0, 0.0
+        return self._columns.memory_asked_bytes(((each.units, each.memory_bytes) for each in held), row)
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
         """A pod was bound: its promise is over. Returns whether this node had been promised to it."""
@@ -119,9 +130,9 @@ class Promises:
     def evict(self, node: str, now_mono_s: float) -> None:
         """Take back the youngest promises of a node until the rest fits beside what is bound there."""
         row, columns = self._rows[node], self._columns
-        over = self._overdrawn(row)
-        if not over:
+        if not self.reservations.any_on(node):
             return
+        over = self._overdrawn(row)
         for held in reversed(self.reservations.on_node(node)):
             if not over:
                 break
@@ -234,9 +245,14 @@ class Promises:
         if row < 0 or not columns.shared[row] or not request.gpu_memory_bytes:
             return columns.unit_memory_bytes
         rows = np.array([row])
-        asked = columns.memory_bound_bytes[rows] + columns.memory_reserved_bytes[rows]
-        asked -= request.gpu_memory_bytes * sum(count for _, count in request.units)
-        free = columns.shared_memory_free_bytes(rows, asked)
+        others = [held for held in self.reservations.on_node(node) if held.uid != request.uid]
+        bound = columns.memory_bound_bytes[:, row].copy()
+        if held_on:
+            bound[0] -= columns.memory_asked_bytes([(request.units, request.gpu_memory_bytes)], row)[0]
+            # Whether another asked for as much is not kept.
+            bound[1] *= bound[1] > request.gpu_memory_bytes
+        reserved = np.array(self._reserved_memory(row, others))
+        free = columns.shared_memory_free_bytes(rows, bound[:, None], reserved[:, None])
         if held_on and free[0]:
             # What it has taken is in the measurement.
             free += request.gpu_memory_bytes

@@ -40,7 +40,7 @@ class Reservation:
     made_mono_s: float
     until_mono_s: float
     memory_bytes: float = 0.0
-    """What was asked for of memory, over all units."""
+    """What each unit is to have of memory."""
     renewals: int = 0
 
 
@@ -71,6 +71,10 @@ class Reservations:
     def get(self, uid: str) -> Reservation | None:
         """The pod's reservation, if it has one."""
         return self._by_uid.get(uid)
+
+    def any_on(self, node: str) -> bool:
+        """Whether anything is promised on a node."""
+        return node in self._by_node
 
     def on_node(self, node: str) -> list[Reservation]:
         """All of one node, oldest first."""
