@@ -119,10 +119,11 @@ class Measurements:
             state += [STATES.get(s, STATE_UNKNOWN) for s in sample.state]
             received.append(mono_s)
             record.agent = sample.agent
-            if record.shared and sample.mem_used_bytes is not UNSET:
-                self._columns.memory_used_bytes[record.row, : len(sample.state)] = [
-                    math.nan if used is None else used for used in sample.mem_used_bytes
-                ]
+            if record.shared:
+                told = sample.mem_used_bytes
+                self._columns.memory_used_bytes[record.row, : len(sample.state)] = (
+                    math.nan if told is UNSET else [math.nan if used is None else used for used in told]
+                )
         if rows:
             self._columns.write_readings(
                 np.array(rows, np.intp),

@@ -112,7 +112,9 @@ class Promises:
     def add_up_memory(self, node: str) -> None:
         """Sum what was promised of memory that units share there. The caller folds."""
         row = self._rows[node]
-        self._columns.memory_reserved_bytes[:, row] = self._reserved_memory(row, self.reservations.on_node(node))
+        self._columns.memory_reserved_bytes[:, row] = self._reserved_memory(
+            row, self.reservations.on_node(node)
+        )
 
     def _reserved_memory(self, row: int, held: Iterable[Reservation]) -> tuple[float, float]:
         if not self._columns.shared[row]:

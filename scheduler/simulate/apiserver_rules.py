@@ -207,7 +207,7 @@ def check_event(resource: Resource, obj: JsonObject) -> None:
         raise invalid(resource, name, f"message: can have at most {_EVENT_NOTE_MAX_BYTES} characters")
     if obj.get("type") not in ("Normal", "Warning"):
         raise invalid(resource, name, f"type: has invalid value: {obj.get('type')}")
-    about = (obj.get("regarding") or {}).get("namespace") or "default"
+    about = (obj.get("regarding") or {}).get("namespace") or "kube-system"
     if about != obj["metadata"].get("namespace"):
         raise invalid(resource, name, f'involvedObject.namespace: Invalid value: "{about}": does not match')
 

@@ -543,7 +543,7 @@ async def test_an_event_whose_series_is_gone_is_posted_anew_and_spam_is_dropped(
     assert len(str(posted[0]["note"]).encode()) <= 1024
     metadata = posted[0]["metadata"]
     assert isinstance(metadata, dict)
-    assert metadata["namespace"] == "default"
+    assert metadata["namespace"] == "kube-system"
 
 
 async def test_the_event_queue_is_bounded() -> None:
