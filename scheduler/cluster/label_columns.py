@@ -29,11 +29,15 @@ class LabelColumn:
     """The values of one key: `codes` of shape (things,), ABSENT where a thing has no such label."""
 
     def __init__(self, values: Iterable[tuple[int, str]], size: int) -> None:
-        self._codes: Codes = np.full(size, ABSENT, np.int32)
-        self._code_of: dict[str, int] = {}
         self._numbers: tuple[NDArray[np.int64], Mask] | None = None
+        self._code_of: dict[str, int] = {}
+        code_of, there, codes = self._code_of, [], []
         for index, value in values:
-            self.write(index, value)
+            there.append(index)
+            codes.append(code_of.setdefault(value, len(code_of)))
+        self._codes: Codes = np.full(max(size, 1 + max(there, default=0)), ABSENT, np.int32)
+        # At once: written one by one it takes three times as long.
+        self._codes[there] = codes
 
     @property
     def count(self) -> int:

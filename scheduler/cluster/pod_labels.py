@@ -1,7 +1,7 @@
 """Where pods are and what labels they have: all that run, and those that wait for GPUs. Pure; the store's own.
 
 Pods of one template have the same labels, so sets of labels are kept once, as one string each: 50,000 pods of which
-no two are alike take 30 MB, 50,000 of a thousand templates take 9 MB (docs/benchmarks.md).
+no two are alike take 27 MiB, 50,000 of a thousand templates take 7 (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class PodLabels:
         self._sets = _Interned()
         self._nodes = _Interned()
         self._columns = LabelColumns(self._find)
+        # Wanted by whoever asks; made while there is nothing, it need not be found out later.
+        self._columns.column(NAMESPACE_KEY, 1)
         # Per place.
         self._set: NDArray[np.int32] = np.zeros(0, np.int32)
         self._node: NDArray[np.int32] = np.zeros(0, np.int32)

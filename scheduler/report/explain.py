@@ -18,7 +18,7 @@ from scheduler.cluster.intent import Intent
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import DECISION_ANNOTATION, Placement
+from scheduler.core.nouns import DECISION_ANNOTATION, Placement, PodRequest
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
@@ -45,7 +45,11 @@ DECISIVE = (
     "Decisive placement: kube-scheduler's own filters (taints, affinity, CPU, memory, volumes) say which nodes we are "
     "offered; of these we name one, and its scores change nothing."
 )
-SOFT = "The pod's own soft preferences chose among the nodes within 2 % of the best."
+SOFT = (
+    "The pod prefers something that we could not weigh: kube-scheduler's own scores chose among the nodes within 2 % "
+    "of the best."
+)
+NOT_WEIGHED = "Of what the pod's spec prefers, this is left to kube-scheduler's own scores: "
 NOW = (
     "Judged are all nodes that exist. kube-scheduler's own filters, but for the cordon, are not known to us: it may "
     "have offered fewer."
@@ -159,7 +163,11 @@ class Explainer:
             created_unix_s=created_unix_s,
             waited_s=None if facts.node or created_unix_s is None else age_s,
             reserved_node=held.node if held else "",
-            notes=[*self._notes(facts, record, now), NOW + (NOW_BOUND if facts.node else "")],
+            notes=[
+                *self._notes(facts, record, now),
+                *self._preferences(request),
+                NOW + (NOW_BOUND if facts.node else ""),
+            ],
             decision=decision_of(record) if record is not None else None,
             now=with_points(now) if advisory else now,
         )
@@ -186,6 +194,12 @@ class Explainer:
         if now.failed_policies:
             notes.append(f"Policies that failed and were left out: {', '.join(now.failed_policies)}.")
         return notes
+
+    def _preferences(self, request: PodRequest) -> list[str]:
+        """What of the pod's own preferences we do not weigh; nothing to say where we weigh them all."""
+        policies = (each.name for each in self._decider.profiles[request.workload].scores)
+        left = request.preferences.not_weighed(policies) if request.preferences is not None else ()
+        return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
 
     def _no_record(self, facts: PodFacts) -> str:
         if DECISION_ANNOTATION in (facts.meta.annotations or {}):

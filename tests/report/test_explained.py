@@ -7,12 +7,20 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Kind
+from scheduler.cluster.preference_objects import (
+    Affinity,
+    Expression,
+    NodeAffinity,
+    NodeSelectorTerm,
+    PreferredNodes,
+)
 from scheduler.cluster.store import Store
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Placement, Reason
@@ -289,3 +297,29 @@ async def test_at_5000_nodes_an_answer_is_made_and_its_time_is_printed(world: Wo
     assert [told.now.nodes, told.now.fitting] == [5002, 0]
     assert {each.kind for each in told.now.unblock} == {"quarantine", "free_gpus"}
     print(f"explain at 5,000 nodes: median {sorted(took)[10] * 1000:.1f} ms, most {max(took) * 1000:.1f} ms")
+
+
+async def test_what_the_pod_prefers_and_we_do_not_weigh_is_named(world: World) -> None:
+    pod = make_pod("picky")
+    near = Expression(key="rack", operator="Near", values=["r1"])
+    here = Expression(key="rack", operator="In", values=["r1"])
+    terms = [
+        PreferredNodes(weight=1, preference=NodeSelectorTerm(match_expressions=[each]))
+        for each in (near, here)
+    ]
+    affinity = Affinity(node_affinity=NodeAffinity(preferred=terms))
+    picky = msgspec.structs.replace(pod, spec=msgspec.structs.replace(pod.spec, affinity=affinity))
+    world.see(picky)
+    world.decide(picky)
+    explained = await world.explained("picky")
+    assert explained.decision is not None
+    assert explained.decision.result == "passed_soft"
+    assert "prefers something that we could not weigh" in explained.notes[0]
+    assert explained.notes[1].endswith(
+        "preferred node affinity: operator 'Near'; policy node-affinity does not score."
+    )
+
+
+async def test_a_pod_that_prefers_nothing_is_told_nothing_of_preferences(world: World) -> None:
+    world.see(make_pod("plain"))
+    assert not [note for note in (await world.explained("plain")).notes if "prefers" in note]

@@ -1,0 +1,329 @@
+"""What a pod's spec prefers: read as kube-scheduler reads it; what cannot be understood is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from scheduler.cluster.objects import Node, Partial, Pod
+from scheduler.cluster.port import Changed, Kind, Listed
+from scheduler.cluster.preferences import MOST_TERMS, MOST_VALUES, preferences_of
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import PodRequest, Workload
+from scheduler.core.preferences import (
+    NodeTerm,
+    Operator,
+    PodSet,
+    PodTerm,
+    Preferences,
+    Requirement,
+    SpreadTerm,
+    Toleration,
+)
+from tests.builders import make_pod, make_store, see_node, see_pod
+
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+PROFILES = {workload: (workload.value, 0.9) for workload in Workload}
+HOST = "kubernetes.io/hostname"
+EVERY_POD = {"labelSelector": {}, "topologyKey": HOST}
+
+
+def pod_with(labels: dict[str, str] | None = None, **spec: Any) -> Pod:
+    return msgspec.convert(
+        {
+            "metadata": {"name": "p", "uid": "uid-p", "namespace": "team-a", "labels": labels or {}},
+            "spec": {"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]} | spec,
+        },
+        Pod,
+    )
+
+
+def node_affinity(*terms: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+    return {"nodeAffinity": {PREFERRED: [{"weight": w, "preference": term} for w, term in terms]}}
+
+
+def expression(operator: str, *values: str, key: str = "k") -> dict[str, Any]:
+    return {"key": key, "operator": operator, "values": list(values)}
+
+
+def pod_affinity(kind: str, weight: int, **term: Any) -> dict[str, Any]:
+    return {kind: {PREFERRED: [{"weight": weight, "podAffinityTerm": term}]}}
+
+
+def read(pod: Pod) -> Preferences:
+    found = preferences_of(pod)
+    assert found is not None
+    return found
+
+
+def spread(**constraint: Any) -> Pod:
+    given = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone", "maxSkew": 1} | constraint
+    return pod_with({"app": "web", "hash": "1"}, topologySpreadConstraints=[given])
+
+
+def test_a_pod_that_prefers_nothing_has_no_preferences() -> None:
+    assert preferences_of(pod_with()) is None
+    assert preferences_of(pod_with(affinity={})) is None
+    hard = {"whenUnsatisfiable": "DoNotSchedule", "topologyKey": "zone", "maxSkew": 1}
+    assert preferences_of(pod_with(topologySpreadConstraints=[hard])) is None
+    every = [{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"}]
+    assert preferences_of(pod_with(tolerations=every)) is None
+
+
+def test_node_terms_keep_weight_labels_and_names() -> None:
+    by_name = {"matchFields": [expression("In", "n1", key="metadata.name")]}
+    affinity = node_affinity((7, {"matchExpressions": [expression("Gt", "3")]} | by_name))
+    want = NodeTerm(
+        (Requirement("k", Operator.GT, ("3",)),), (Requirement("metadata.name", Operator.IN, ("n1",)),), 7
+    )
+    assert read(pod_with(affinity=affinity)).nodes == (want,)
+
+
+def test_terms_without_weight_or_content_count_for_nothing() -> None:
+    anything = {"matchExpressions": [expression("Exists")]}
+    assert preferences_of(pod_with(affinity=node_affinity((0, anything), (5, {})))) is None
+    assert preferences_of(pod_with(affinity=pod_affinity("podAffinity", 0, **EVERY_POD))) is None
+
+
+def test_anti_affinity_has_a_negative_weight_and_its_own_namespace_by_default() -> None:
+    term = {"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": HOST}
+    want = PodTerm(PodSet((Requirement("app", Operator.IN, ("web",)),), ("team-a",)), HOST, -9)
+    assert read(pod_with(affinity=pod_affinity("podAntiAffinity", 9, **term))).pods == (want,)
+
+
+def test_no_selector_selects_no_pod_and_an_empty_one_every_pod() -> None:
+    none = read(pod_with(affinity=pod_affinity("podAffinity", 1, topologyKey=HOST))).pods
+    every = read(pod_with(affinity=pod_affinity("podAffinity", 1, **EVERY_POD))).pods
+    assert (none[0].pods.selector, every[0].pods.selector) == (None, ())
+
+
+def test_a_spread_takes_the_pods_own_labels_by_their_keys() -> None:
+    given = {"labelSelector": {"matchLabels": {"app": "web"}}, "matchLabelKeys": ["hash", "absent"]}
+    want = (Requirement("app", Operator.IN, ("web",)), Requirement("hash", Operator.IN, ("1",)))
+    assert read(spread(**given)).spreads == (SpreadTerm(PodSet(want, ("team-a",)), "zone"),)
+
+
+def test_what_a_spread_honours_is_kept_and_nothing_else() -> None:
+    required = {"nodeSelectorTerms": [{"matchExpressions": [expression("Exists")]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    constraint = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone", "maxSkew": 2}
+    tolerations = [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}, {"key": "b", "value": "x"}]
+
+    def with_policies(**policies: str) -> Preferences:
+        return read(
+            pod_with(
+                affinity=affinity,
+                nodeSelector={"disk": "ssd"},
+                tolerations=tolerations,
+                topologySpreadConstraints=[constraint | policies],
+            )
+        )
+
+    honoured = with_policies(nodeTaintsPolicy="Honor")
+    assert honoured.node_selector == (Requirement("disk", Operator.IN, ("ssd",)),)
+    assert honoured.required == (NodeTerm((Requirement("k", Operator.EXISTS),)),)
+    assert honoured.tolerations == (Toleration("a", True, "", "NoSchedule"), Toleration("b", False, "x", ""))
+    ignored = with_policies(nodeAffinityPolicy="Ignore")
+    assert (ignored.node_selector, ignored.required) == ((), None)
+    assert ignored.tolerations == (Toleration("b", False, "x", ""),), "those that concern PreferNoSchedule"
+
+
+@pytest.mark.parametrize(
+    ("pod", "want"),
+    [
+        (
+            pod_with(affinity=node_affinity((1, {"matchExpressions": [expression("Near", "x")]}))),
+            "operator 'Near'",
+        ),
+        (pod_with(affinity=node_affinity((1, {"matchExpressions": [expression("In")]}))), "with 0 values"),
+        (
+            pod_with(affinity=node_affinity((1, {"matchExpressions": [expression("Exists", "x")]}))),
+            "with 1 values",
+        ),
+        (
+            pod_with(affinity=node_affinity((1, {"matchExpressions": [expression("Gt", "ten")]}))),
+            "operator Gt of 'k'",
+        ),
+        (
+            pod_with(
+                affinity=node_affinity(
+                    (1, {"matchExpressions": [expression("In", *map(str, range(MOST_VALUES + 1)))]})
+                )
+            ),
+            f"with {MOST_VALUES + 1} values",
+        ),
+        (
+            pod_with(affinity=node_affinity((1, {"matchFields": [expression("In", "x", key="spec.x")]}))),
+            "field 'spec.x'",
+        ),
+        (
+            pod_with(
+                affinity=pod_affinity(
+                    "podAffinity",
+                    1,
+                    labelSelector={"matchExpressions": [expression("Gt", "1")]},
+                    topologyKey="zone",
+                )
+            ),
+            "operator Gt on a label of pods",
+        ),
+        (pod_with(affinity=pod_affinity("podAntiAffinity", 1, labelSelector={})), "no topologyKey"),
+        (spread(topologyKey=""), "topologyKey ''"),
+        (spread(maxSkew=0), "maxSkew 0"),
+        (spread(nodeTaintsPolicy="Perhaps"), "'Perhaps'"),
+        (pod_with(tolerations=[{"key": "a", "operator": "Lt", "value": "3"}]), "toleration: operator 'Lt'"),
+        (
+            pod_with(
+                affinity=node_affinity(
+                    *[(1, {"matchExpressions": [expression("Exists")]})] * (MOST_TERMS + 1)
+                )
+            ),
+            f"more than {MOST_TERMS}",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_understood_is_named_and_left_over(pod: Pod, want: str) -> None:
+    preferences = read(pod)
+    [text] = preferences.not_understood
+    assert want in text
+    assert preferences.not_weighed(preferences.kinds) == (text,)
+
+
+def test_one_term_that_is_not_understood_leaves_the_others() -> None:
+    good = {"matchExpressions": [expression("Exists")]}
+    preferences = read(
+        pod_with(affinity=node_affinity((1, good), (2, {"matchExpressions": [expression("Near")]})))
+    )
+    assert [term.weight for term in preferences.nodes] == [1]
+    assert len(preferences.not_understood) == 1
+
+
+# --- in the store -----------------------------------------------------------------------------------------------------
+
+
+def world() -> Store:
+    store = make_store()
+    for name in ("n0", "n1"):
+        see_node(store, name, labels={HOST: name})
+    store.synced.add(Kind.NAMESPACE)
+    return store
+
+
+def near(store: Store, request: PodRequest) -> dict[str, float]:
+    column = store.snapshot_for(request).pod_affinity
+    assert column is not None
+    return {name: float(column[row]) for name, row in store.rows.items()}
+
+
+def other(name: str, node: str = "", *, labels: dict[str, str] | None = None, gpus: int = 1) -> Pod:
+    pod = make_pod(name, gpus, node=node)
+    return msgspec.structs.replace(
+        pod, metadata=msgspec.structs.replace(pod.metadata, labels=labels or {"app": "x"})
+    )
+
+
+NEAR_X = pod_affinity("podAffinity", 10, labelSelector={"matchLabels": {"app": "x"}}, topologyKey=HOST)
+
+
+def test_a_snapshot_of_a_pod_that_prefers_nothing_is_the_shared_one() -> None:
+    store = world()
+    assert store.snapshot_for(store.request(pod_with(), 0.0, PROFILES)) is store.snapshot
+
+
+def test_pods_without_a_gpu_count_and_those_that_finished_do_not() -> None:
+    store = world()
+    request = store.request(pod_with(affinity=NEAR_X), 0.0, PROFILES)
+    see_pod(store, other("plain", "n1", gpus=0))
+    assert near(store, request) == {"n0": 0, "n1": 10}
+    done = msgspec.structs.replace(other("plain", "n1", gpus=0), status=make_pod(phase="Succeeded").status)
+    see_pod(store, done)
+    assert near(store, request) == {"n0": 0, "n1": 0}
+
+
+def test_a_pod_counts_where_it_is_promised_to_be_until_the_promise_is_over() -> None:
+    store = world()
+    request = store.request(pod_with(affinity=NEAR_X), 0.0, PROFILES)
+    first = other("first")
+    see_pod(store, first)
+    assert near(store, request) == {"n0": 0, "n1": 0}
+    assert store.reserve(store.request(first, 0.0, PROFILES), "n1", 0.0)
+    assert near(store, request) == {"n0": 0, "n1": 10}
+    store.release(first.metadata.uid, 1.0)
+    assert near(store, request) == {"n0": 0, "n1": 0}
+    assert store.reserve(store.request(first, 0.0, PROFILES), "n1", 2.0)
+    see_pod(store, other("first", "n1"), 3.0)
+    assert near(store, request) == {"n0": 0, "n1": 10}, "once, bound as it is"
+
+
+def test_a_pod_does_not_count_itself_when_it_is_explained() -> None:
+    store = world()
+    bound = pod_with({"app": "x"}, affinity=NEAR_X, nodeName="n0")
+    see_pod(store, bound)
+    facts = store.pods["uid-p"]
+    intent = store.intents.resolve(facts.meta, "")
+    again = store.request_again(facts, intent, 0.0, PROFILES[Workload.BATCH])
+    assert again.preferences == preferences_of(bound)
+    assert near(store, again) == {"n0": 0, "n1": 0}
+
+
+def test_a_node_that_comes_late_or_again_has_the_pods_that_name_it() -> None:
+    store = world()
+    request = store.request(pod_with(affinity=NEAR_X), 0.0, PROFILES)
+    see_pod(store, other("early", "n2", gpus=0))
+    see_node(store, "n2", labels={HOST: "n2"})
+    assert near(store, request) == {"n0": 0, "n1": 0, "n2": 10}
+    store.apply(Listed(Kind.NODE, frozenset({"n0", "n1"})), 0.0)
+    see_node(store, "n3", labels={HOST: "n3"})
+    assert near(store, request) == {"n0": 0, "n1": 0, "n3": 0}, "another node in the same row"
+    see_node(store, "n2", labels={HOST: "n2"})
+    assert near(store, request) == {"n0": 0, "n1": 0, "n2": 10, "n3": 0}
+
+
+def test_pods_that_a_list_does_not_name_are_gone() -> None:
+    store = world()
+    request = store.request(pod_with(affinity=NEAR_X), 0.0, PROFILES)
+    see_pod(store, other("kept", "n0", gpus=0))
+    see_pod(store, other("lost", "n1", gpus=0))
+    store.apply(Listed(Kind.POD, frozenset({"uid-kept"})), 0.0)
+    assert near(store, request) == {"n0": 10, "n1": 0}
+
+
+def test_namespaces_are_chosen_by_their_labels_once_these_are_known() -> None:
+    lab = {"labelSelector": {}, "namespaceSelector": {"matchLabels": {"kind": "lab"}}, "topologyKey": HOST}
+    store = world()
+    store.synced.discard(Kind.NAMESPACE)
+    see_pod(store, other("theirs", "n1"))
+    pod = pod_with(affinity=pod_affinity("podAffinity", 3, **lab))
+    blind = store.request(pod, 0.0, PROFILES).preferences
+    assert blind is not None
+    assert not blind.kinds
+    assert "namespaces are not listed" in blind.not_understood[0]
+    partial = msgspec.convert({"metadata": {"name": "team-a", "labels": {"kind": "lab"}}}, Partial)
+    store.apply(Changed(Kind.NAMESPACE, partial), 0.0)
+    store.apply(Listed(Kind.NAMESPACE, frozenset({"team-a"})), 0.0)
+    assert near(store, store.request(pod, 0.0, PROFILES)) == {"n0": 0, "n1": 3}
+    store.apply(Listed(Kind.NAMESPACE, frozenset()), 0.0)
+    assert near(store, store.request(pod, 0.0, PROFILES)) == {"n0": 0, "n1": 0}
+
+
+def test_a_soft_taint_matters_while_a_node_has_it_that_is_large_enough() -> None:
+    store = world()
+    tainted: dict[str, Any] = {
+        "metadata": {"name": "n0"},
+        "spec": {"taints": [{"key": "old", "effect": "PreferNoSchedule"}]},
+        "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+    }
+    store.apply(Changed(Kind.NODE, msgspec.convert(tainted, Node)), 0.0)
+    plain = store.request(pod_with(), 0.0, PROFILES)
+    column = store.snapshot_for(plain).untolerated_taints
+    assert column is not None
+    assert [column[store.rows[name]] for name in ("n0", "n1")] == [1, 0]
+    tolerant = store.request(pod_with(tolerations=[{"key": "old", "operator": "Exists"}]), 0.0, PROFILES)
+    assert store.snapshot_for(tolerant).untolerated_taints is None
+    large = pod_with(containers=[{"resources": {"limits": {"nvidia.com/gpu": "9"}}}])
+    assert store.snapshot_for(store.request(large, 0.0, PROFILES)).untolerated_taints is None
+    store.apply(Changed(Kind.NODE, msgspec.convert(tainted | {"spec": {}}, Node)), 0.0)
+    assert store.snapshot_for(plain) is store.snapshot
