@@ -160,7 +160,7 @@ class Daemon:
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
         observer = ObserveReporter(self.observing, clock)
-        explainer = Explainer(self.decider, clock, lambda: self.leadership.role)
+        explainer = Explainer(self.decider, clock, lambda: self.leadership.role, self.nudges.last_unix_s.get)
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
             {

@@ -62,6 +62,10 @@ BY_CLAIMS = (
     "The pod asks for devices by resource claims alone, which kube-scheduler places by itself: it gets back all nodes "
     "that it offers us, and no scores. What claims hold counts as taken for all other pods."
 )
+WOKEN = (
+    "It had been refused, fitted again and was woken at {}. If kube-scheduler has not asked us since, its own filters "
+    "keep the pod from these nodes (kubectl describe pod tells)."
+)
 GONE = (
     "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
     "about it."
@@ -75,12 +79,20 @@ class Explainer:
         decider: Whose store, profiles and log.
         clock: For the present.
         role: Says which role this replica has: a standby's log lacks what the leader decided.
+        woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
     """
 
-    def __init__(self, decider: Decider, clock: Clock, role: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        decider: Decider,
+        clock: Clock,
+        role: Callable[[], str],
+        woken_unix_s: Callable[[str], float | None] = lambda _: None,
+    ) -> None:
         self._decider = decider
         self._clock = clock
         self._role = role
+        self._woken_unix_s = woken_unix_s
         self._began_unix_s = clock.unix_s()
 
     def routes(self) -> list[web.RouteDef]:
@@ -162,6 +174,7 @@ class Explainer:
             annotations=_annotations(intent),
             created_unix_s=created_unix_s,
             waited_s=None if facts.node or created_unix_s is None else age_s,
+            woken_unix_s=self._woken_unix_s(facts.uid),
             reserved_node=held.node if held else "",
             notes=[
                 *self._notes(facts, record, now),
@@ -189,6 +202,8 @@ class Explainer:
             notes = [f"It was bound to {facts.node}, though our decision left no node."]
         else:
             notes = []
+        if (woken_unix_s := self._woken_unix_s(facts.uid)) is not None and not facts.node:
+            notes.append(WOKEN.format(format_instant(round(woken_unix_s))))
         soft = record is not None and record.result == "passed_soft"
         notes.append(SOFT if soft else ADVISORY if now.placement == Placement.ADVISORY else DECISIVE)
         if now.failed_policies:

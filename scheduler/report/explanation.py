@@ -82,6 +82,8 @@ class Explanation(View, frozen=True):
     created_unix_s: float | None = None
     waited_s: float | None = None
     """How long a pod that waits has done so."""
+    woken_unix_s: float | None = None
+    """When this replica woke it last, since what it had been refused for had ended; null if it never did."""
     reserved_node: str = ""
     """Where GPUs are promised to it now."""
     notes: list[str] = msgspec.field(default_factory=list)

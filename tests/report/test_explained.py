@@ -44,7 +44,8 @@ class World:
         see_node(self.store, "n2")
         self.decider: Decider = make_decider(self.store, placement, {"least-loaded": 1.0, "pack": 3.0})
         self.role = "leader"
-        self.explainer = Explainer(self.decider, self.clock, lambda: self.role)
+        self.woken: dict[str, float] = {}
+        self.explainer = Explainer(self.decider, self.clock, lambda: self.role, self.woken.get)
 
     def see(self, pod: Pod) -> Pod:
         see_pod(self.store, pod, self.clock.mono_s())
@@ -119,6 +120,19 @@ async def test_a_waiting_pod_is_told_what_would_unblock_it(client: Client, world
     [free] = told["now"]["unblock"]
     assert [free["kind"], free["lacking_gpus"]] == ["free_gpus", 3]
     assert told["decision"]["result"] == "full_by_our_count"
+
+
+async def test_a_pod_that_was_woken_says_when_while_it_waits(world: World) -> None:
+    world.see(make_pod("p1"))
+    told = await world.explained("p1")
+    assert told.woken_unix_s is None
+    assert not any("woken" in note for note in told.notes)
+    world.woken["uid-p1"] = 1_700_000_000.25
+    told = await world.explained("p1")
+    assert told.woken_unix_s == 1_700_000_000.25
+    assert any("was woken at 2023-11-14T22:13:20Z" in note for note in told.notes)
+    world.see(make_pod("p1", node="n1"))
+    assert not any("woken" in note for note in (await world.explained("p1")).notes)
 
 
 async def test_what_a_pods_annotations_ask_for_counts_in_the_fresh_evaluation_too(world: World) -> None:
