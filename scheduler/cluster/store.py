@@ -208,11 +208,12 @@ class Store:
     def _node_seen(self, node: Node, now_mono_s: float) -> None:
         name = node.metadata.name
         record = self.nodes.get(name)
+        contradictions = (record.contradictions, record.in_pools) if record is not None else ((), ())
         if record is None:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
             self._measurements.see_node(name)
-        before, contradictions = _ways(record), (record.contradictions, record.in_pools)
+        before = _ways(record)
         self._nodes.update(record, node, now_mono_s)
         if before != _ways(record):
             # Pods there may hold what had no column until now.

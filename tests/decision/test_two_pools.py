@@ -101,6 +101,9 @@ def test_a_template_that_two_pools_take_is_no_better_than_a_node() -> None:
 def test_the_store_tells_when_it_begins_and_when_it_ends() -> None:
     store = make_store(POOLS)
     told = told_by(store)
+    see_node(store, "n0", labels=BOTH)
+    assert told.pop() == ("n0", ("own", "rented")), "a node that comes so is told of, too"
+    store.apply(Gone(Kind.NODE, make_node("n0")), NOW)
     see_node(store, "n1", labels={"site": "dc"})
     assert told == []
     see_node(store, "n1", labels=BOTH)
