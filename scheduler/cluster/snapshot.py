@@ -133,10 +133,10 @@ class Snapshot:
         return self._enough(self.units, request)
 
     def _enough(self, units: FloatColumn, request: PodRequest) -> BoolColumn:
-        enough = np.ones(self.rows, np.bool_)
-        for name, count in request.units:
-            enough &= self.units_of(name, units) >= count
-        return enough
+        parts = [self.units_of(name, units) >= count for name, count in request.units]
+        if len(parts) == 1:
+            return parts[0]
+        return np.logical_and.reduce(parts) if parts else np.ones(self.rows, np.bool_)
 
     def take(self, rows: NDArray[np.intp]) -> Snapshot:
         """An independent snapshot of some rows, in the order given."""
