@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler.cluster.objects import Pod, quantity
+from scheduler.cluster.objects import Meta, Node, Pod, quantity
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.errors import BadMessage
 from scheduler.core.nouns import Placement
@@ -18,6 +18,7 @@ from scheduler.telemetry.intake import Intake
 from scheduler.telemetry.sample import decode_inventory, decode_sample, encode
 from tests.builders import make_decider, make_inventory, make_sample, make_store, see_node
 from tests.properties.anything import (
+    DRA_THINGS,
     EVENTS,
     JSON,
     NAMES,
@@ -130,12 +131,31 @@ def test_any_object_is_taken_and_the_columns_stay_finite(
         store.tick(now)
         assert_columns_sound(store)
     assert_books_balance(store)
-    for kind in (Kind.POD, Kind.NODE, Kind.NAMESPACE, Kind.JOB):
+    for kind in Kind:
         store.apply(Listed(kind, frozenset()), now)
     assert_columns_sound(store)
     assert not store.pods
     assert not store.rows
     assert not store.snapshot.bound_gpus.any()
+
+
+@given(st.lists(DRA_THINGS, min_size=3, max_size=12))
+def test_any_slice_and_claim_is_taken_by_a_node_without_allocatable(
+    things: list[tuple[Kind, object]],
+) -> None:
+    store = make_store(POOLS)
+    store.apply(Changed(Kind.NODE, Node(metadata=Meta(name="n1"))), 0.0)
+    for kind, value in things:
+        thing = decoded(kind, value)
+        if thing is not None:
+            store.apply(Changed(kind, thing), 0.0)
+        assert_columns_sound(store)
+        assert_books_balance(store)
+    for kind in (Kind.POD, Kind.RESOURCECLAIM, Kind.RESOURCESLICE):
+        store.apply(Listed(kind, frozenset()), 0.0)
+    assert not store.snapshot.bound_gpus.any()
+    assert not store.snapshot.gpu_count.any()
+    assert not store.devices.by_node
 
 
 @given(QUANTITIES)
