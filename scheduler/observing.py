@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 # Load forgets within seconds: twelve readings a minute make a mean.
 MEASURE_S = 5.0
-# Of each 20 us, as the real store's.
-NODES_A_TURN = 50
-PODS_A_TURN = 100
+# A node takes 0.4 ms, a pod 0.1 ms.
+NODES_A_TURN = 5
+PODS_A_TURN = 20
 GIVEN_UP = "the world as it would be with us is given up"
 
 

@@ -46,7 +46,7 @@ MOST_ASKED = 10_000
 # Pods that wait are tried again in turns, some each second: of a thousand each comes once in a minute.
 TRIED_A_TURN = 20
 # gpu_readings of one node takes 20 us.
-NODES_A_STEP = 100
+NODES_A_STEP = 50
 NO_ROOM = "no node has room with us"
 
 
