@@ -80,52 +80,26 @@ class Notices:
     def no_fit(self, record: DecisionRecord) -> None:
         """No node of those offered fits a pod."""
         about = ", ".join(sorted(record.reasons))
-        if not self._may_write() or not self._is_news(record.uid, NO_NODE_FITS, about):
+        if not self._is_news(record.uid, NO_NODE_FITS, about):
             return
         # Where all it has to do is wait for a pool's turn, nothing is wrong.
-        warning = any(not text.startswith(Reason.WAITING_FOR_POOL.text) for text in record.reasons)
-        self._write(
-            EventNote(
-                kind="Pod",
-                namespace=record.namespace,
-                name=record.pod,
-                uid=record.uid,
-                reason=NO_NODE_FITS,
-                note=_refusal(record),
-                about=about,
-                warning=warning or not record.reasons,
-            )
-        )
+        wrong = any(not text.startswith(Reason.WAITING_FOR_POOL.text) for text in record.reasons)
+        pod = Meta(namespace=record.namespace, name=record.pod, uid=record.uid)
+        self._tell(pod, NO_NODE_FITS, about, _refusal(record), warning=wrong or not record.reasons)
 
     def past(self, binding: Binding, why: Past) -> None:
         """A pod was placed past us."""
-        if (
-            binding.daemon
-            or not self._may_write()
-            or not self._is_news(binding.uid, PLACED_PAST_US, why.value)
-        ):
+        if binding.daemon or not self._is_news(binding.uid, PLACED_PAST_US, why.value):
             return
-        self._write(
-            EventNote(
-                kind="Pod",
-                namespace=binding.namespace,
-                name=binding.name,
-                uid=binding.uid,
-                reason=PLACED_PAST_US,
-                note=PAST[why].format(node=binding.node, scheduler=binding.scheduler),
-                about=why.value,
-                warning=True,
-                action="Binding",
-            )
-        )
+        pod = Meta(namespace=binding.namespace, name=binding.name, uid=binding.uid)
+        note = PAST[why].format(node=binding.node, scheduler=binding.scheduler)
+        self._tell(pod, PLACED_PAST_US, why.value, note, action="Binding")
 
     def bad_annotations(self, pod: Meta, faults: tuple[Fault, ...]) -> None:
         """A pod that is asked about has annotations that do not count, its own or inherited.
 
         All of one pod in one event. What an owner or a namespace says is told on one of its pods, not on each.
         """
-        if not self._may_write():
-            return
         own = [fault for fault in faults if fault.where == POD]
         inherited = [
             fault
@@ -138,57 +112,57 @@ class Notices:
         if not own_is_news and not inherited:
             return
         told = "; ".join(str(fault) for fault in (*own, *inherited))
-        self._write(
-            EventNote(
-                kind="Pod",
-                namespace=pod.namespace,
-                name=pod.name,
-                uid=pod.uid,
-                reason=BAD_ANNOTATION,
-                note=f"Not used, the default holds: {told}. See docs/annotations.md.",
-                about=told,
-                warning=True,
-            )
-        )
+        note = f"Not used, the default holds: {told}. See docs/annotations.md."
+        self._tell(pod, BAD_ANNOTATION, told, note)
 
     def contradictions(self, node: NodeRecord) -> None:
         """A node's labels claim GPUs that its allocatable does not have; or that is over, and may be told again."""
         about = "; ".join(node.contradictions)
-        if not about or not self._may_write() or not self._is_news(node.uid, LABELS_CONTRADICT, about):
-            return
-        self._write(
-            EventNote(
-                kind="Node",
-                namespace="",
-                name=node.name,
-                uid=node.uid,
-                reason=LABELS_CONTRADICT,
-                note=f"Allocatable counts: {about}. Look at its device plugin, feature discovery and DRA driver.",
-                about=about,
-                warning=True,
-            )
-        )
+        note = f"Allocatable counts: {about}. Look at its device plugin, feature discovery and DRA driver."
+        self._tell_of_node(node, LABELS_CONTRADICT, about, note)
 
     def in_two_pools(self, node: NodeRecord) -> None:
         """The selectors of several pools take a node; or that is over, and may be told again."""
         about = " and ".join(node.in_pools)
-        if not about or not self._may_write() or not self._is_news(node.uid, IN_TWO_POOLS, about):
-            return
+        note = (
+            f"Taken by the selectors of pools {about}: no GPU pod is placed here until one of them is left. "
+            "Change the node's labels, or the pools' selectors in wattbalance's configuration."
+        )
+        self._tell_of_node(node, IN_TWO_POOLS, about, note)
+
+    def _tell_of_node(self, node: NodeRecord, reason: str, about: str, note: str) -> None:
+        if about and self._is_news(node.uid, reason, about):
+            self._tell(Meta(name=node.name, uid=node.uid), reason, about, note, kind="Node")
+
+    def _tell(
+        self,
+        of: Meta,
+        reason: str,
+        about: str,
+        note: str,
+        *,
+        kind: str = "Pod",
+        warning: bool = True,
+        action: str = "Scheduling",
+    ) -> None:
         self._write(
             EventNote(
-                kind="Node",
-                namespace="",
-                name=node.name,
-                uid=node.uid,
-                reason=IN_TWO_POOLS,
-                note=f"Taken by the selectors of pools {about}: no GPU pod is placed here until one of them is left. "
-                "Change the node's labels, or the pools' selectors in wattbalance's configuration.",
+                kind=kind,
+                namespace=of.namespace,
+                name=of.name,
+                uid=of.uid,
+                reason=reason,
+                note=note,
                 about=about,
-                warning=True,
+                warning=warning,
+                action=action,
             )
         )
 
     def _is_news(self, uid: str, reason: str, about: str) -> bool:
+        """Whether it may be said now; then it is taken to be."""
+        if not self._may_write():
+            return False
         now_mono_s = self._clock.mono_s()
         said, said_mono_s = self._said.get((uid, reason), ("", float("-inf")))
         if now_mono_s - said_mono_s < (SAME_AGAIN_S if said == about else OTHER_AGAIN_S):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec.structs
 import pytest
 
+from scheduler import notices
 from scheduler.bindings import Binding, Past
 from scheduler.cluster.events import MOST_NOTE_CHARS
 from scheduler.cluster.intent import Fault
@@ -139,6 +140,18 @@ def test_memory_is_bounded() -> None:
     world.notices.no_fit(refused("u0", QUARANTINED=1))
     world.notices.no_fit(refused(f"u{MOST_REMEMBERED}", QUARANTINED=1))
     assert len(world.written) == MOST_REMEMBERED + 2
+
+
+def test_what_was_said_again_just_now_is_not_what_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "MOST_REMEMBERED", 2)
+    world = World()
+    world.notices.no_fit(refused("a", QUARANTINED=1))
+    world.notices.no_fit(refused("b", QUARANTINED=1))
+    world.clock.advance(SAME_AGAIN_S)
+    world.notices.no_fit(refused("a", QUARANTINED=1))
+    world.notices.no_fit(refused("c", QUARANTINED=1))
+    world.notices.no_fit(refused("a", QUARANTINED=1))
+    assert [note.name for note in world.written] == ["a", "b", "a", "c"]
 
 
 def test_every_reason_that_can_rule_a_node_out_has_advice_and_all_at_once_fit_into_a_note() -> None:
