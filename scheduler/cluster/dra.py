@@ -116,7 +116,9 @@ class Devices:
         self._slices: dict[str, _Slice] = {}
         self._pools: dict[str, dict[str, _Slice]] = {}
         self._offered: dict[str, dict[str, list[GpuDevice]]] = {}
-        """By pool, what its newest generation offers on each node."""
+        """By node, what the newest generation of each pool offers there."""
+        self._pool_nodes: dict[str, set[str]] = {}
+        """By pool, the nodes on which it offers something."""
         self._node_of: dict[DeviceKey, str] = {}
         self._claims_of: dict[DeviceKey, set[str]] = {}
         self._extended: dict[str, set[str]] = {}
@@ -178,23 +180,25 @@ class Devices:
                     offered.setdefault(node, []).append(device)
         elif current:
             self.incomplete.add(pool)
-        before = self._offered.pop(pool, {})
-        for device in (each for devices in before.values() for each in devices):
-            self._node_of.pop(device.key, None)
+        changed = self._pool_nodes.pop(pool, set()) | offered.keys()
+        for node in changed:
+            for device in self._offered.get(node, {}).pop(pool, ()):
+                self._node_of.pop(device.key, None)
         if offered:
-            self._offered[pool] = offered
+            self._pool_nodes[pool] = set(offered)
         for node, devices in offered.items():
+            self._offered.setdefault(node, {})[pool] = devices
             for device in devices:
                 self._node_of[device.key] = node
-        changed = before.keys() | offered.keys()
         for node in changed:
             self._renew_node(node)
-        return set(changed)
+        return changed
 
     def _renew_node(self, node: str) -> None:
-        found = [device for nodes in self._offered.values() for device in nodes.get(node, ())]
+        found = [device for devices in self._offered[node].values() for device in devices]
         gpus = tuple(sorted((each for each in found if each.whole), key=lambda gpu: (gpu.pool, gpu.name)))
         if not found:
+            del self._offered[node]
             self.by_node.pop(node, None)
             return
         parts = {

@@ -181,9 +181,11 @@ class Nodes:
             if index is not None:
                 columns.units[index, row] = offer.units
                 columns.unit_gpus[index, row] = offer.gpus
-                columns.unit_memory_bytes[index, row] = offer.memory_bytes or memory_bytes * offer.memory_frac
-                columns.unit_shared[index, row] = offer.shared
-        record.shared = columns.shared[row] = any(offer.shared for offer in record.offers.values())
+                own_bytes = offer.memory_bytes or memory_bytes * offer.memory_frac
+                # Of a slice that is shared nobody measures what is free, only of its GPU.
+                columns.unit_memory_bytes[index, row] = 0 if offer.shared else own_bytes
+                columns.unit_shared[index, row] = offer.shared and not offer.memory_bytes
+        record.shared = columns.shared[row] = bool(columns.unit_shared[:, row].any())
         if not record.shared:
             # Not kept from here on: what was read last would be told as if it were young.
             columns.memory_used_bytes[row] = np.nan

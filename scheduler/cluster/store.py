@@ -226,7 +226,7 @@ class Store:
     def _devices_changed(self, nodes: Iterable[str], now_mono_s: float) -> None:
         for record in (self.nodes[name] for name in nodes if name in self.nodes):
             contradictions = record.contradictions
-            self._nodes.renew(record)
+            self._nodes.renew_devices(record)
             self._holdings.add_up(record)
             # An allocated claim is a fact, as a binding is.
             self._promises.evict(record.name, now_mono_s)
