@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("extender_latency", "start", "telemetry", "agent", "throughput", "balance")
+NAMES = ("extender_latency", "start", "telemetry", "agent", "throughput", "balance", "preferences")
 
 
 def main() -> int:

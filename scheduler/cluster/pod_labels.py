@@ -1,7 +1,7 @@
 """Where pods are and what labels they have: all that run, and those that wait for GPUs. Pure; the store's own.
 
 Pods of one template have the same labels, so sets of labels are kept once, as one string each: 50,000 pods of which
-no two are alike take 27 MiB, 50,000 of a thousand templates take 7 (docs/benchmarks.md).
+no two are alike take 23 MiB, 50,000 of a thousand templates take 7 (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     chosen: str
     """The node; empty if none fits, if kube-scheduler chooses, and of preempt."""
     result: str
-    """placed | advised | no_fit | passed_soft (left to the pod's own preferences) | full_by_our_count | observed
+    """placed | advised | no_fit | passed_soft (prefers what we cannot weigh) | full_by_our_count | observed
     | accepted (of preempt: some of the candidates)"""
     reserved: bool
     """Whether its GPUs are now kept for this pod."""

@@ -34,7 +34,7 @@ class Decision(View, frozen=True):
     chosen: str
     """The node; empty if none fits, or if kube-scheduler chooses."""
     result: str
-    """placed | advised | no_fit | passed_soft (left to the pod's own preferences) | full_by_our_count | observed"""
+    """placed | advised | no_fit | passed_soft (prefers what we cannot weigh) | full_by_our_count | observed"""
     reserved: bool
     """Whether its GPUs were kept for the pod."""
     reasons: dict[str, int]
