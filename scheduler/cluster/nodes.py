@@ -44,6 +44,10 @@ class NodeRecord:
     """What that comes to."""
     contradictions: tuple[str, ...] = ()
     """What its labels claim that allocatable does not have, and what else tells of it otherwise."""
+    devices: NodeDevices | None = None
+    """What DRA offers there."""
+    device_units: int = 0
+    """How many whole GPUs of that are to be had, or are held."""
     by_claims: bool = False
     """Whether DRA tells how many GPUs it has, since its allocatable has none."""
     model: str = ""
@@ -193,14 +197,21 @@ class Nodes:
         counted = (offer for name, offer in record.offers.items() if indexes[name] is not None)
         columns.gpu_count[row] = sum(offer.units * offer.gpus for offer in counted)
 
+    def renew_devices(self, record: NodeRecord) -> None:
+        """Likewise after what DRA tells of it changed; most claims change nothing of what it offers."""
+        devices = self._devices.by_node.get(record.name)
+        if devices is not record.devices or self._devices.units(record.name) != record.device_units:
+            self.renew(record)
+
     def _add_devices(self, record: NodeRecord) -> None:
         """GPUs that DRA offers count where allocatable has none: never both."""
-        devices = self._devices.by_node.get(record.name)
+        record.devices = devices = self._devices.by_node.get(record.name)
+        record.device_units = self._devices.units(record.name)
         record.by_claims = not record.offers and devices is not None
         if devices is None or not devices.gpus:
             return
         if record.by_claims:
-            record.offers[GPU_RESOURCE] = Offer(float(self._devices.units(record.name)))
+            record.offers[GPU_RESOURCE] = Offer(float(record.device_units))
         else:
             names = ", ".join(sorted(record.offers))
             both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"
