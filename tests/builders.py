@@ -25,6 +25,7 @@ from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Workload
 from scheduler.decision.decider import Decider
+from scheduler.decision.evaluation import Candidate
 from scheduler.policy import registry
 from scheduler.policy.base import Score
 from scheduler.policy.profiles import NamedFilter, Profile, Weighted
@@ -179,3 +180,16 @@ def make_decider(
 def all_rows(store: Store) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     """Rows of all nodes, by name."""
     return np.array([store.rows[name] for name in sorted(store.rows)], np.intp)
+
+
+def free_of(store: Store, node: str = "n1") -> float:
+    """How many GPUs a node has free by the store's count."""
+    return float(store.snapshot.free_gpus[store.rows[node]])
+
+
+def added_up(candidate: Candidate) -> float:
+    """A node's score from its terms, as the record promises: in their order, in double precision."""
+    total = 0.0
+    for each in candidate.terms:
+        total += each.term
+    return total

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from scheduler.cluster.port import Kind, Listed
 from scheduler.cluster.store import Store
-from tests.builders import make_node, make_pod, make_request, make_store, see_node, see_pod
+from tests.builders import free_of, make_node, make_pod, make_request, make_store, see_node, see_pod
 
 NOW = 1000.0
-
-
-def free_of(store: Store) -> float:
-    return float(store.snapshot.free_gpus[store.rows["n1"]])
 
 
 def promised(*names: str) -> Store:

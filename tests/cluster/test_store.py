@@ -15,6 +15,7 @@ from scheduler.cluster.reservations import CHOICES_WITHOUT_BINDING
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PoolSpec, Workload
 from tests.builders import (
+    free_of,
     lose_pod,
     make_inventory,
     make_node,
@@ -29,10 +30,6 @@ from tests.builders import (
 
 def load_of(store: Store, node: str = "n1") -> float:
     return float(store.snapshot.load_sum[store.rows[node]])
-
-
-def free_of(store: Store, node: str = "n1") -> float:
-    return float(store.snapshot.free_gpus[store.rows[node]])
 
 
 def test_a_bound_pod_takes_gpus_and_gives_them_back_when_it_is_gone() -> None:

@@ -16,6 +16,7 @@ from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.record import DecisionLog, DecisionRecord
 from tests.builders import (
     all_rows,
+    free_of,
     lose_pod,
     make_decider,
     make_node,
@@ -47,10 +48,6 @@ def place(decider: Decider, request: PodRequest, now: float = NOW, *, observe: b
 
 def names_of(decider: Decider, outcome: Outcome) -> list[str]:
     return sorted(decider.store.names[row] or "" for row in outcome.kept.tolist())
-
-
-def free_of(store: Store, node: str) -> float:
-    return float(store.snapshot.free_gpus[store.rows[node]])
 
 
 def test_decisive_answers_one_node_and_promises_its_gpus() -> None:

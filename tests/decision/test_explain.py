@@ -13,12 +13,13 @@ from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider
-from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, decided
+from scheduler.decision.evaluation import Evaluation, Hindrance, decided
 from scheduler.decision.explain import ASKED, CORDONED, TOO_SMALL, evaluate
 from scheduler.decision.record import DecisionRecord
 from scheduler.policy.base import Score, ScoreArray
 from scheduler.policy.profiles import Profile, Weighted
 from tests.builders import (
+    added_up,
     all_rows,
     make_decider,
     make_node,
@@ -32,6 +33,10 @@ from tests.builders import (
 
 NOW = 100.0
 UNIX = 5000.0
+POOLS = (
+    PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
+    PoolSpec(name="aws", selector={"site": "aws"}),
+)
 QUARANTINE = {"wattbalance.io/quarantine": "xid"}
 
 
@@ -50,13 +55,6 @@ def cordon(store: Store, name: str) -> None:
 def hindrance(told: Evaluation, kind: str) -> Hindrance:
     [found] = [each for each in told.unblock if each.kind == kind]
     return found
-
-
-def exactly(candidate: Candidate) -> float:
-    total = 0.0
-    for each in candidate.terms:
-        total += each.term
-    return total
 
 
 def test_a_pod_that_fits_is_told_so_and_nothing_changes() -> None:
@@ -191,11 +189,7 @@ def test_broken_gpus_are_what_is_lacking() -> None:
 
 
 def test_a_pool_is_waited_for_until_an_instant() -> None:
-    pools = (
-        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
-        PoolSpec(name="aws", selector={"site": "aws"}),
-    )
-    store = make_store(pools)
+    store = make_store(POOLS)
     see_node(store, "dc-1", labels={"site": "dc"})
     fill(store, "dc-1", 7)
     see_node(store, "aws-1", labels={"site": "aws"})
@@ -210,11 +204,7 @@ def test_a_pool_is_waited_for_until_an_instant() -> None:
 
 
 def test_a_pod_that_fits_where_kube_scheduler_may_not_offer_it_is_told_what_would_open_others() -> None:
-    pools = (
-        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
-        PoolSpec(name="aws", selector={"site": "aws"}),
-    )
-    store = make_store(pools)
+    store = make_store(POOLS)
     see_node(store, "dc-1", labels={"site": "dc"})
     see_node(store, "aws-1", labels={"site": "aws"})
     see_node(store, "aws-2", labels={"site": "aws"})
@@ -344,11 +334,7 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
     gpus: int,
     waited_s: float,
 ) -> None:
-    pools = (
-        PoolSpec(name="dc", selector={"site": "dc"}, spill_after_s=300.0),
-        PoolSpec(name="aws", selector={"site": "aws"}),
-    )
-    store = make_store(pools)
+    store = make_store(POOLS)
     open_rows = []
     for index, (busy_frac, bound, quarantined, cordoned, site) in enumerate(nodes):
         name = f"n{index}"
@@ -376,6 +362,6 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
     for now, before in zip(told.best, decided(record), strict=True):
         assert now.terms == before.terms
         assert (now.pool, now.free_gpus) == (before.pool, before.free_gpus)
-        assert exactly(now) == now.score == before.score
+        assert added_up(now) == now.score == before.score
     assert bool(told.fitting) == (told.unblock[0].kind == "none")
     assert all(each.nodes for each in told.unblock if each.kind != "no_nodes")

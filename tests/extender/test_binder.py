@@ -16,15 +16,21 @@ from tests.builders import make_node, make_pod, see_pod
 from tests.extender.world import World
 
 
+def promised() -> World:
+    """A pod that waits for its Binding, with a promise of a node."""
+    world = World()
+    world.cluster.add(make_pod())
+    world.promise()
+    return world
+
+
 def results(world: World) -> dict[str, int]:
     assert world.verbs.binder is not None
     return dict(world.verbs.binder.results)
 
 
 async def test_bind_posts_the_binding_with_the_decision_on_it() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     assert await world.bind() == ""
     ((name, node, annotations),) = world.cluster.bindings
     assert (name, node) == ("p1", "a")
@@ -106,9 +112,7 @@ async def test_a_node_that_was_cordoned_or_went_meanwhile_is_refused_before_the_
 
 
 async def test_a_node_that_was_cordoned_after_the_decision_is_refused_however_long_ago_that_was() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.clock.advance(20.0)
     world.store.apply(Changed(Kind.NODE, make_node("a", cordoned=True)), world.clock.mono_s())
     # Longer than a promise lasts.
@@ -140,9 +144,7 @@ async def test_a_replica_that_does_not_lead_binds_nothing() -> None:
 
 
 async def test_a_bind_that_timed_out_and_was_carried_out_is_success() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.bind_fails = [ApiUnavailable("timed out")]
     world.cluster.bound_all_the_same = True
     assert await world.bind() == ""
@@ -165,9 +167,7 @@ async def until(check: Callable[[], bool]) -> None:
 
 
 async def test_a_bind_that_timed_out_and_was_not_carried_out_keeps_its_promise_for_a_late_arrival() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.bind_fails = [ApiUnavailable("timed out")]
     assert "not carried out" in await world.bind()
     # What was sent may be carried out after the pod was read; else the promise runs out.
@@ -179,9 +179,7 @@ async def test_a_bind_that_timed_out_and_was_not_carried_out_keeps_its_promise_f
 
 
 async def test_a_bind_that_was_refused_lets_go_of_its_promise() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.bind_fails = [ApiConflict("somebody wrote to the pod")]
     assert "not carried out" in await world.bind()
     assert not world.promised
@@ -189,9 +187,7 @@ async def test_a_bind_that_was_refused_lets_go_of_its_promise() -> None:
 
 @pytest.mark.usefixtures("quick")
 async def test_while_the_outcome_of_a_bind_is_unknown_the_promise_stays() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.bind_fails = [ApiUnavailable("timed out")]
     world.cluster.bound_all_the_same = True
     world.cluster.reads_fail = [ApiUnavailable("still away")] * 100_000
@@ -247,18 +243,14 @@ async def test_while_nobody_answers_only_one_pod_is_asked_for() -> None:
 
 @pytest.mark.usefixtures("quick")
 async def test_an_api_server_that_never_answers_does_not_keep_the_scheduler_waiting() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.frozen = True
     assert "unknown" in await world.bind()
     assert world.promised
 
 
 async def test_a_binding_is_not_sent_once_we_do_not_lead() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     answers = iter([True, False, False])
     world.fence.leads = lambda: next(answers)
     assert "no longer leads" in await world.bind()
@@ -279,9 +271,7 @@ async def test_a_read_that_works_at_last_settles_it(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_forbidden_bind_says_so_and_lets_go() -> None:
-    world = World()
-    world.cluster.add(make_pod())
-    world.promise()
+    world = promised()
     world.cluster.bind_fails = [ApiForbidden("may not create pods/binding")]
     assert "pods/binding" in await world.bind()
     assert not world.promised

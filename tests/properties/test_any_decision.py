@@ -19,6 +19,7 @@ from scheduler.decision.evaluation import decided
 from scheduler.decision.explain import CORDONED, TOO_SMALL, evaluate
 from scheduler.decision.record import DecisionRecord
 from tests.builders import (
+    added_up,
     all_rows,
     make_decider,
     make_inventory,
@@ -149,10 +150,7 @@ def a_pod(ask: Ask, index: int = 0, node: str = "") -> Pod:
 
 def assert_adds_up(record: DecisionRecord) -> None:
     for candidate in decided(record):
-        total = 0.0
-        for each in candidate.terms:
-            total += each.term
-        assert total == candidate.score
+        assert added_up(candidate) == candidate.score
         assert 0 <= candidate.score <= 1 + 1e-9
     assert set(record.reasons) <= CONSTANT
     chosen_before = record.reasons.get(Reason.CHOSEN_BEFORE_NOT_BOUND.text, 0)

@@ -11,7 +11,16 @@ from scheduler.core.nouns import Placement
 from scheduler.report.explain import Explainer
 from scheduler.report.explanation import Explanation
 from scheduler.simulate.traces import load_trace
-from tests.builders import all_rows, make_decider, make_pod, make_sample, make_store, see_node, see_pod
+from tests.builders import (
+    added_up,
+    all_rows,
+    make_decider,
+    make_pod,
+    make_sample,
+    make_store,
+    see_node,
+    see_pod,
+)
 
 WEIGHTS = {"least-loaded": 3.0, "pack": 1.7, "freshness": 0.1}
 
@@ -49,10 +58,9 @@ async def test_for_every_pod_of_openb_the_terms_are_the_decision(placement: Plac
             continue
         first = told.decision.best[0]
         for candidate in told.decision.best:
-            total = 0.0
-            for term in candidate.terms:
-                total += term.term
-            assert total == candidate.score == outcome.judgement.total[store.rows[candidate.node]]
+            assert (
+                added_up(candidate) == candidate.score == outcome.judgement.total[store.rows[candidate.node]]
+            )
         assert store.rows[first.node] == outcome.judgement.choice
         assert first.score == outcome.judgement.total[outcome.judgement.peers].max()
         if placement is Placement.DECISIVE:
