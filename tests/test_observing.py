@@ -65,7 +65,7 @@ async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) 
         assert (report["pods_same"], report["pods_elsewhere"], report["pods_waiting"]) == (1, 1, 0)
         # Nobody measures here: unknown, and no figure.
         assert report["real"]["load_spread_frac"] is report["ours"]["power_in_use_w"] is None
-        assert report["real"]["nodes_in_use"] == report["ours"]["nodes_in_use"] == 2
+        assert report["real"]["used_nodes"] == report["ours"]["used_nodes"] == 2
         assert any(note.startswith("An estimate") for note in report["notes"])
         assert [len((await told(replica, f"/api/v1/observe?limit={n}"))["pods"]) for n in (0, 1, 99999)] == [
             0,
@@ -79,7 +79,7 @@ async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) 
         world.api.delete("pods", "p1", "default", grace_s=0)
         await eventually(lambda: len(replica.daemon.observing.shadow.pods) == 1)  # type: ignore[union-attr]
         report = await told(replica)
-        assert (report["pods_so_far"], report["ours"]["nodes_in_use"]) == (2, 2)
+        assert (report["pods_so_far"], report["ours"]["used_nodes"]) == (2, 2)
 
 
 async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_not(world: World) -> None:

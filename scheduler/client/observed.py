@@ -12,10 +12,10 @@ from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveRepo
 
 FIGURES: tuple[tuple[str, Callable[[ObservedWorld], str]], ...] = (
     ("Spread of load over GPUs (0 is even)", lambda world: _or_unknown(world.load_spread_frac, "{:.3f}")),
-    ("Free GPUs where no pod of 8 GPUs fits", lambda world: f"{world.stranded_gpus:g}"),
-    ("Nodes in use", lambda world: f"{world.nodes_in_use:,}"),
+    ("Free GPUs where no pod of 8 GPUs fits", lambda world: _count(world.stranded_gpus)),
+    ("Nodes in use", lambda world: _count(world.used_nodes)),
     ("Watts of nodes in use", lambda world: _or_unknown(world.power_in_use_w, "{:,.0f}")),
-    ("Pods that wait", lambda world: f"{world.waiting_pods:,}"),
+    ("Pods that wait", lambda world: _count(world.waiting_pods)),
 )
 PLACES = {"same": "the same", "elsewhere": "elsewhere", "waiting": "would wait"}
 
@@ -30,7 +30,8 @@ def print_observed(out: Console, told: ObserveReport) -> None:
             out,
             f"Observing {told.observing}; since {since}, for {span(told.unix_s - told.since_unix_s)}.",
         )
-        _print_worlds(out, told.real, told.ours)
+        means = () if told.real_mean is None or told.ours_mean is None else (told.real_mean, told.ours_mean)
+        _print_worlds(out, told.real, told.ours, *means)
         _print_counts(out, told)
         _print_pods(out, told.pods)
     heading(out, "What this rests on")
@@ -38,11 +39,13 @@ def print_observed(out: Console, told: ObserveReport) -> None:
         line(out, f"  {note}")
 
 
-def _print_worlds(out: Console, real: ObservedWorld, ours: ObservedWorld) -> None:
+def _print_worlds(out: Console, *worlds: ObservedWorld) -> None:
+    """The real one and ours now, and if there are, the same over time."""
     out.print()
-    table = table_of(out, ["AN ESTIMATE", ">REALLY", ">WITH US"])
+    names = [">NOW: REALLY", ">WITH US", ">MEAN: REALLY", ">WITH US"]
+    table = table_of(out, ["AN ESTIMATE", *names[: len(worlds)]])
     for name, figure in FIGURES:
-        table.add_row(name, figure(real), figure(ours))
+        table.add_row(name, *map(figure, worlds))
     print_table(out, table)
 
 
@@ -76,6 +79,10 @@ def _print_pods(out: Console, pods: list[ObservedPod]) -> None:
         )
         table.add_row(*map(safe_cell, cells))
     print_table(out, table)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def _or_unknown(value: float | None, form: str) -> str:

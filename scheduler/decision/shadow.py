@@ -37,7 +37,7 @@ from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
 from scheduler.decision.moved import Floats, Moved
-from scheduler.decision.worlds import Worlds, compare, measured
+from scheduler.decision.worlds import Means, Worlds, compare, measured
 
 # As many as the largest cluster has; a pod beyond them stands where it really is, and is counted.
 MOST_FOLLOWED = 50_000
@@ -68,6 +68,8 @@ class Shadow:
         self.left_out = self.so_far = self.waited_so_far = 0
         self.waited_so_far_s = 0.0
         self.failures = PolicyFailures()
+        self.means = Means()
+        """Of both worlds, since the first pod was followed."""
         self._asked: OrderedDict[str, Followed] = OrderedDict()
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._ours_of: Rows = np.zeros(0, np.intp)
@@ -301,6 +303,9 @@ class Shadow:
                 above_w = total_w - least_w * gpus
                 self._power_each_w[record.row] = np.maximum(above_w, 0) / now.bound_gpus[record.row]
         self.moved.measure(self._load_each, self._power_each_w)
+        yield
+        if self.so_far:
+            self.means.add(self.worlds())
 
     def _drawn(self, name: str) -> tuple[float, int]:
         """Watts of a node, NaN is unknown, and of how many GPUs; notes what one at rest draws, where there is one."""
@@ -348,6 +353,7 @@ class Shadow:
             load_each=np.append(self._load_each, np.full(max(missing, 0), np.nan)),
             power_each_w=np.append(self._power_each_w, np.full(max(missing, 0), np.nan)),
             power_w=power_w,
+            waiting_pods=(len(real.waiting), len(self.store.waiting)),
         )
 
     def tally(self) -> Tally:

@@ -7,7 +7,8 @@ and where pods stand as they do anyway, not at all. A node is compared only if i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,11 @@ class World:
     """Population standard deviation of the nodes' mean load per GPU, weighted by GPUs; None if no node is known."""
     stranded_gpus: float
     """Free GPUs on nodes that could take no pod of LARGE_POD_GPUS."""
-    nodes_in_use: int
+    used_nodes: float
     power_in_use_w: float | None
     """Watts of nodes with a pod, of those that are known; None if none is."""
+    waiting_pods: float
+    """Pods without a node. This and the counts above have fractions in a mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,38 @@ class Worlds:
     """Of those."""
 
 
+class Means:
+    """Both worlds over time: of each figure the mean over the instants at which it was known."""
+
+    def __init__(self) -> None:
+        self._real: dict[str, list[float]] = {}
+        self._ours: dict[str, list[float]] = {}
+
+    def add(self, now: Worlds) -> None:
+        """Take one instant."""
+        for world, sums in ((now.real, self._real), (now.ours, self._ours)):
+            for each in fields(World):
+                value = getattr(world, each.name)
+                # What is known in one world is in the other, too, but for watts where no node is in use.
+                if value is not None:
+                    total = sums.setdefault(each.name, [0.0, 0.0])
+                    total[0] += value
+                    total[1] += 1
+
+    def worlds(self) -> tuple[World, World] | None:
+        """The real one and ours; None before the first instant."""
+        if not self._real:
+            return None
+        return _mean(self._real), _mean(self._ours)
+
+
+def _mean(sums: dict[str, list[float]]) -> World:
+    # Counts are known at every instant, and so never None.
+    values: dict[str, Any] = {each.name: None for each in fields(World)}
+    values |= {name: total / times for name, (total, times) in sums.items()}
+    return World(**values)
+
+
 def compare(
     real: Snapshot,
     ours: Snapshot,
@@ -55,6 +90,7 @@ def compare(
     load_each: Floats,
     power_each_w: Floats,
     power_w: Floats,
+    waiting_pods: tuple[int, int],
 ) -> Worlds:
     """Compare.
 
@@ -66,6 +102,7 @@ def compare(
         load_each: What a bound GPU of each real row was busy at the last measurement; NaN is unknown.
         power_each_w: Likewise, its watts above rest.
         power_w: What each real row draws now; NaN is unknown.
+        waiting_pods: In the real world, and in ours.
     """
     rows = np.flatnonzero(real.present & (ours_of >= 0) & (real.gpu_count > 0))
     at = ours_of[rows]
@@ -86,10 +123,11 @@ def compare(
         World(
             load_spread_frac=_spread(loads[world][load_known] / gpus[load_known], gpus[load_known]),
             stranded_gpus=_stranded(usable[taking] - bound[taking]),
-            nodes_in_use=int(np.count_nonzero(in_use[world])),
+            used_nodes=int(np.count_nonzero(in_use[world])),
             power_in_use_w=float(power[world][in_use[world] & power_known].sum())
             if (in_use[world] & power_known).any()
             else None,
+            waiting_pods=waiting_pods[world],
         )
         for world, bound in enumerate((real.bound_gpus[rows], ours.bound_gpus[at]))
     ]

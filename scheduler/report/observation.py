@@ -14,12 +14,12 @@ class ObservedWorld(View, frozen=True):
     """Population standard deviation of the nodes' load, weighted by GPUs: 0 is even, more is less even."""
     stranded_gpus: float
     """Free GPUs on nodes that could take no pod of 8 GPUs."""
-    nodes_in_use: int
-    """Nodes with a pod."""
+    used_nodes: float
+    """Nodes with a pod; in a mean, with a fraction."""
     power_in_use_w: float | None
     """Watts of the GPUs of nodes with a pod, of those nodes that are known in both worlds."""
-    waiting_pods: int
-    """Pods without a node."""
+    waiting_pods: float
+    """Pods without a node; likewise."""
 
 
 class ObservedPod(View, frozen=True):
@@ -57,9 +57,13 @@ class ObserveReport(View, frozen=True):
     since_unix_s: float | None = None
     """When it began."""
     real: ObservedWorld | None = None
-    """As it is."""
+    """As it is now."""
     ours: ObservedWorld | None = None
-    """As it would be with us."""
+    """As it would be now with us."""
+    real_mean: ObservedWorld | None = None
+    """The mean since the first pod was placed; each figure over the instants at which it was known."""
+    ours_mean: ObservedWorld | None = None
+    """Likewise, with us."""
     pods_so_far: int = 0
     """Pods that kube-scheduler placed since then, of those that it asked us about; those that ended, too."""
     pods_same: int = 0

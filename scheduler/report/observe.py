@@ -100,7 +100,7 @@ class ObserveReporter:
             if what and self._watching.failed:
                 status, note = "failed", FAILED
             return ObserveReport(status=status, observing=what, unix_s=unix_s, notes=[note])
-        worlds, pods = shadow.worlds(), shadow.tally()
+        worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally()
         now_mono_s = self._clock.mono_s()
         newest: Iterable[Followed] = islice(reversed(shadow.pods.values()), limit)
         return ObserveReport(
@@ -108,8 +108,10 @@ class ObserveReporter:
             observing=what,
             unix_s=unix_s,
             since_unix_s=shadow.since_unix_s,
-            real=_world(worlds.real, len(shadow.real.waiting)),
-            ours=_world(worlds.ours, len(shadow.store.waiting)),
+            real=_world(worlds.real),
+            ours=_world(worlds.ours),
+            real_mean=_world(means[0]) if means else None,
+            ours_mean=_world(means[1]) if means else None,
             pods_so_far=pods.so_far,
             pods_same=pods.same,
             pods_elsewhere=pods.elsewhere,
@@ -128,13 +130,13 @@ class ObserveReporter:
         )
 
 
-def _world(world: World, waiting: int) -> ObservedWorld:
+def _world(world: World) -> ObservedWorld:
     return ObservedWorld(
         load_spread_frac=world.load_spread_frac,
         stranded_gpus=world.stranded_gpus,
-        nodes_in_use=world.nodes_in_use,
+        used_nodes=world.used_nodes,
         power_in_use_w=world.power_in_use_w,
-        waiting_pods=waiting,
+        waiting_pods=world.waiting_pods,
     )
 
 

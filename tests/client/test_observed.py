@@ -18,7 +18,7 @@ def world(**fields: Any) -> ObservedWorld:
     values: dict[str, Any] = {
         "load_spread_frac": 0.3125,
         "stranded_gpus": 14.0,
-        "nodes_in_use": 12,
+        "used_nodes": 12,
         "power_in_use_w": 21_400.0,
         "waiting_pods": 0,
     }
@@ -32,7 +32,7 @@ def report(**fields: Any) -> ObserveReport:
         "unix_s": 1_800_003_600.0,
         "since_unix_s": 1_800_000_000.0,
         "real": world(),
-        "ours": world(load_spread_frac=0.125, nodes_in_use=9, power_in_use_w=None, waiting_pods=2),
+        "ours": world(load_spread_frac=0.125, used_nodes=9, power_in_use_w=None, waiting_pods=2),
         "pods_so_far": 40,
         "pods_same": 12,
         "pods_elsewhere": 20,
@@ -79,7 +79,7 @@ def test_both_worlds_stand_side_by_side_with_the_pods_and_what_it_rests_on(daemo
     assert lines[0] == "Observing pool aws-a; since 2027-01-15T08:00:00Z, for 60m."
     cells = [line.split("  ") for line in lines]
     figures = {row[0]: [each.strip() for each in row[1:] if each.strip()] for row in cells if row[0]}
-    assert figures["AN ESTIMATE"] == ["REALLY", "WITH US"]
+    assert figures["AN ESTIMATE"] == ["NOW: REALLY", "WITH US"]
     assert figures["Spread of load over GPUs (0 is even)"] == ["0.312", "0.125"]
     assert figures["Watts of nodes in use"] == ["21,400", "-"]
     assert figures["Pods that wait"] == ["0", "2"]
@@ -112,6 +112,20 @@ def test_without_figures_it_says_why(daemon: StandIn, answer: ObserveReport, wan
     assert said.startswith(want)
     assert answer.notes[0] in said
     assert "REALLY" not in said
+
+
+def test_what_was_known_over_time_stands_beside_what_is_now(daemon: StandIn) -> None:
+    mean = world(used_nodes=1234.56, waiting_pods=0.25)
+    lines = told(daemon, report(real_mean=world(), ours_mean=mean)).splitlines()
+    [head] = [line for line in lines if line.startswith("AN ESTIMATE")]
+    assert [each.strip() for each in head.split("  ") if each] == [
+        "AN ESTIMATE",
+        *("NOW: REALLY", "WITH US", "MEAN: REALLY", "WITH US"),
+    ]
+    assert [line.split()[3:] for line in lines if line.startswith(("Nodes in", "Pods that"))] == [
+        ["12", "9", "12", "1,234.6"],
+        ["0", "2", "0", "0.2"],
+    ]
 
 
 def test_json_is_as_it_came_and_wide_asks_for_more(daemon: StandIn) -> None:

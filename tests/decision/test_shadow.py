@@ -17,6 +17,7 @@ from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.nouns import PoolSpec
 from scheduler.decision.decider import Decider
 from scheduler.decision.shadow import NO_ROOM, Shadow
+from scheduler.decision.worlds import World
 from tests.builders import make_decider, make_inventory, make_node, make_pod, make_sample, make_store
 
 REST_W, BUSY_W = 60.0, 300.0
@@ -194,12 +195,19 @@ def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
     worlds = scene.shadow.worlds()
     for world, where in ((worlds.real, {n: p[1] for n, p in scene.pods.items()}), (worlds.ours, places)):
         want = figures(sizes, scene.pods, where)
-        got = (world.load_spread_frac, world.stranded_gpus, world.nodes_in_use, world.power_in_use_w)
+        got = (world.load_spread_frac, world.stranded_gpus, world.used_nodes, world.power_in_use_w)
         assert got == pytest.approx(want, rel=1e-5)
+    # What stands still is its own mean.
+    list(scene.shadow.measure())
+    means = scene.shadow.means.worlds()
+    assert means is not None
+    for mean, world in zip(means, (worlds.real, worlds.ours), strict=True):
+        for each in fields(World):
+            assert getattr(mean, each.name) == pytest.approx(getattr(world, each.name))
     assert worlds.nodes == worlds.nodes_load_known == len(sizes)
     assert worlds.nodes_power_known == worlds.nodes_in_use
     assert scene.shadow.tally().waiting == scene.shadow.waited_so_far == 0
-    assert worlds.ours.nodes_in_use <= worlds.real.nodes_in_use
+    assert worlds.ours.used_nodes <= worlds.real.used_nodes
 
 
 # --- case by case ---------------------------------------------------------------------------------------------------
