@@ -105,12 +105,13 @@ class Facts:
             pool=record.pool,
             in_pools=list(record.in_pools),
             gpus=round(gpus, 3),
-            free_gpus=float(snapshot.free_gpus[row]),
-            bound_gpus=float(snapshot.bound_gpus[row]),
-            reserved_gpus=float(snapshot.reserved_gpus[row]),
-            broken_gpus=float(broken),
+            # Sums of sevenths round.
+            free_gpus=round(float(snapshot.free_gpus[row]), 3),
+            bound_gpus=round(float(snapshot.bound_gpus[row]), 3),
+            reserved_gpus=round(float(snapshot.reserved_gpus[row]), 3),
+            broken_gpus=round(float(broken), 3),
             known_gpus=float(len(known)),
-            unknown_gpus=float(unknown),
+            unknown_gpus=round(float(unknown), 3),
             # Not the policies' cautious figure, which has guesses for what is unknown: this one is measured.
             load_frac=sum(known) / len(known) if known and not unknown else None,
             power_w=store.node_power_w(row),
@@ -123,7 +124,7 @@ class Facts:
             resources={
                 name: ResourceView(
                     units=offer.units,
-                    gpus_each=round(offer.gpus, 3),
+                    unit_gpus=round(offer.gpus, 3),
                     bound=float(snapshot.units_of(name, snapshot.bound_units)[row]),
                     free=float(snapshot.units_of(name, snapshot.free_units)[row]),
                 )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.cluster.shares import words
+from scheduler.core.nouns import GPU_RESOURCE
 from scheduler.decision.evaluation import Candidate, Evaluation, RuledOut
 from scheduler.report.explanation import Decision, Explanation
 from scheduler.report.views import NodeView
@@ -47,7 +48,7 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
     """One line a node."""
     names = ["NODE", "POOL", "STATE", ">GPUS", ">FREE", ">LOAD", ">POWER", ">AGE", "AGENT"]
     if wide:
-        names += [">BOUND", ">RESERVED", ">BROKEN", ">UNKNOWN", "MODEL"]
+        names += [">BOUND", ">RESERVED", ">BROKEN", ">UNKNOWN", "FREE UNITS", "MODEL"]
     table = table_of(out, names)
     for node in sorted(nodes, key=SORTS[sort_by]):
         state = node_state(node)
@@ -55,7 +56,7 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
             node.name,
             node.pool,
             _coloured(state, "" if state == "ok" else "yellow"),
-            f"{node.gpus:g}",
+            f"{round(node.gpus, 2):g}",
             f"{round(node.free_gpus, 2):g}",
             UNKNOWN if node.load_frac is None else f"{node.load_frac:.0%}",
             UNKNOWN if node.power_w is None else f"{node.power_w:,.0f} W",
@@ -64,10 +65,21 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
         ]
         if wide:
             counts = (node.bound_gpus, node.reserved_gpus, node.broken_gpus, node.unknown_gpus)
-            cells += [f"{count:g}" for count in counts]
+            cells += [f"{round(count, 2):g}" for count in counts]
+            cells.append(_free_units(node))
             cells.append(", ".join(sorted({gpu.model for gpu in node.devices if gpu.model})) or UNKNOWN)
         table.add_row(*(safe_cell(each) for each in cells))
     print_table(out, table)
+
+
+def _free_units(node: NodeView) -> str:
+    """Of what GPUs are divided into, how much is free: `gpu.shared 3/8`. Whole ones alone stand in other columns."""
+    if all(name == GPU_RESOURCE and each.unit_gpus == 1 for name, each in node.resources.items()):
+        return UNKNOWN
+    found = sorted(node.resources.items())
+    return ", ".join(
+        f"{name.removeprefix('nvidia.com/')} {each.free:g}/{each.units:g}" for name, each in found
+    )
 
 
 def node_state(node: NodeView) -> str:

@@ -36,7 +36,7 @@ class ResourceView(View, frozen=True):
 
     units: float
     """Allocatable."""
-    gpus_each: float
+    unit_gpus: float
     """How much of a GPU one unit is."""
     bound: float
     free: float

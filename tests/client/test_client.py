@@ -23,7 +23,7 @@ from scheduler.client import tables
 from scheduler.client.fetch import PAGE
 from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term
 from scheduler.report.explanation import Annotation, Decision, Explanation, NotFound
-from scheduler.report.views import GpuView, NodeView
+from scheduler.report.views import GpuView, NodeView, ResourceView
 
 TERMS = (Term("pack", 0.75, 0.5, 0.375), Term("least-loaded", 0.25, 0.8, 0.2))
 
@@ -436,8 +436,40 @@ def test_a_node_in_all_its_columns() -> None:
     tables.print_nodes(out, [seen], sort_by="name", wide=True)
     assert isinstance(out.file, io.StringIO)
     [_, row] = out.file.getvalue().splitlines()
-    want = "n1 dc ok 8 2 46% 1,234 W 0.4s 0.1.0 5 1 0 0 H100"
+    want = "n1 dc ok 8 2 46% 1,234 W 0.4s 0.1.0 5 1 0 0 - H100"
     assert row.split() == want.split()
+
+
+@pytest.mark.parametrize(
+    ("resources", "want_text"),
+    [
+        ({}, "-"),
+        ({"gpu": (8, 1, 3)}, "-"),
+        # Under the GPUs' own name, but not whole.
+        ({"gpu": (8, 0.25, 3)}, "gpu 3/8"),
+        ({"mig-3g.40gb": (2, 0.429, 1), "gpu": (1, 1, 0)}, "gpu 0/1, mig-3g.40gb 1/2"),
+        ({"gpu.shared": (8, 0.25, 8)}, "gpu.shared 8/8"),
+    ],
+)
+def test_what_gpus_are_divided_into_is_shown_with_how_much_is_free(
+    resources: dict[str, tuple[float, float, float]], want_text: str
+) -> None:
+    seen = node(
+        "n1",
+        gpus=4.571,
+        bound_gpus=1.571,
+        resources={
+            f"nvidia.com/{name}": ResourceView(units=units, unit_gpus=each, bound=units - free, free=free)
+            for name, (units, each, free) in resources.items()
+        },
+    )
+    out = Console(file=io.StringIO(), width=tables.PIPE_WIDTH)
+    tables.print_nodes(out, [seen], sort_by="name", wide=True)
+    assert isinstance(out.file, io.StringIO)
+    head, row = out.file.getvalue().splitlines()
+    begin, end = head.index("FREE UNITS"), head.index("MODEL")
+    assert row[begin:end].strip() == want_text
+    assert {"4.57", "1.57"} <= set(row.split())
 
 
 @pytest.mark.parametrize(

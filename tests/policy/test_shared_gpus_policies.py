@@ -177,6 +177,14 @@ def test_a_slice_has_its_own_memory_whatever_is_used() -> None:
     assert verdict(store, both) is Reason.TOO_LITTLE_MEMORY, "each unit must have as much"
 
 
+def test_what_is_free_of_a_slice_that_is_shared_nobody_measures() -> None:
+    store = make_store()
+    labels = {f"{SEVENTH}.replicas": "2", f"{SEVENTH}.memory": "9984", f"{SEVENTH}.count": "7"}
+    see_node(store, {SEVENTH: 14, SHARED: 4}, labels=labels | REPLICAS)
+    read(store, 10, 10)
+    assert [most_gib(store, SEVENTH), most_gib(store)] == [-1, 70]
+
+
 def test_a_replica_of_mps_never_has_more_than_its_part() -> None:
     store = make_store()
     see_node(store, {SHARED: 8}, labels=REPLICAS | {"nvidia.com/gpu.sharing-strategy": "mps"})

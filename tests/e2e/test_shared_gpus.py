@@ -1,0 +1,223 @@
+"""Shared, sliced and whole GPUs side by side: a real kube-scheduler fills them to the last unit and never beyond."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from tests.controlplane import Daemon, node_manifest, pod_manifest
+from tests.e2e.conftest import StartAgent
+from tests.e2e.service import BoundPods
+from tests.e2e.system import SCHEDULER_NAME, Replica, System, metric, until_seen, view, wait_for
+from tests.fakes.nvml_stub.stub import NvmlStub
+
+pytestmark = pytest.mark.e2e
+
+GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
+SEVENTH, THREE = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
+RESOURCES = (GPU, SHARED, SEVENTH, THREE)
+# Two GPUs each, but for the slices: seven and one, and two of three sevenths.
+NODES: dict[str, tuple[Mapping[str, int], Mapping[str, str]]] = {
+    "whole": ({GPU: 2}, {}),
+    "renamed": ({SHARED: 8}, {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "2"}),
+    "replicated": ({GPU: 8}, {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "2"}),
+    "sliced": ({SEVENTH: 8, THREE: 2}, {f"{SEVENTH}.count": "8", f"{THREE}.count": "2"}),
+}
+OFFERED = Counter({GPU: 10, SHARED: 8, SEVENTH: 8, THREE: 2})
+
+
+@pytest.fixture
+def replica(system: System) -> Replica:
+    return system.serve()
+
+
+@pytest.fixture
+def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
+    """As a shared scheduler has it: each resource is named, and kube-scheduler goes on counting."""
+    managed = [{"name": name, "ignoredByScheduler": False} for name in RESOURCES]
+    daemon = system.scheduler(replica.port, managedResources=managed)
+    yield daemon
+    daemon.stop()
+
+
+def add_node(system: System, name: str, shares: Mapping[str, int], labels: Mapping[str, str]) -> None:
+    manifest = node_manifest(name, gpus=0, labels={"site": "dc-1", **labels})
+    status = manifest["status"]
+    assert isinstance(status, dict)
+    amounts = {each: str(amount) for each, amount in shares.items()}
+    kept = {each: amount for each, amount in status["allocatable"].items() if each != GPU}
+    status["allocatable"] = status["capacity"] = kept | amounts
+    system.plane.apply(manifest)
+
+
+def add_pod(system: System, name: str, resource: str, memory: str = "") -> None:
+    manifest = pod_manifest(name, gpus=0, scheduler=SCHEDULER_NAME)
+    metadata, spec = manifest["metadata"], manifest["spec"]
+    assert isinstance(metadata, dict)
+    assert isinstance(spec, dict)
+    if memory:
+        metadata["annotations"] = {"wattbalance.io/gpu-memory": memory}
+    amounts = {resource: "1"}
+    spec["containers"][0]["resources"] = {"limits": amounts, "requests": {**amounts, "cpu": "100m"}}
+    system.plane.apply(manifest)
+
+
+def held(system: System) -> Counter[tuple[str, str]]:
+    """Units that pods hold by node and resource, as the API server has it."""
+    listed = system.plane.request("GET", "/api/v1/namespaces/default/pods")
+    assert isinstance(listed, dict)
+    return Counter(
+        (pod["spec"]["nodeName"], resource)
+        for pod in listed["items"]
+        if pod["spec"].get("nodeName")
+        for resource in pod["spec"]["containers"][0]["resources"]["limits"]
+    )
+
+
+def full() -> Counter[tuple[str, str]]:
+    return Counter(
+        {(node, name): units for node, (shares, _) in NODES.items() for name, units in shares.items()}
+    )
+
+
+def check_books(system: System, replica: Replica) -> None:
+    """Ours are the API server's, and nothing is left."""
+
+    def same() -> bool:
+        ours = Counter(
+            {
+                (node, name): int(resource["bound"])
+                for node in NODES
+                for name, resource in view(replica, node)["resources"].items()
+            }
+        )
+        return ours == full() == held(system)
+
+    wait_for("all is bound, and accounted", same)
+    for node in NODES:
+        seen = view(replica, node)
+        assert {each["free"] for each in seen["resources"].values()} == {0}
+        assert (seen["free_gpus"], seen["reserved_gpus"], seen["contradictions"]) == (0, 0, [])
+        assert seen["gpus"] == 2
+        assert seen["bound_gpus"] == pytest.approx(2)
+
+
+def test_all_are_filled_to_the_last_unit_never_beyond_and_again_when_pods_end(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    for name, (shares, labels) in NODES.items():
+        add_node(system, name, shares, labels)
+    until_seen(replica, *NODES)
+    with BoundPods(system.plane) as followed:
+        # One of each kind more than fits; in turn, so that several are on their way at once.
+        waiting = [
+            (f"{index}-{name.rpartition('/')[2].replace('.', '-')}", name)
+            for index in range(max(OFFERED.values()) + 1)
+            for name in RESOURCES
+            if index <= OFFERED[name]
+        ]
+        for pod, resource in waiting:
+            add_pod(system, pod, resource)
+        check_books(system, replica)
+        left = {pod for pod, _ in waiting if not system.node_of(pod)}
+        assert len(left) == len(RESOURCES)
+        # Two of each kind end; those that waited and one more of each take their place.
+        by_resource = {
+            name: [pod for pod, asked in waiting if asked == name and pod not in left] for name in RESOURCES
+        }
+        for name in RESOURCES:
+            add_pod(system, f"later-{name.rpartition('/')[2].replace('.', '-')}", name)
+            for pod in by_resource[name][:2]:
+                system.delete_pod(pod)
+        for pod in left:
+            system.bound(pod)
+        check_books(system, replica)
+    assert all(len(nodes) <= 1 for nodes in followed.nodes.values())
+    decided = Counter(each["result"] for each in replica.get("/api/v1/decisions?limit=1000")["items"])
+    assert decided["placed"] >= sum(OFFERED.values()) + 2 * len(RESOURCES)
+    assert decided["full_by_our_count"] == 0
+    for reason in ("evicted", "expired"):
+        assert metric(replica, "wattbalance_reservations_lost_total", reason=reason) == 0
+    assert metric(replica, "wattbalance_contradicting_nodes") == 0
+
+
+def test_memory_on_shared_gpus_is_what_agents_measure_free(
+    system: System,
+    replica: Replica,
+    scheduler: Daemon,
+    make_stub: Callable[[str], NvmlStub],
+    start_agent: StartAgent,
+) -> None:
+    labels = {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "8"}
+    for name in ("roomy", "crowded", "unread"):
+        add_node(system, name, {SHARED: 32}, labels)
+    for name, used_gib in (("roomy", 10), ("crowded", 70)):
+        stub = make_stub(name)
+        # The device plugin chooses: one full GPU is enough.
+        stub.set(5, "mem_used", used_gib * 1024**3)
+        start_agent(name, stub)
+    wait_for("both are read", lambda: all(view(replica, name)["fresh"] for name in ("roomy", "crowded")))
+    for pod in ("first", "second", "third"):
+        add_pod(system, pod, SHARED, memory="40Gi")
+        assert system.bound(pod) == "roomy"
+    # What they asked for may not be taken yet; nobody has 60 GiB to give now, and one has room for a little.
+    add_pod(system, "large", SHARED, memory="60Gi")
+    wait_for("it was asked about", lambda: replica.get("/api/v1/decisions?pod=large")["items"])
+    newest, *_ = replica.get("/api/v1/decisions?pod=large")["items"]
+    assert newest["reasons"] == {"not enough GPU memory": 2, "GPU memory unknown": 1}
+    assert system.node_of("large") == ""
+    add_pod(system, "any", SHARED)
+    assert system.bound("any") in {"roomy", "crowded", "unread"}
+    for pod in ("first", "second", "third"):
+        system.delete_pod(pod)
+    assert system.bound("large") == "roomy"
+
+
+def test_labels_that_claim_what_is_not_allocatable_make_an_event_of_the_node(
+    system: System, replica: Replica
+) -> None:
+    claims = {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "8"}
+    add_node(system, "claims", {GPU: 8}, claims)
+    add_node(system, "plain", {GPU: 8}, {})
+    add_node(system, "replicated", {GPU: 32}, claims)
+    until_seen(replica, "claims", "plain", "replicated")
+    want = "label nvidia.com/gpu.replicas is 4, but allocatable nvidia.com/gpu is 8, of 8 that are there"
+    server = ["--server", f"http://127.0.0.1:{replica.port}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler.cli", "nodes", "-o", "json", *server],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    shown = {node["name"]: node for node in json.loads(done.stdout)["items"]}
+    assert {name: node["contradictions"] for name, node in shown.items()} == {
+        "claims": [want],
+        "plain": [],
+        "replicated": [],
+    }
+    # Allocatable counts, and the unit is the larger thing.
+    assert [shown["claims"]["gpus"], shown["replicated"]["gpus"]] == [8, 8]
+    assert metric(replica, "wattbalance_contradicting_nodes") == 1
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on the path")
+    kubectl = ["kubectl", "--kubeconfig", str(system.plane.kubeconfig())]
+
+    def told(*arguments: str) -> str:
+        return subprocess.run(
+            [*kubectl, *arguments], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    selector = "--field-selector=involvedObject.name=claims"
+    line = wait_for("the event is written", lambda: told("get", "events", "-A", "--no-headers", selector))
+    assert "Warning" in line
+    assert "LabelsContradictAllocatable" in line
+    assert want in line
+    assert want in told("describe", "node", "claims")
+    assert "LabelsContradict" not in told("get", "events", "-A", "--field-selector=involvedObject.name=plain")
