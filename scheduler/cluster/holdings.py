@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.intents import Intents
