@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.cluster.objects import Node, Partial, Pod
 from scheduler.cluster.port import Changed, Kind, Listed
-from scheduler.cluster.preferences import MOST_TERMS, MOST_VALUES, preferences_of
+from scheduler.cluster.preferences import MOST_KEYS, MOST_TERMS, MOST_VALUES, preferences_of
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PodRequest, Workload
 from scheduler.core.preferences import (
@@ -170,6 +170,38 @@ def test_what_a_spread_honours_is_kept_and_nothing_else() -> None:
             "operator Gt on a label of pods",
         ),
         (pod_with(affinity=pod_affinity("podAntiAffinity", 1, labelSelector={})), "no topologyKey"),
+        (pod_with(affinity=node_affinity((101, {"matchExpressions": [expression("Exists")]}))), "weight"),
+        (pod_with(affinity=node_affinity((-1, {"matchExpressions": [expression("Exists")]}))), "weight"),
+        (
+            pod_with(
+                affinity=node_affinity((1, {"matchExpressions": [expression("Exists")] * (MOST_TERMS + 1)}))
+            ),
+            f"more than {MOST_TERMS} expressions",
+        ),
+        (
+            pod_with(
+                affinity=node_affinity(
+                    (
+                        1,
+                        {
+                            "matchExpressions": [
+                                expression("Exists", key=f"k{i}") for i in range(MOST_KEYS + 1)
+                            ]
+                        },
+                    )
+                )
+            ),
+            f"more than {MOST_KEYS} different label keys",
+        ),
+        (pod_with(affinity=pod_affinity("podAffinity", 2**70, **EVERY_POD)), "weight"),
+        (
+            pod_with(
+                affinity=pod_affinity("podAffinity", 1, **EVERY_POD, namespaces=["x"] * (MOST_VALUES + 1))
+            ),
+            f"more than {MOST_VALUES} namespaces",
+        ),
+        (spread(maxSkew=2**70), "maxSkew 118"),
+        (spread(labelSelector={"matchLabels": {f"k{i}": "x" for i in range(MOST_TERMS + 1)}}), "expressions"),
         (spread(topologyKey=""), "topologyKey ''"),
         (spread(maxSkew=0), "maxSkew 0"),
         (spread(nodeTaintsPolicy="Perhaps"), "'Perhaps'"),
