@@ -74,6 +74,15 @@ def say(replica: Replica, *arguments: str) -> str:
     return done.stdout
 
 
+def busy(stub: NvmlStub) -> NvmlStub:
+    """All of its GPUs but one work."""
+    for gpu in range(8):
+        stub.set(gpu, "util_pct", 60 if gpu else 0)
+        for each in ("power_mw", "power_average_mw", "power_instant_mw"):
+            stub.set(gpu, each, 300_000 if gpu else 60_000)
+    return stub
+
+
 def until_bound(system: System, replica: Replica, *pods: str) -> dict[str, str]:
     nodes = {pod: system.bound(pod) for pod in pods}
     wait_for("they are followed", lambda: report(replica)["pods_so_far"] >= len(pods))
@@ -86,13 +95,7 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
     sizes = {"observe-a": 8, "observe-b": 8, "observe-c": 8}
     for name in (*sizes, "observe-sick"):
         system.add_node(name, **(SICK if name == "observe-sick" else {}))
-        stub = make_stub(name)
-        for gpu in range(8):
-            # One of them rests.
-            stub.set(gpu, "util_pct", 60 if gpu else 0)
-            for each in ("power_mw", "power_average_mw", "power_instant_mw"):
-                stub.set(gpu, each, 300_000 if gpu else 60_000)
-        start_agent(name, stub)
+        start_agent(name, busy(make_stub(name)))
     before, since = everything(system), len(system.requests())
     replica = system.serve(mode="observe", profiles=PACK)
     until_seen(replica, *sizes, "observe-sick")
@@ -126,7 +129,7 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
             free = [8 - holds.get(name, 0) for name in sizes]
             # The sick one is not counted: no pod of ours goes there.
             assert said[world]["stranded_gpus"] == sum(each for each in free if each < 8)
-            assert said[world]["nodes_in_use"] == len(holds)
+            assert said[world]["used_nodes"] == len(holds)
         wait_for("what was moved is measured", lambda: report(replica)["pods_unmeasured"] == 0)
         said = report(replica)
         moved = [each for each in said["pods"] if each["place"] == "elsewhere"]
