@@ -89,6 +89,14 @@ class Observing:
             log.exception(GIVEN_UP)
             self._give_up()
 
+    def _see_devices(self, node: str) -> None:
+        if self._follows is not None:
+            try:
+                self._follows.see_node(node, self._clock.mono_s())
+            except Exception:
+                log.exception(GIVEN_UP)
+                self._give_up()
+
     def _ask(self, outcome: Outcome, now_mono_s: float) -> None:
         if self.shadow is not None:
             try:
@@ -134,12 +142,14 @@ class Observing:
         if self._follows is not None:
             log.info("the world as it would be with us has ended", extra=kv(so_far=self._follows.so_far))
         self.shadow = self._follows = self._handler.beside = self._decider.on_observed = None
+        self._decider.store.on_devices = None
 
     async def _begin(self, what: str) -> None:
         clock, store = self._clock, self._decider.store
         shadow = Shadow(self._decider, clock.mono_s(), clock.unix_s())
         # From here on it hears of what changes; what it has not been told of yet, it is told as it is by then.
         self._follows, self._handler.beside = shadow, shadow.store
+        store.on_devices = self._see_devices
         names, uids = list(store.nodes), list(store.pods)
         for start in range(0, len(names), NODES_A_TURN):
             for name in names[start : start + NODES_A_TURN]:

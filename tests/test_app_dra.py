@@ -77,14 +77,15 @@ class Scheduler:
         if record.result != "placed":
             self.full_by_our_count.append(name)
         devices = self.free(node)[:gpus]
-        await self._claim(name, uid, node, devices)
+        await self.claim(name, uid, node, devices)
         # The claim is written before the pod is bound, and seen so.
         await eventually(lambda: uid in self.pods_of_claims())
         api.bind(name, SPACE, node)
         self.placed[name] = (node, devices)
         return node
 
-    async def _claim(self, name: str, uid: str, node: str, devices: list[str]) -> None:
+    async def claim(self, name: str, uid: str, node: str, devices: list[str]) -> None:
+        """Make the claim for a pod's extended resources, allocate it, and tell the pod."""
         self._made += 1
         claim = f"{name}-extended-resources-{self._made}"
         self.world.api.create("resourceclaims", claim_manifest(claim, SPACE, extended_of=uid))
@@ -200,3 +201,30 @@ async def test_a_role_without_the_kinds_is_named_and_stops_nothing(world: World)
         world.add_pod("p", namespace=SPACE)
         answer_ = await replica.filter(world.api.get("pods", "p", SPACE), "n3")
         assert answer_["NodeNames"] == ["n3"]
+
+
+async def test_the_world_as_it_would_be_has_the_gpus_by_dra_too(world: World) -> None:
+    async with world.replica(mode="observe") as replica:
+        await replica.knows(*NODES)
+        await eventually(lambda: replica.daemon.observing.shadow is not None)
+
+        def counted() -> list[float]:
+            shadow = replica.daemon.observing.shadow
+            assert shadow is not None
+            store = shadow.store
+            return [float(store.snapshot.gpu_count[store.rows[node]]) for node in NODES]
+
+        await eventually(lambda: counted() == [8, 8])
+        world.api.create("resourceclaims", claim_manifest("own", SPACE))
+        status = claim_status(["gpu-0", "gpu-1"], "n1", ("uid-x",))
+        world.api.patch("resourceclaims", "own", SPACE, {"status": status}, status=True)
+        # Who asks by claims alone is where it is in both worlds.
+        await eventually(lambda: counted() == [6, 8])
+        scheduler = Scheduler(world, replica)
+        scheduler.add_pod("p", 6)
+        pod = world.api.get("pods", "p", SPACE)
+        assert (await replica.filter(pod, *NODES))["NodeNames"] == list(NODES)
+        await scheduler.claim("p", pod["metadata"]["uid"], "n2", [f"gpu-{index}" for index in range(6)])
+        world.api.bind("p", SPACE, "n2")
+        await eventually(lambda: scheduler.books() == {"n1": (2, 0, 6), "n2": (6, 0, 2)})
+        assert counted() == [6, 8], "its claim is counted by its request"

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeVar
 
 from scheduler.cluster.dra_objects import Device, DeviceFacts, ResourceClaim, ResourceSlice
@@ -272,6 +273,10 @@ class Devices:
             else:
                 beyond += 1
         return beyond + sum(max(gpus - counted(pod), 0.0) for pod, gpus in of_pod.items())
+
+    def left_to_requests(self, node: str) -> float:
+        """Whole GPUs that are not held by claims of their own: pods that ask by resource have these, or may."""
+        return self.units(node) - self.held(node, lambda _: inf)
 
     def holders(self, node: str) -> dict[str, list[Claim]]:
         """By uuid of a whole GPU, the claims that hold it or parts of it."""

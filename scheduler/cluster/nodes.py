@@ -63,6 +63,11 @@ class NodeRecord:
     memory_bytes: dict[str, float] = field(default_factory=dict)
     """Then: what each unit of the pods that are here is to have, by uid."""
 
+    @property
+    def ways(self) -> tuple[object, ...]:
+        """In which ways its GPUs are counted."""
+        return self.shared, self.by_claims, self.offers.keys()
+
 
 class Nodes:
     """Records by name, and the columns that a node's object and its inventory fill."""

@@ -57,6 +57,8 @@ class Store:
         self.counters: Counter[str] = Counter()
         self.on_bound: Callable[[PodFacts], None] | None = None
         """Told of each binding that is seen after the first listing."""
+        self.on_devices: Callable[[str], None] | None = None
+        """Told of each node of which DRA tells something else."""
         self.on_faults: Callable[[Meta, tuple[Fault, ...]], None] | None = None
         """Told of the bad annotations of each pod that is asked about."""
         self.on_contradictions: Callable[[NodeRecord], None] | None = None
@@ -213,9 +215,9 @@ class Store:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
             self._measurements.see_node(name)
-        before = _ways(record)
+        before = record.ways
         self._nodes.update(record, node, now_mono_s)
-        if before != _ways(record):
+        if before != record.ways:
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
         self._beside.see_node(node, record.row)
@@ -232,6 +234,8 @@ class Store:
             self._promises.evict(record.name, now_mono_s)
             if record.contradictions != contradictions and self.on_contradictions is not None:
                 self.on_contradictions(record)
+            if self.on_devices is not None:
+                self.on_devices(record.name)
 
     def _promise_changed(self, uid: str) -> None:
         # What is promised to a pod is not counted again by the claim that kube-scheduler makes for it.
@@ -392,8 +396,3 @@ class Store:
         self._ticked_mono_s = now_mono_s
         self._measurements.age(now_mono_s)
         self._promises.pass_time(now_mono_s)
-
-
-def _ways(record: NodeRecord) -> tuple[object, ...]:
-    """In which ways a node's GPUs are counted."""
-    return record.shared, record.by_claims, record.offers.keys()

@@ -17,7 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.objects import (
+    Amounts,
     Container,
     Meta,
     Node,
@@ -32,7 +34,7 @@ from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import PodRequest
+from scheduler.core.nouns import GPU_RESOURCE, PodRequest
 from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
@@ -89,7 +91,7 @@ class Shadow:
             node = Node(
                 metadata=Meta(name=name, uid=record.uid, labels=record.labels),
                 spec=NodeSpec(unschedulable=cordoned),
-                status=NodeStatus(allocatable=record.allocatable),
+                status=NodeStatus(allocatable=self._countable(record)),
             )
             before = self.store.nodes.get(name)
             self.store.apply(Changed(Kind.NODE, node), now_mono_s)
@@ -102,6 +104,12 @@ class Shadow:
                 if followed.real != name:
                     # Really it runs on. Where its node has gone in both worlds, its end is told soon.
                     self._settle(followed, now_mono_s)
+
+    def _countable(self, record: NodeRecord) -> Amounts:
+        """What pods may have there that ask by resource; who asks by claims alone stays where it is in both worlds."""
+        if not record.by_claims:
+            return record.allocatable
+        return {GPU_RESOURCE: self.real.devices.left_to_requests(record.name)}
 
     def keep(self, kind: Kind, now_mono_s: float) -> None:
         """All of a kind was listed anew: what the real store has not is gone."""
