@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from scheduler.cluster.shares import words
-from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest, Reason
 from scheduler.decision.cycle import (
     BAND_FITS,
@@ -173,27 +173,24 @@ class _Look:
         return tuple(told)
 
     def _node_size(self) -> Hindrance:
-        # Of several resources, the one that the fewest nodes have enough of.
-        snapshot, asked = self.judgement.snapshot, self._scarcest(self.judgement.snapshot.units)
-        sizes = np.where(self.small, snapshot.units_of(asked[0], snapshot.units), -1)
-        largest = int(sizes.argmax())
-        if sizes[largest] <= 0:
-            return Hindrance(
-                "node_size", f"No node has {asked[0]}: its allocatable tells, kubectl describe node."
-            )
+        snapshot, asked = self.judgement.snapshot, self.request.units
+        sizes = [np.where(self.small, snapshot.units_of(name, snapshot.units), 0) for name, _ in asked]
+        for (name, count), size in zip(asked, sizes, strict=True):
+            largest = int(size.argmax())
+            if size[largest] <= 0:
+                return Hindrance(
+                    "node_size", f"No node has {name}: its allocatable tells, kubectl describe node."
+                )
+            if size[largest] < count:
+                text = (
+                    f"No node has {words(((name, count),))}; the largest has {size[largest]:g}. "
+                    "Ask for fewer, or add a larger node."
+                )
+                return Hindrance("node_size", text, nodes=(self.name(largest),))
         text = (
-            f"No node has {words((asked,))}; the largest has {sizes[largest]:g}. "
-            "Ask for fewer, or add a larger node."
+            f"No node has {words(asked)} together. Ask for less of one of them, or add a node that has all."
         )
-        return Hindrance("node_size", text, nodes=(self.name(largest),))
-
-    def _scarcest(self, units: FloatColumn) -> tuple[str, float]:
-        """Which resource of those asked for the fewest nodes have enough of, and how many units are asked."""
-        snapshot = self.judgement.snapshot
-        return min(
-            self.request.units,
-            key=lambda each: np.count_nonzero(snapshot.units_of(each[0], units) >= each[1]),
-        )
+        return Hindrance("node_size", text, nodes=self.examples(self.small))
 
     def _fits(self) -> Hindrance:
         text = (
@@ -313,15 +310,22 @@ class _Look:
         snapshot, big = self.judgement.snapshot, self.judgement.full
         if not big.any():
             return None
-        asked = self._scarcest(snapshot.free_units)
-        free = np.where(big, snapshot.units_of(asked[0], snapshot.free_units), -1)
+        asked = self.request.units
+        lacking = [
+            np.maximum(count - snapshot.units_of(name, snapshot.free_units), 0) for name, count in asked
+        ]
         # As the cycle breaks ties, so that the answer stands still.
-        nearest = int(free.argmax())
-        lacking = asked[1] - float(free[nearest])
+        nearest = int(np.where(big, sum(lacking), np.inf).argmin())
+        ends = tuple((name, float(each[nearest])) for (name, _), each in zip(asked, lacking, strict=True))
+        lacking_gpus = sum(
+            count * float(snapshot.units_of(name, snapshot.unit_gpus)[nearest]) for name, count in ends
+        )
         count = int(np.count_nonzero(big))
         nodes = "1 node has" if count == 1 else f"{count:,} nodes have"
+        free = "" if len(asked) > 1 else f"{asked[0][1] - ends[0][1]:g} free, "
+        more = words(tuple(each for each in ends if each[1])) if len(asked) > 1 else f"{ends[0][1]:g}"
         text = (
-            f"{nodes} no {words((asked,))} free by our count. Nearest is {self.name(nearest)}: {free[nearest]:g} free, "
-            f"{lacking:g} more must end there."
+            f"{nodes} no {words(asked)} free by our count. Nearest is {self.name(nearest)}: {free}"
+            f"{more} more must end there."
         )
-        return Hindrance("free_gpus", text, nodes=self.examples(big), lacking_gpus=lacking)
+        return Hindrance("free_gpus", text, nodes=self.examples(big), lacking_gpus=lacking_gpus)

@@ -270,6 +270,68 @@ def test_a_pod_larger_than_any_node() -> None:
     assert "the largest has 8" in size.text
 
 
+def see_shares(store: Store, name: str, **units: int) -> None:
+    shares = {f"nvidia.com/{each.replace('_', '-')}": count for each, count in units.items()}
+    store.apply(Changed(Kind.NODE, make_node(name, shares=shares)), 0.0)
+
+
+SEVENTH, HALF = "nvidia.com/mig-1g", "nvidia.com/mig-4g"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shares", "want_text"),
+    [
+        (0, ((HALF, 1),), "No node has nvidia.com/mig-4g: its allocatable tells"),
+        (1, ((HALF, 1),), "No node has nvidia.com/mig-4g: its allocatable tells"),
+        (0, ((SEVENTH, 9),), "No node has 9 nvidia.com/mig-1g; the largest has 7."),
+        (5, ((SEVENTH, 1),), "No node has 5 GPUs; the largest has 4."),
+        # Each has one of them.
+        (1, ((SEVENTH, 1),), "No node has 1 GPU and 1 nvidia.com/mig-1g together."),
+    ],
+)
+def test_a_pod_whose_units_no_node_has(
+    gpus: int, shares: tuple[tuple[str, float], ...], want_text: str
+) -> None:
+    store = make_store()
+    see_shares(store, "whole", gpu=4)
+    see_shares(store, "sliced", mig_1g=7)
+    [size] = look(make_decider(store), make_request(gpus=gpus, shares=shares)).unblock
+    assert size.kind == "node_size"
+    assert size.text.startswith(want_text)
+
+
+def test_what_must_end_on_the_nearest_node_of_several_kinds_of_units() -> None:
+    store = make_store()
+    # Of each kind one node has enough free, and none of both.
+    for name, gpus, slices in (("no-slice", 0, 7), ("no-gpu", 2, 0)):
+        see_shares(store, name, gpu=2, mig_1g=7)
+        held = {"nvidia.com/gpu": gpus, SEVENTH: slices}
+        see_pod(store, make_pod(f"on-{name}", node=name, shares=held))
+    told = look(make_decider(store), make_request(gpus=2, shares=((SEVENTH, 1),)))
+    free = hindrance(told, "free_gpus")
+    assert free.text == (
+        "2 nodes have no 2 GPUs and 1 nvidia.com/mig-1g free by our count. "
+        "Nearest is no-slice: 1 nvidia.com/mig-1g more must end there."
+    )
+    # A name without the size in it is taken for a whole GPU.
+    assert free.lacking_gpus == 1
+    told = look(make_decider(store), make_request(gpus=0, shares=((SEVENTH, 8),)))
+    assert told.unblock[0].kind == "node_size"
+
+
+def test_what_is_lacking_of_shares_is_told_in_units_and_counted_in_gpus() -> None:
+    store = make_store()
+    node = make_node("n1", shares={"nvidia.com/gpu.shared": 8}, labels={"nvidia.com/gpu.replicas": "4"})
+    store.apply(Changed(Kind.NODE, node), 0.0)
+    see_pod(store, make_pod("fills", node="n1", shares={"nvidia.com/gpu.shared": 7}))
+    told = look(make_decider(store), make_request(gpus=0, shares=(("nvidia.com/gpu.shared", 3),)))
+    free = hindrance(told, "free_gpus")
+    assert (
+        "1 node has no 3 nvidia.com/gpu.shared free by our count. Nearest is n1: 1 free, 2 more" in free.text
+    )
+    assert free.lacking_gpus == 0.5
+
+
 def test_an_empty_cluster() -> None:
     told = look(make_decider(make_store()), make_request())
     assert [each.kind for each in told.unblock] == ["no_nodes"]
