@@ -24,13 +24,19 @@ CERTIFICATES = "/etc/wattbalance"
 # Where kubeadm puts the kubeconfig of the scheduler that all share.
 SHARED_KUBECONFIG = "/etc/kubernetes/scheduler.conf"
 SHARED_SCHEDULER = "default-scheduler"
-# Slices that NVIDIA's guide to MIG names, A30 to B200. A name that no node offers does no harm.
+# Slices that NVIDIA's guide to MIG and its default configurations name, A30 to B300. A name that no node offers does
+# no harm.
 _SLICES = (
     *("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb", "1g.6gb", "2g.12gb", "4g.24gb"),
     *("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb"),
     *("1g.12gb", "1g.24gb", "2g.24gb", "3g.47gb", "4g.47gb", "7g.94gb", "3g.48gb", "4g.48gb", "7g.96gb"),
     *("1g.18gb", "1g.35gb", "2g.35gb", "3g.71gb", "4g.71gb", "7g.141gb"),
+    *("1g.36gb", "2g.36gb", "3g.72gb", "4g.72gb", "7g.144gb"),
     *("1g.23gb", "1g.45gb", "2g.45gb", "3g.90gb", "4g.90gb", "7g.180gb"),
+    *("1g.47gb", "2g.47gb", "3g.95gb", "4g.95gb", "7g.189gb"),
+    *("1g.34gb", "1g.67gb", "2g.67gb", "3g.135gb", "4g.135gb", "7g.269gb"),
+    *("2g.48gb", "4g.96gb", "1g.24gb.gfx", "2g.48gb.gfx", "4g.96gb.gfx"),
+    *("1g.24gb-me", "2g.48gb-me", "1g.24gb.me", "1g.24gb.me.all", "2g.48gb.me.all"),
     *("1g.5gb.me", "1g.6gb.me", "2g.12gb.me", "1g.10gb.me", "1g.12gb.me", "1g.18gb.me", "1g.23gb.me"),
 )
 # What kube-scheduler takes in managedResources, else it does not start.
