@@ -38,6 +38,8 @@ TURN_S = 0.002
 # Where we may not write, or nobody answers, the next try is not the next pod's.
 REFUSED_AGAIN_S = 60.0
 FAILED_AGAIN_S = 1.0
+# Writes without an answer yet: a slow API server shall not set the pace, nor get a crowd.
+MOST_OPEN = 8
 # Of whom it is known when they were woken last; as many as decisions are.
 MOST_KEPT = 10_000
 # A number that somebody else wrote there has no more digits than this.
@@ -85,6 +87,9 @@ class Nudges:
         self._may_act = may_act
         self._writes = PodWrites(cluster, self.results, "pods cannot be woken", lambda: settings().most_per_s)
         self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(MOST_OPEN)
+        self._trouble = ""
+        """Why writing is not gone on with for now; empty while it is."""
 
     @classmethod
     def of(cls, running: Running) -> Self:
@@ -127,18 +132,21 @@ class Nudges:
             self._wake.clear()
 
     async def wake(self) -> None:
-        """Wake those who fit now, one after the other, at the pace."""
-        while self._may_wake():
-            choice = await self._find()
-            # Others had their turn since.
-            if choice is None or not self._may_wake():
-                return
-            result = await self._nudge(choice)
-            if result == FORBIDDEN:
-                await asyncio.sleep(REFUSED_AGAIN_S)
-            elif result == FAILED:
-                await asyncio.sleep(FAILED_AGAIN_S)
-            await self._writes.pause()
+        """Wake those who fit now, one after the other, at the pace; an answer is not waited for before the next."""
+        self._trouble = ""
+        async with asyncio.TaskGroup() as group:
+            while self._may_wake() and not self._trouble:
+                await self._slots.acquire()
+                choice = await self._find()
+                # Others had their turn since.
+                if choice is None or not self._may_wake():
+                    self._slots.release()
+                    break
+                self._refused.take(choice, self._clock.mono_s() + float(self._settings().again_s))
+                group.create_task(self._nudge(choice), name=f"pods.wake[{choice.pod.uid}]")
+                await self._writes.pause()
+        if self._trouble:
+            await asyncio.sleep(REFUSED_AGAIN_S if self._trouble == FORBIDDEN else FAILED_AGAIN_S)
 
     def _may_wake(self) -> bool:
         return self._settings().enabled and self._may_act()
@@ -156,14 +164,17 @@ class Nudges:
                 await asyncio.sleep(0)
                 began_mono_s = self._clock.mono_s()
 
-    async def _nudge(self, choice: Choice) -> str:
-        pod = choice.pod
-        self._refused.take(choice, self._clock.mono_s() + float(self._settings().again_s))
-        count = _count(pod) + 1
-        result = await self._writes.write(pod, {RETRY_ANNOTATION: str(count)})
+    async def _nudge(self, choice: Choice) -> None:
+        pod, count = choice.pod, _count(choice.pod) + 1
+        try:
+            result = await self._writes.write(pod, {RETRY_ANNOTATION: str(count)})
+        finally:
+            self._slots.release()
         if result != WRITTEN:
             self._refused.not_woken(choice)
-            return result
+            if result != GONE:
+                self._trouble = result
+            return
         self._refused.woken(choice)
         self.last_unix_s[pod.uid] = self._clock.unix_s()
         self.last_unix_s.move_to_end(pod.uid)
@@ -174,7 +185,6 @@ class Nudges:
             "woke a pod",
             extra=kv(pod=f"{pod.namespace}/{pod.name}", fits=choice.node, waited_s=waited_s, retry=count),
         )
-        return result
 
 
 def _count(pod: PodFacts) -> int:

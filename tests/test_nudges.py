@@ -36,11 +36,15 @@ class Writing(FakeCluster):
     written: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     instants_s: list[float] = field(default_factory=list)
     fails: list[ClusterError] = field(default_factory=list)
+    answers: asyncio.Event | None = None
+    """Nothing is answered before this."""
 
     async def annotate_pod(
         self, namespace: str, name: str, uid: str, annotations: dict[str, str | None]
     ) -> None:
         self.instants_s.append(time.monotonic())
+        if self.answers is not None:
+            await self.answers.wait()
         if self.fails:
             raise self.fails.pop(0)
         self.written.append((name, annotations))
@@ -148,6 +152,22 @@ async def test_no_more_than_so_many_a_second(world: World) -> None:
     took_s = world.cluster.instants_s[-1] - world.cluster.instants_s[0]
     assert took_s >= 7 / 20
     assert world.cluster.names == [f"p{index}" for index in range(8)]
+
+
+async def test_a_server_that_is_slow_sets_no_pace_and_gets_no_crowd(world: World) -> None:
+    world.cluster.answers = asyncio.Event()
+    see_node(world.store, "n2", 8, SICK)
+    for index in range(nudges.MOST_OPEN + 4):
+        world.refuse(f"p{index}")
+    world.heal()
+    world.heal("n2")
+    async with beside(world.nudges.run()):
+        await eventually(lambda: len(world.cluster.instants_s) == nudges.MOST_OPEN)
+        await world.some_looks()
+        assert len(world.cluster.instants_s) == nudges.MOST_OPEN
+        world.cluster.answers.set()
+        await eventually(lambda: len(world.cluster.written) == nudges.MOST_OPEN + 4)
+    assert sorted(world.cluster.names) == sorted(f"p{index}" for index in range(nudges.MOST_OPEN + 4))
 
 
 async def test_one_pod_rests_before_it_is_woken_again(world: World) -> None:
