@@ -160,7 +160,13 @@ class Daemon:
         self.server = ExtenderServer(self.verbs, self.counters, clock)
         facts = Facts(self)
         observer = ObserveReporter(self.observing, clock)
-        explainer = Explainer(self.decider, clock, lambda: self.leadership.role, self.nudges.last_unix_s.get)
+        explainer = Explainer(
+            self.decider,
+            clock,
+            lambda: self.leadership.role,
+            self.nudges.last_unix_s.get,
+            lambda: self.cluster.refused,
+        )
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
             {

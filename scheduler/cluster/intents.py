@@ -86,6 +86,8 @@ class Intents:
         """Changes whenever owners or namespaces say something else than before."""
         self._counted: dict[str, tuple[int, ...]] = {}
         """Pod uid -> hashes of its bad values, which may be long themselves."""
+        self._plain: dict[Kind, set[int]] = {}
+        """Hashes of uids of owners that say nothing and have no owner: they are there, and no more is known of them."""
         self._replica_sets: dict[str, tuple[str, ...]] = {}
         """Deployment -> its ReplicaSets, the old ones too: pods of all of them are replicas of one thing."""
 
@@ -95,9 +97,11 @@ class Intents:
         controller = controller_of(meta)
         annotations = our_annotations(meta)
         if not annotations and controller is None:
-            # Nothing to inherit through it: 10,000 plain owners then cost nothing.
+            # Nothing to inherit through it: 10,000 plain owners then cost half a megabyte.
             self.forget_owner(meta.uid)
+            self._plain.setdefault(kind, set()).add(hash(meta.uid))
             return
+        self._plain.get(kind, set()).discard(hash(meta.uid))
         parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
         before = self.owners.get(meta.uid)
         if before is not None and before.parent_uid != parent_uid:
@@ -111,6 +115,8 @@ class Intents:
 
     def forget_owner(self, uid: str) -> None:
         """An owner is gone."""
+        for plain in self._plain.values():
+            plain.discard(hash(uid))
         owner = self.owners.pop(uid, None)
         self.generation += owner is not None
         if owner is None or owner.parent_uid not in self._replica_sets:
@@ -126,6 +132,12 @@ class Intents:
         gone = [uid for uid, owner in self.owners.items() if owner.kind is kind and uid not in uids]
         for uid in gone:
             self.forget_owner(uid)
+        if kind in self._plain:
+            self._plain[kind] &= set(map(hash, uids))
+
+    def is_plain(self, kind: Kind, uid: str) -> bool:
+        """Whether such an owner is there, says nothing, and has no owner itself."""
+        return hash(uid) in self._plain.get(kind, ())
 
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""

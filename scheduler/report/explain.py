@@ -7,7 +7,7 @@ promised or recorded by asking. Where nothing is known, the answer is 404 with a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from scheduler.cluster.claimers import Claimer
 from scheduler.cluster.intent import Intent
+from scheduler.cluster.lineage import gaps
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.core.clock import Clock
@@ -56,7 +57,8 @@ NOW = (
 )
 NOW_BOUND = (
     " The pod's own GPUs are counted free on its node; what it does there now is in that node's measured load all the "
-    "same, so that its own node looks somewhat worse than it is to this pod."
+    "same, so that its own node looks somewhat worse than it is to this pod. Its images are there by now, and are not "
+    "weighed."
 )
 BY_CLAIMS = (
     "The pod asks for devices by resource claims alone, which kube-scheduler places by itself: it gets back all nodes "
@@ -80,6 +82,7 @@ class Explainer:
         clock: For the present.
         role: Says which role this replica has: a standby's log lacks what the leader decided.
         woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
+        refused: Kinds that cannot be listed, each with the reason.
     """
 
     def __init__(
@@ -88,11 +91,13 @@ class Explainer:
         clock: Clock,
         role: Callable[[], str],
         woken_unix_s: Callable[[str], float | None] = lambda _: None,
+        refused: Callable[[], Mapping[Kind, str]] = dict,
     ) -> None:
         self._decider = decider
         self._clock = clock
         self._role = role
         self._woken_unix_s = woken_unix_s
+        self._refused = refused
         self._began_unix_s = clock.unix_s()
 
     def routes(self) -> list[web.RouteDef]:
@@ -179,6 +184,7 @@ class Explainer:
             notes=[
                 *self._notes(facts, record, now),
                 *self._preferences(request),
+                *gaps(store.intents, facts.meta, synced=store.synced, refused=self._refused()),
                 NOW + (NOW_BOUND if facts.node else ""),
             ],
             decision=decision_of(record) if record is not None else None,
