@@ -127,7 +127,13 @@ class Holdings:
             # Somebody has adopted it.
             self._neighbours.remove(before.meta, record.row)
             self._neighbours.add(facts.meta, record.row)
-        if record is not None and before.units != facts.units:
+        if record is None:
+            return
+        said_more = before.meta.annotations != facts.meta.annotations
+        if said_more:
+            # Perhaps of memory.
+            record.memory_bytes.pop(facts.uid, None)
+        if before.units != facts.units or (said_more and record.shared):
             self.add_up(record)
 
     def _bound(self, facts: PodFacts, now_mono_s: float, *, is_news: bool) -> None:

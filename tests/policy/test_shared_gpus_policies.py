@@ -156,6 +156,16 @@ def test_a_bound_pod_has_what_it_asked_for_until_it_ends() -> None:
     assert most_gib(store) == 70
 
 
+def test_a_bound_pod_that_is_annotated_later_has_what_it_asks_for_then() -> None:
+    store = make_store()
+    see_node(store, {SHARED: 8})
+    read(store, 10, 10)
+    for gib, want_gib in ((None, 70), (50, 30), (20, 60)):
+        said = {} if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"}
+        see_pod(store, make_pod("bound", shares={SHARED: 1}, node="n1", annotations=said), NOW)
+        assert most_gib(store) == want_gib
+
+
 def test_pods_on_whole_gpus_and_slices_ask_nothing_of_shared_memory() -> None:
     store = make_store()
     see_node(store, {GPU: 1, SHARED: 4, SEVENTH: 7}, gpus=3)

@@ -154,7 +154,13 @@ class ReservationMachine(Books):
         node = held.node if ours and held is not None else past_us
         pod = self.pods[uid]
         nominated = pod.status.nominated_node_name
-        self.pods[uid] = make_pod(pod.metadata.name, node=node, nominated=nominated, shares=units_of(pod))
+        self.pods[uid] = make_pod(
+            pod.metadata.name,
+            node=node,
+            nominated=nominated,
+            shares=units_of(pod),
+            annotations=pod.metadata.annotations,
+        )
         self._tell(Kind.POD, self.pods[uid])
 
     @precondition(lambda self: len(self._waiting()) < len(self.pods))

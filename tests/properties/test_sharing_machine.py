@@ -9,13 +9,15 @@ from collections.abc import Mapping
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, invariant
 
-from scheduler.cluster.objects import Node, Pod
+from scheduler.cluster.objects import Node, Pod, quantity
+from scheduler.core.nouns import PodRequest
 from tests.builders import make_node, make_pod
 from tests.properties.books import NODES
 from tests.properties.test_reservation_machine import ReservationMachine
 
+MEMORY_KEY = "wattbalance.io/gpu-memory"
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 SEVENTH, TWO, THREE = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-2g.20gb", "nvidia.com/mig-3g.40gb"
 
@@ -50,6 +52,10 @@ ASKS: tuple[Mapping[str, int], ...] = (
 )
 
 
+# What each unit is to have of memory, by size.
+MEMORY_GIB = {2: 20, 6: 30, 7: 9, 8: 5}
+
+
 class SharingMachine(ReservationMachine):
     """Sizes are indexes: of nodes from 0, of pods from 1."""
 
@@ -60,8 +66,20 @@ class SharingMachine(ReservationMachine):
     def pod(
         self, name: str, size: int, *, node: str = "", priority: int = 0, nominated: str = "", phase: str = ""
     ) -> Pod:
-        shares = ASKS[size - 1]
-        return make_pod(name, node=node, priority=priority, nominated=nominated, phase=phase, shares=shares)
+        return make_pod(
+            name,
+            node=node,
+            priority=priority,
+            nominated=nominated,
+            phase=phase,
+            shares=ASKS[size - 1],
+            annotations={MEMORY_KEY: f"{MEMORY_GIB[size]}Gi"} if size in MEMORY_GIB else None,
+        )
+
+    def request(self, pod: Pod, size: int | None = None, **fields: object) -> PodRequest:
+        asking = pod if size is None else self.pod("", size)
+        memory_bytes = int(quantity((asking.metadata.annotations or {}).get(MEMORY_KEY)))
+        return super().request(pod, size, gpu_memory_bytes=memory_bytes, **fields)
 
     @initialize(
         layouts=st.lists(st.integers(1, 8), min_size=3, max_size=3),
@@ -73,6 +91,30 @@ class SharingMachine(ReservationMachine):
         for size in pods:
             self.create_pod(size, 0, "")
         self._list_all()
+
+    @invariant()
+    def shared_memory_that_is_asked_for_is_added_up(self) -> None:
+        columns = self.store._columns
+        for name, row in self.store.rows.items():
+            record = self.store.nodes[name]
+            shared = {each for each, offer in record.offers.items() if offer.shared}
+            bound = [
+                (f.units, quantity((f.meta.annotations or {}).get(MEMORY_KEY))) for f in record.pods.values()
+            ]
+            reserved = [(held.units, held.memory_bytes) for held in self.store.reservations.on_node(name)]
+            for asks, told in (
+                (bound, columns.memory_bound_bytes),
+                (reserved, columns.memory_reserved_bytes),
+            ):
+                each = [
+                    (count, memory_bytes)
+                    for units, memory_bytes in asks
+                    for resource, count in units
+                    if resource in shared
+                ]
+                whole = sum(count * memory_bytes for count, memory_bytes in each)
+                most = max((memory_bytes for _, memory_bytes in each), default=0)
+                assert told[:, row].tolist() == [whole, most]
 
 
 TestSharingMachine = SharingMachine.TestCase
