@@ -100,6 +100,11 @@ async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_
         assert {each.result for each in replica.daemon.decider.log if each.pod != "ours"} == {"observed"}
         # Of those that are bound there nothing is written, and nobody came past us.
         await eventually(lambda: "p2" not in {each.name for each in replica.daemon.store.waiting.values()})
+        # Whoever binds there may.
+        world.add_pod("foreign", node="theirs", schedulerName="default-scheduler")
+        await eventually(
+            lambda: "foreign" in {each.name for each in replica.daemon.store.pods.values() if each.node}
+        )
         assert sum(replica.daemon.bindings.past.values()) == 0
         await eventually(lambda: replica.daemon.write_back.results["written"] == 1)
         annotated = [

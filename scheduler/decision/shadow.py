@@ -39,7 +39,7 @@ from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
 from scheduler.decision.moved import Floats, Moved
-from scheduler.decision.worlds import Means, Worlds, compare, measured
+from scheduler.decision.worlds import Means, Worlds, carried, compare, measured
 
 # As many as the largest cluster has; a pod beyond them stands where it really is, and is counted.
 MOST_FOLLOWED = 50_000
@@ -200,11 +200,14 @@ class Shadow:
         request = replace(followed.request, waited_s=waited_s)
         store, decider = self.store, self.decider
         store.tick(now_mono_s)
+        self._renew_rows()
         promised = store.reservations.get(request.uid)
         judgement = judge(
             request,
             rows,
-            self._with_loads(store.snapshot_for(request)),
+            carried(
+                self.real.snapshot_for(request), self._with_loads(store.snapshot_for(request)), self._ours_of
+            ),
             decider.profiles[request.workload],
             decider.filters,
             self.failures,

@@ -19,6 +19,12 @@ from scheduler.decision.moved import Floats, Moved, Rows
 # A whole node of the common kind: what the largest single-node jobs ask for.
 LARGE_POD_GPUS = 8
 
+# Columns that need images, taints, and labels of all pods, of which only the first store is told.
+AS_REALLY = (
+    *("image_bytes", "compared", "node_affinity", "pod_affinity", "topology_spread"),
+    "untolerated_taints",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
@@ -140,6 +146,19 @@ def compare(
         nodes_in_use=int(np.count_nonzero(either)),
         nodes_power_known=int(np.count_nonzero(either & power_known)),
     )
+
+
+def carried(real: Snapshot, ours: Snapshot, ours_of: Rows) -> Snapshot:
+    """Our snapshot with what only the real one can say for a pod: what it prefers counts as the world really is."""
+    there = ours_of >= 0
+    columns: dict[str, object] = {}
+    for name in AS_REALLY:
+        column = getattr(real, name)
+        if column is not None:
+            filled = np.zeros(ours.rows, column.dtype)
+            filled[ours_of[there]] = column[: len(there)][there]
+            columns[name] = filled
+    return ours.replace(**columns) if columns else ours
 
 
 def measured(snapshot: Snapshot) -> NDArray[np.bool_]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from scheduler.cluster.objects import NodeImage
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.nouns import PoolSpec
 from scheduler.decision.decider import Decider
@@ -334,6 +336,21 @@ def test_a_new_list_forgets_what_it_does_not_name() -> None:
     assert not scene.shadow.store.pods
     assert scene.shadow.tally().asked == 0
     assert not len(scene.shadow.moved)
+
+
+def test_it_chooses_by_what_only_the_real_store_is_told_of_nodes() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8}, weights={"image": 1.0})
+    bare = make_node("b", 8, {"site": "dc-1"})
+    status = replace(bare.status, images=[NodeImage(names=["docker.io/big:1"], size_bytes=2**30)])
+    scene.apply(Changed(Kind.NODE, replace(bare, status=status)))
+    asked = make_pod("p", 1)
+    container = replace((asked.spec.containers or [])[0], image="docker.io/big:1")
+    pod = replace(asked, spec=replace(asked.spec, containers=[container]))
+    scene.apply(Changed(Kind.POD, pod))
+    request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
+    rows = np.array([scene.store.rows[node] for node in scene.sizes], np.intp)
+    scene.decider.place(request, rows, scene.now_s, 1e9, observe=True)
+    assert scene.choice("p") == "b"
 
 
 def test_it_begins_as_the_world_is() -> None:
