@@ -282,6 +282,35 @@ def test_a_pod_bound_past_us_adds_pending_load_but_the_first_listing_does_not() 
     assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(1.8)
 
 
+def test_a_pod_that_was_seen_waiting_and_is_bound_is_news_before_all_pods_are_listed() -> None:
+    store = make_store()
+    see_node(store)
+    see_pod(store, make_pod(gpus=2))
+    see_pod(store, make_pod(gpus=2, node="n1"))
+    assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(1.8)
+
+
+def test_what_ends_on_a_node_that_nobody_reads_takes_no_load_along() -> None:
+    for is_read, want_load in ((True, -1.8), (False, 0.0)):
+        store = make_store()
+        see_node(store)
+        if is_read:
+            store.see_samples([("n1", make_sample("n1", [0.5] * 8), 0.0)])
+        pod = make_pod(gpus=2, node="n1")
+        see_pod(store, pod)
+        lose_pod(store, pod)
+        assert store.snapshot.pending_load[store.rows["n1"]] == pytest.approx(want_load)
+
+
+def test_a_uid_holds_gpus_in_one_place_and_as_many_as_it_was_last_told_of() -> None:
+    store = make_store()
+    see_node(store, "n1")
+    see_node(store, "n2")
+    for gpus, node in ((1, "n1"), (1, "n2"), (3, "n2")):
+        see_pod(store, make_pod(gpus=gpus, node=node))
+    assert (free_of(store, "n1"), free_of(store, "n2")) == (8, 5)
+
+
 def test_a_binding_takes_the_pods_own_reservation() -> None:
     store = make_store()
     see_node(store)
