@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.cluster.columns import MOST_RESOURCES
 from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
 from tests.builders import (
@@ -119,6 +120,14 @@ def test_a_resource_that_no_node_has_is_never_promised() -> None:
     see_shares(store, {GPU: 2})
     assert not store.reserve(make_request("p1", 1, shares=((THREE, 1),)), "n1", 1.0)
     assert not len(store.reservations)
+
+
+def test_resources_that_somebody_invents_are_counted_in_bounds() -> None:
+    store = make_store()
+    for index in range(MOST_RESOURCES + 3):
+        see_shares(store, {f"nvidia.com/mig-1g.{index + 1}gb": 7}, 1)
+    assert len(store.snapshot.resources) <= MOST_RESOURCES
+    assert len(store.snapshot.units) <= MOST_RESOURCES
 
 
 def test_only_the_youngest_of_those_that_lack_something_are_evicted() -> None:

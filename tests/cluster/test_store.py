@@ -60,6 +60,15 @@ def test_pods_listed_before_their_node_are_counted_when_it_appears() -> None:
     assert free_of(store) == 5
 
 
+def test_of_nodes_that_are_not_there_nothing_is_kept_once_their_pods_are_gone() -> None:
+    store = make_store()
+    pod = make_pod(node="never")
+    see_pod(store, pod)
+    lose_pod(store, pod)
+    # The only look inside: what is not seen from outside is memory that a long life would fill.
+    assert store._holdings._orphans == {}
+
+
 def test_a_node_that_comes_back_under_its_name_still_holds_its_pods() -> None:
     store = make_store()
     see_node(store)
