@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from sys import intern
 
 from scheduler.cluster.images import images_of
@@ -20,6 +21,8 @@ from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import GPU_RESOURCE, Units
 from scheduler.core.preferences import Preferences
 
+# More than a cluster has of templates that prefer something.
+TEMPLATES_KEPT = 4096
 FINISHED = ("Succeeded", "Failed")
 
 
@@ -51,10 +54,11 @@ class PodFacts:
         return ((GPU_RESOURCE, self.gpus), *self.shares) if self.gpus else self.shares
 
 
-def pod_facts(pod: Pod) -> PodFacts | None:
+def pod_facts(pod: Pod, before: PodFacts | None = None) -> PodFacts | None:
     """Read a pod; None if it holds no GPU now and will not: none asked for, or finished.
 
-    A terminating pod still holds its GPUs until it is gone or its containers have ended.
+    A terminating pod still holds its GPUs until it is gone or its containers have ended. `before` is what was read of
+    it: once it was bound, nobody changes what it preferred.
     """
     gpus = requested(pod.spec)
     shares = _shares(pod.spec)
@@ -74,7 +78,9 @@ def pod_facts(pod: Pod) -> PodFacts | None:
         priority_class=pod.spec.priority_class_name,
         meta=_slimmed(meta),
         images=() if pod.spec.node_name else tuple(map(intern, images_of(pod.spec))),
-        preferences=preferences_of(pod),
+        preferences=before.preferences
+        if before is not None and before.node
+        else _shared(preferences_of(pod)),
     )
 
 
@@ -98,6 +104,12 @@ def _names_devices(spec: PodSpec) -> bool:
         for part in (spec.containers, spec.init_containers)
         for container in part or ()
     )
+
+
+@lru_cache(maxsize=TEMPLATES_KEPT)
+def _shared(preferences: Preferences | None) -> Preferences | None:
+    """The same object for all pods of one template: 50,000 of their own would take 30 MiB."""
+    return preferences
 
 
 def _shares(spec: PodSpec) -> Units:

@@ -23,6 +23,7 @@ from scheduler.cluster.objects import Node, Partial, Pod
 from scheduler.cluster.pod_labels import PodLabels
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
+from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest
@@ -111,8 +112,12 @@ class Preferred:
     # --- questions -----------------------------------------------------------------------------------------------
 
     @staticmethod
-    def checked(wanted: Preferences | None, synced: Container[Kind]) -> Preferences | None:
-        """The same preferences, less those that take labels of namespaces while these are not known."""
+    def wanted(facts: PodFacts | None, synced: Container[Kind], pod: Pod | None = None) -> Preferences | None:
+        """What a pod prefers, by what was read of it, else by itself.
+
+        While namespaces are not known, what takes their labels counts among what is not understood.
+        """
+        wanted = facts.preferences if facts is not None else preferences_of(pod) if pod is not None else None
         if wanted is None or Kind.NAMESPACE in synced:
             return wanted
         known = tuple(term for term in wanted.pods if not term.pods.namespace_selector)

@@ -29,7 +29,6 @@ from scheduler.cluster.objects import Meta, Node, Partial, Pod
 from scheduler.cluster.pod_request import pod_request
 from scheduler.cluster.pods import FINISHED, PodFacts, pod_facts, waits_for_volume
 from scheduler.cluster.port import MAY_BE_ABSENT, ClusterEvent, Gone, Kind, Listed
-from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import Snapshot
@@ -151,7 +150,7 @@ class Store:
         gone = isinstance(event, Gone)
         if isinstance(thing, Pod):
             self.claimers.see(thing, gone=gone)
-            facts = None if gone else pod_facts(thing)
+            facts = None if gone else pod_facts(thing, self.pods.get(thing.metadata.uid))
             self._beside.preferred.see_pod(thing, facts, gone=gone or thing.status.phase in FINISHED)
             if facts is None:
                 self._holdings.forget(thing.metadata.uid, now_mono_s)
@@ -281,7 +280,7 @@ class Store:
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
-            preferences=self._beside.preferred.checked(preferences_of(pod), self.synced),
+            preferences=self._beside.preferred.wanted(facts, self.synced, pod),
             waits_for_volume=waits_for_volume(pod),
             images=images_of(pod.spec),
         )
@@ -301,7 +300,7 @@ class Store:
             priority=facts.priority,
             nominated_node=facts.nominated_node,
             images=facts.images,
-            preferences=self._beside.preferred.checked(facts.preferences, self.synced),
+            preferences=self._beside.preferred.wanted(facts, self.synced),
         )
 
     def snapshot_for(

@@ -301,6 +301,19 @@ def test_a_pod_does_not_count_itself_when_it_is_explained() -> None:
     assert near(store, again) == {"n0": 0, "n1": 0}
 
 
+def test_what_pods_of_a_template_prefer_is_read_once_for_all_and_not_again_once_they_run() -> None:
+    store = world()
+    for name in ("one", "two"):
+        pod = other(name, "n0")
+        spec = msgspec.structs.replace(pod.spec, affinity=pod_with(affinity=NEAR_X).spec.affinity)
+        see_pod(store, msgspec.structs.replace(pod, spec=spec))
+    first = store.pods["uid-one"].preferences
+    assert first is not None
+    assert store.pods["uid-two"].preferences is first
+    see_pod(store, other("one", "n0"))
+    assert store.pods["uid-one"].preferences is first
+
+
 def test_a_node_that_comes_late_or_again_has_the_pods_that_name_it() -> None:
     store = world()
     request = store.request(pod_with(affinity=NEAR_X), 0.0, PROFILES)
