@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from scheduler.cluster.objects import Node, Pod, quantity
 from scheduler.core.nouns import PodRequest
@@ -91,6 +91,16 @@ class SharingMachine(ReservationMachine):
         for size in pods:
             self.create_pod(size, 0, "")
         self._list_all()
+
+    @precondition(lambda self: self._waiting())
+    @rule(
+        node=st.sampled_from([*NODES, "nowhere"]),
+        gpus=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+        apart_s=st.sampled_from([0.0, 0.1]),
+    )
+    def reserve(self, node: str, gpus: list[int], apart_s: float) -> None:
+        """Whoever asks, and for whatever mix: all of it is there, or nothing is promised."""
+        super().reserve(node=node, gpus=gpus, apart_s=apart_s)
 
     @invariant()
     def shared_memory_that_is_asked_for_is_added_up(self) -> None:
