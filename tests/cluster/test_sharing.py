@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.cluster.columns import MOST_RESOURCES
-from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store
 from tests.builders import (
     make_inventory,
@@ -120,6 +120,16 @@ def test_a_resource_that_no_node_has_is_never_promised() -> None:
     see_shares(store, {GPU: 2})
     assert not store.reserve(make_request("p1", 1, shares=((THREE, 1),)), "n1", 1.0)
     assert not len(store.reservations)
+
+
+def test_a_row_that_is_used_again_knows_nothing_of_how_gpus_were_divided_before() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 8}, 2, replicas="4")
+    store.apply(Gone(Kind.NODE, make_node()), 1.0)
+    # Its device plugin is not up yet, and a pod is bound there already.
+    store.apply(Changed(Kind.NODE, make_node("n2", shares={})), 2.0)
+    see_pod(store, make_pod(gpus=2, node="n2"))
+    assert float(store.snapshot.bound_gpus[store.rows["n2"]]) == 2
 
 
 def test_resources_that_somebody_invents_are_counted_in_bounds() -> None:

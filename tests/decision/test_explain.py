@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import Placement, PodRequest, PoolSpec, Reason
+from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation, Hindrance, decided
 from scheduler.decision.explain import ASKED, CORDONED, TOO_SMALL, evaluate
@@ -330,6 +330,21 @@ def test_what_is_lacking_of_shares_is_told_in_units_and_counted_in_gpus() -> Non
         "1 node has no 3 nvidia.com/gpu.shared free by our count. Nearest is n1: 1 free, 2 more" in free.text
     )
     assert free.lacking_gpus == 0.5
+
+
+def test_of_several_resources_the_one_that_is_short_is_named() -> None:
+    mig = "nvidia.com/mig-1g.10gb"
+    store = make_store()
+    both = make_node("n1", shares={GPU_RESOURCE: 4, mig: 7})
+    store.apply(Changed(Kind.NODE, both), NOW)
+    see_pod(store, make_pod("fills", shares={mig: 7}, node="n1"))
+    told = look(make_decider(store), make_request(gpus=1, shares=((mig, 2),)))
+    free = hindrance(told, "free_gpus")
+    assert f"2 {mig} more must end there" in free.text
+    assert free.lacking_gpus == pytest.approx(2 / 7)
+    told = look(make_decider(store), make_request(gpus=0, shares=(("nvidia.com/mig-7g.80gb", 1),)))
+    assert [each.kind for each in told.unblock] == ["node_size"]
+    assert told.unblock[0].text.startswith("No node has nvidia.com/mig-7g.80gb: its allocatable tells")
 
 
 def test_an_empty_cluster() -> None:
