@@ -33,6 +33,8 @@ _MOST_SLICES = (
 _SLICES = 7
 # Profiles are named by more than they have: GB200's 1g.24gb has 20 GiB, which is the worst.
 _NAMED_MEMORY_FRAC = 0.89
+# Whoever may label a node may do so without end.
+MOST_TOLD = 10
 # No node has as many GPUs, replicas or MiB.
 _MOST_DIGITS = 9
 
@@ -93,7 +95,10 @@ def offers(
         found[name], complaint = labelled.offer(name)
         if complaint:
             wrong.append(complaint)
-    return found, (*wrong, *_absent(units, labels))
+    wrong += _absent(units, labels)
+    if len(wrong) > MOST_TOLD:
+        wrong[MOST_TOLD:] = [f"and {len(wrong) - MOST_TOLD} more"]
+    return found, tuple(wrong)
 
 
 @dataclass(frozen=True, slots=True)

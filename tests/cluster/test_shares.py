@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler.cluster.shares import Offer, is_gpu_resource, offers, words
+from scheduler.cluster.shares import MOST_TOLD, Offer, is_gpu_resource, offers, words
 
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 GIB = 2.0**30
@@ -237,6 +237,13 @@ def test_slices_and_replicas_that_are_not_allocatable_are_told() -> None:
         {},
         ("label nvidia.com/gpu.replicas is 4, but no nvidia.com/gpu is allocatable",),
     )
+
+
+def test_of_contradictions_without_end_the_first_are_told() -> None:
+    labels = {f"nvidia.com/mig-{number}g.1gb.count": "1" for number in range(1000)}
+    _, wrong = offers({GPU: "8"}, labels)
+    assert len(wrong) == MOST_TOLD + 1
+    assert wrong[-1] == "and 990 more"
 
 
 def test_whole_gpus_that_are_not_allocatable_contradict_nothing() -> None:
