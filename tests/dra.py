@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from scheduler.cluster.dra import EXTENDED_ANNOTATION, GPU_DRIVER
+from scheduler.cluster.dra import Devices
+from scheduler.cluster.dra_devices import EXTENDED_ANNOTATION, GPU_DRIVER
 from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.core.nouns import GPU_RESOURCE
 
 Json = dict[str, Any]
 GIB = 2**30
@@ -146,3 +149,15 @@ def make_claim(
     if devices is not None:
         raw["status"] = claim_status(devices, node, pods, admin=admin)
     return msgspec.convert(raw, ResourceClaim)
+
+
+def whole(devices: Devices, node: str = "n1") -> float:
+    """How many whole GPUs a node offers."""
+    offer = devices.offers(node).get(GPU_RESOURCE)
+    return offer.units if offer is not None else 0.0
+
+
+def held(devices: Devices, node: str = "n1", counted: Callable[[str], float] = lambda _: 0.0) -> float:
+    """How many of them claims hold, beyond what is counted of pods."""
+    found = devices.held(node, lambda pod, resource: counted(pod) if resource == GPU_RESOURCE else 0.0)
+    return found.get(GPU_RESOURCE, 0.0)

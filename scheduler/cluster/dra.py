@@ -3,83 +3,35 @@
 What counts, as kube-scheduler's allocator has it:
 1. Slices of the GPU driver that name a node; of each pool those of its newest generation, and only once all of them
    are there.
-2. Devices of type `gpu` are the node's whole GPUs. Slices of a GPU (`mig`) are listed beside it, and are parts of it:
-   a GPU of which a part is held is not whole any more.
-3. A device is held by the claims that are allocated to it, whether their pods are bound or not, and once, however
+2. A device is held by the claims that are allocated to it, whether their pods are bound or not, and once, however
    many pods share a claim. With admin access it is looked at, not held.
+3. A GPU of which a part is held is not whole any more: it is offered in parts like those that are held.
 4. A pod that asks for an extended resource where no node has such an allocatable gets a claim made by kube-scheduler.
    That pod is counted by its request already, so the claim counts only what it holds beyond that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass, replace
+from math import floor, inf
 from typing import TypeVar
 
-from scheduler.cluster.dra_objects import Device, DeviceFacts, ResourceClaim, ResourceSlice
-from scheduler.cluster.objects import quantity
+from scheduler.cluster.dra_devices import (
+    GPU_DRIVER,
+    Claim,
+    DeviceKey,
+    GpuDevice,
+    NodeDevices,
+    claim_of,
+    devices_of,
+    parent_of,
+)
+from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Kind
-
-GPU_DRIVER = "gpu.nvidia.com"
-# What kube-scheduler writes on the claims that it makes for extended resources. Source: k8s.io/api/resource/v1.
-EXTENDED_ANNOTATION = "resource.kubernetes.io/extended-resource-claim"
-GPU_TYPE, SLICE_TYPE = "gpu", "mig"
-# Effects of a device's taint that keep claims off it.
-REPELS = frozenset({"NoSchedule", "NoExecute"})
-
-DeviceKey = tuple[str, str]
-"""Pool and name: no two devices of a driver have both in common."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuDevice:
-    """One device of a node: a GPU, or a part of one."""
-
-    name: str
-    pool: str
-    whole: bool
-    uuid: str = ""
-    parent_uuid: str = ""
-    """Of the GPU that it is a part of; of a whole one its own."""
-    model: str = ""
-    memory_bytes: float = 0.0
-    tainted: bool = False
-    """Whether claims are kept off it."""
-    counters: frozenset[str] = frozenset()
-
-    @property
-    def key(self) -> DeviceKey:
-        """By which claims name it."""
-        return self.pool, self.name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeDevices:
-    """What DRA offers on one node."""
-
-    gpus: tuple[GpuDevice, ...] = ()
-    """Whole ones, by name."""
-    parts: Mapping[DeviceKey, DeviceKey] = field(default_factory=dict)
-    """Slices, with the whole GPU that each is a part of; those of a GPU that is not offered whole are left out."""
-
-    @property
-    def model(self) -> str:
-        """Of the first GPU that tells; empty if none does."""
-        return next((gpu.model for gpu in self.gpus if gpu.model), "")
-
-    @property
-    def models(self) -> frozenset[str]:
-        """Of its GPUs, in small letters; empty where one does not tell."""
-        models = {gpu.model.lower() for gpu in self.gpus}
-        return frozenset(models) if all(models) else frozenset()
-
-    @property
-    def memory_bytes(self) -> float:
-        """Of its smallest GPU; 0 where one does not tell."""
-        return min((gpu.memory_bytes for gpu in self.gpus), default=0.0)
+from scheduler.cluster.shares import Offer
+from scheduler.core.nouns import GPU_RESOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +42,6 @@ class _Slice:
     """Of how many slices its pool consists at this generation."""
     devices: tuple[tuple[str, GpuDevice], ...]
     """With the node of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One claim that is allocated to devices of ours."""
-
-    namespace: str
-    name: str
-    devices: tuple[DeviceKey, ...]
-    pods: frozenset[str]
-    """Uids of the pods it is reserved for."""
-    extended_of: str = ""
-    """The pod for whose extended resources kube-scheduler made it; empty for all others."""
 
 
 class Devices:
@@ -145,7 +84,7 @@ class Devices:
         if seen.spec.driver != GPU_DRIVER:
             return self.forget_slice(uid)
         pool = seen.spec.pool
-        made = _Slice(pool.name, pool.generation, pool.resource_slice_count, tuple(_read(seen)))
+        made = _Slice(pool.name, pool.generation, pool.resource_slice_count, tuple(devices_of(seen)))
         before = self._slices.get(uid)
         if made == before:
             return set()
@@ -202,18 +141,18 @@ class Devices:
             del self._offered[node]
             self.by_node.pop(node, None)
             return
-        parts = {
-            part.key: parent.key
+        parts = tuple(
+            (part, parent.key)
             for part in found
-            if not part.whole and (parent := _parent(part, gpus)) is not None
-        }
+            if not part.whole and (parent := parent_of(part, gpus)) is not None
+        )
         self.by_node[node] = NodeDevices(gpus=gpus, parts=parts)
 
     # --- claims --------------------------------------------------------------------------------------------------
 
     def see_claim(self, uid: str, seen: ResourceClaim) -> set[str]:
         """A claim is there, new or changed."""
-        claim = _claim(seen)
+        claim = claim_of(seen)
         before = self.claims.get(uid)
         if claim == before:
             return set()
@@ -247,45 +186,75 @@ class Devices:
 
     # --- questions -----------------------------------------------------------------------------------------------
 
-    def units(self, node: str) -> int:
-        """Whole GPUs that claims may have, or have: one with a taint that nobody holds is not to be had."""
+    def offers(self, node: str) -> dict[str, Offer]:
+        """What pods may have there, or have, by resource.
+
+        A whole GPU with a taint that nobody holds is not to be had. One that is held in parts is offered in these; what
+        is left of it, in parts like the smallest.
+        """
         devices = self.by_node.get(node)
-        if devices is None:
-            return 0
-        held = self._held(devices)
-        return sum(not gpu.tainted or gpu.key in held for gpu in devices.gpus)
+        if devices is None or not devices.gpus:
+            return {}
+        parts = self._parts_held(devices)
+        whole = (
+            gpu
+            for gpu in devices.gpus
+            if gpu.key not in parts and (not gpu.tainted or gpu.key in self._claims_of)
+        )
+        found = {GPU_RESOURCE: Offer(float(len(tuple(whole))))}
+        for held in parts.values():
+            offered = [part.offer for part in held]
+            left = 1.0 - sum(each.gpus for each in offered)
+            smallest = min(range(len(held)), key=lambda index: offered[index].gpus)
+            # A hair more than it takes, for sums of sevenths.
+            more = max(floor(left / offered[smallest].gpus + 1e-6), 0)
+            for index, part in enumerate(held):
+                before = found.get(part.resource)
+                units = (before.units if before else 0.0) + 1.0 + (more if index == smallest else 0)
+                found[part.resource] = replace(offered[index], units=units)
+        return found
 
-    def held(self, node: str, counted: Callable[[str], float] = lambda _: 0.0) -> float:
-        """How many of the node's whole GPUs claims hold, beyond what is counted of their pods anyway.
+    def held(
+        self, node: str, counted: Callable[[str, str], float] = lambda _pod, _resource: 0.0
+    ) -> dict[str, float]:
+        """What claims hold of what the node offers, by resource, beyond what is counted of their pods anyway.
 
-        `counted` tells of a pod, by uid, how many whole GPUs of this node are counted as its own already.
+        `counted` tells of a pod, by uid, how many units of a resource are counted as its own on this node already.
         """
         devices = self.by_node.get(node)
         if devices is None:
-            return 0.0
-        beyond = 0.0
-        of_pod: dict[str, int] = {}
-        for holders in self._held(devices).values():
-            # Shared by several claims, it is one GPU all the same.
-            pod = max(self._requester(uid, whole=whole) for uid, whole in holders)
-            if pod:
-                of_pod[pod] = of_pod.get(pod, 0) + 1
-            else:
-                beyond += 1
-        return beyond + sum(max(gpus - counted(pod), 0.0) for pod, gpus in of_pod.items())
+            return {}
+        parts = self._parts_held(devices)
+        whole = [gpu for gpu in devices.gpus if gpu.key not in parts and gpu.key in self._claims_of]
+        made_for: dict[tuple[str, str], int] = {}
+        for device in (*whole, *(part for held in parts.values() for part in held)):
+            # Shared by several claims, it is one device all the same.
+            pod = max(self.claims[uid].extended_of for uid in self._claims_of[device.key])
+            made_for[pod, device.resource] = made_for.get((pod, device.resource), 0) + 1
+        found: dict[str, float] = {}
+        for (pod, resource), count in made_for.items():
+            beyond = max(count - counted(pod, resource), 0.0) if pod else count
+            found[resource] = found.get(resource, 0.0) + beyond
+        return found
 
-    def left_to_requests(self, node: str) -> float:
-        """Whole GPUs that are not held by claims of their own: pods that ask by resource have these, or may."""
-        return self.units(node) - self.held(node, lambda _: inf)
+    def left_to_requests(self, node: str) -> dict[str, float]:
+        """What is not held by claims of their own, by resource: pods that ask by resource have it, or may."""
+        held = self.held(node, lambda _pod, _resource: inf)
+        return {name: offer.units - held.get(name, 0.0) for name, offer in self.offers(node).items()}
 
     def holders(self, node: str) -> dict[str, list[Claim]]:
         """By uuid of a whole GPU, the claims that hold it or parts of it."""
         devices = self.by_node.get(node)
         if devices is None:
             return {}
-        held = self._held(devices)
+        held: dict[DeviceKey, set[str]] = {
+            gpu.key: set(self._claims_of[gpu.key]) for gpu in devices.gpus if gpu.key in self._claims_of
+        }
+        for parent, parts in self._parts_held(devices).items():
+            for part in parts:
+                held.setdefault(parent, set()).update(self._claims_of[part.key])
         return {
-            gpu.uuid or gpu.name: [self.claims[uid] for uid in sorted({uid for uid, _ in held[gpu.key]})]
+            gpu.uuid or gpu.name: [self.claims[uid] for uid in sorted(held[gpu.key])]
             for gpu in devices.gpus
             if gpu.key in held
         }
@@ -299,82 +268,13 @@ class Devices:
             for pool, name in claim.devices
         ]
 
-    def _held(self, devices: NodeDevices) -> dict[DeviceKey, set[tuple[str, bool]]]:
-        """Whole GPUs with the claims on them: (uid, whether on the whole of it)."""
-        held: dict[DeviceKey, set[tuple[str, bool]]] = {}
-        for gpu in devices.gpus:
-            for uid in self._claims_of.get(gpu.key, ()):
-                held.setdefault(gpu.key, set()).add((uid, True))
-        for part, parent in devices.parts.items():
-            for uid in self._claims_of.get(part, ()):
-                held.setdefault(parent, set()).add((uid, False))
-        return held
-
-    def _requester(self, uid: str, *, whole: bool) -> str:
-        """The pod whose request for whole GPUs a claim on one fulfils; empty if it is another claim."""
-        return self.claims[uid].extended_of if whole else ""
-
-
-def _read(seen: ResourceSlice) -> Iterator[tuple[str, GpuDevice]]:
-    """The GPUs and slices of a slice, each with its node; of devices that every node reaches nothing is known."""
-    for device in seen.spec.devices or ():
-        facts = device.basic or device
-        node = seen.spec.node_name or facts.node_name
-        kind = _text(facts, "type")
-        if not node or not device.name or kind not in (GPU_TYPE, SLICE_TYPE):
-            continue
-        yield node, _device(seen.spec.pool.name, device, facts, whole=kind == GPU_TYPE)
-
-
-def _device(pool: str, device: Device, facts: DeviceFacts, *, whole: bool) -> GpuDevice:
-    uuid = _text(facts, "uuid")
-    memory = (facts.capacity or {}).get("memory") or (facts.capacity or {}).get(f"{GPU_DRIVER}/memory")
-    return GpuDevice(
-        name=device.name,
-        pool=pool,
-        whole=whole,
-        uuid=uuid,
-        parent_uuid=uuid if whole else _text(facts, "parentUUID"),
-        model=_text(facts, "productName") or _text(facts, "model"),
-        memory_bytes=max(quantity(memory.value), 0.0) if memory else 0.0,
-        tainted=any(taint.effect in REPELS for taint in facts.taints or ()),
-        counters=frozenset(use.counter_set for use in facts.consumes_counters or ()),
-    )
-
-
-def _text(facts: DeviceFacts, name: str) -> str:
-    attributes = facts.attributes or {}
-    found = attributes.get(name) or attributes.get(f"{GPU_DRIVER}/{name}")
-    return (found.string if found is not None else None) or ""
-
-
-def _parent(part: GpuDevice, gpus: tuple[GpuDevice, ...]) -> GpuDevice | None:
-    """The GPU that a slice is a part of: the one it names, else the one that draws from the same counters."""
-    for gpu in gpus:
-        if part.parent_uuid and gpu.uuid == part.parent_uuid:
-            return gpu
-    for gpu in gpus:
-        if gpu.pool == part.pool and gpu.counters & part.counters:
-            return gpu
-    return None
-
-
-def _claim(seen: ResourceClaim) -> Claim | None:
-    """What a claim holds of our devices; None if nothing."""
-    allocation = seen.status.allocation
-    results = (allocation.devices.results if allocation is not None else None) or ()
-    devices = {
-        (each.pool, each.device) for each in results if each.driver == GPU_DRIVER and not each.admin_access
-    }
-    if not devices:
-        return None
-    meta = seen.metadata
-    pods = frozenset(each.uid for each in seen.status.reserved_for or () if each.resource == "pods")
-    extended_of = ""
-    if (meta.annotations or {}).get(EXTENDED_ANNOTATION) == "true":
-        owners = [owner.uid for owner in meta.owner_references or () if owner.kind == "Pod"]
-        extended_of = next(iter([*owners, *sorted(pods)]), "")
-    return Claim(meta.namespace, meta.name, tuple(sorted(devices)), pods, extended_of)
+    def _parts_held(self, devices: NodeDevices) -> dict[DeviceKey, list[GpuDevice]]:
+        """GPUs of which parts are held, with these."""
+        found: dict[DeviceKey, list[GpuDevice]] = {}
+        for part, parent in devices.parts:
+            if part.key in self._claims_of:
+                found.setdefault(parent, []).append(part)
+        return found
 
 
 _Key = TypeVar("_Key")

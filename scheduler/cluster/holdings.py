@@ -11,7 +11,6 @@ from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.promises import Promises
-from scheduler.core.nouns import GPU_RESOURCE
 
 
 class Holdings:
@@ -107,17 +106,19 @@ class Holdings:
         if record.by_claims:
             # By other names than it offers, GPUs are held through claims, and counted by these.
             columns.bound_units[:, row] *= columns.units[:, row] > 0
-            held = self._devices.held(record.name, lambda uid: self._counted(uid, record))
-            columns.bound_units[columns.resources[GPU_RESOURCE], row] += held
+            held = self._devices.held(record.name, lambda uid, name: self._counted(uid, name, record))
+            for index, count in columns.indexed(tuple(held.items())):
+                columns.bound_units[index, row] += count
         columns.fold_holdings(slice(row, row + 1))
 
-    def _counted(self, uid: str, record: NodeRecord) -> float:
-        """How many whole GPUs of a node are counted as a pod's own: bound there, or promised."""
+    def _counted(self, uid: str, resource: str, record: NodeRecord) -> float:
+        """How many units of a node are counted as a pod's own: bound there, or promised."""
         facts, promise = record.pods.get(uid), self._promises.reservations.get(uid)
         if facts is not None:
-            return facts.gpus
-        promised = promise.units if promise is not None and promise.node == record.name else ()
-        return sum(count for name, count in promised if name == GPU_RESOURCE)
+            units = facts.units
+        else:
+            units = promise.units if promise is not None and promise.node == record.name else ()
+        return dict(units).get(resource, 0.0)
 
     def _replace_facts(self, before: PodFacts, facts: PodFacts) -> None:
         record = self._records.get(facts.node)

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
-from scheduler.cluster.dra import Devices, NodeDevices
+from scheduler.cluster.dra import Devices
+from scheduler.cluster.dra_devices import NodeDevices
 from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.shares import MODEL_LABEL, Offer, is_gpu_resource, offers
 from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import GPU_RESOURCE, PREFIX, PoolSpec
+from scheduler.core.nouns import PREFIX, PoolSpec
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
@@ -46,8 +47,8 @@ class NodeRecord:
     """What its labels claim that allocatable does not have, and what else tells of it otherwise."""
     devices: NodeDevices | None = None
     """What DRA offers there."""
-    device_units: int = 0
-    """How many whole GPUs of that are to be had, or are held."""
+    device_offers: dict[str, Offer] = field(default_factory=dict)
+    """What that comes to, by resource."""
     by_claims: bool = False
     """Whether DRA tells how many GPUs it has, since its allocatable has none."""
     model: str = ""
@@ -205,18 +206,18 @@ class Nodes:
     def renew_devices(self, record: NodeRecord) -> None:
         """Likewise after what DRA tells of it changed; most claims change nothing of what it offers."""
         devices = self._devices.by_node.get(record.name)
-        if devices is not record.devices or self._devices.units(record.name) != record.device_units:
+        if devices is not record.devices or self._devices.offers(record.name) != record.device_offers:
             self.renew(record)
 
     def _add_devices(self, record: NodeRecord) -> None:
         """GPUs that DRA offers count where allocatable has none: never both."""
         record.devices = devices = self._devices.by_node.get(record.name)
-        record.device_units = self._devices.units(record.name)
+        record.device_offers = self._devices.offers(record.name)
         record.by_claims = not record.offers and devices is not None
         if devices is None or not devices.gpus:
             return
         if record.by_claims:
-            record.offers[GPU_RESOURCE] = Offer(float(record.device_units))
+            record.offers = dict(record.device_offers)
         else:
             names = ", ".join(sorted(record.offers))
             both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"

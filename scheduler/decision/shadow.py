@@ -34,7 +34,7 @@ from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import GPU_RESOURCE, PodRequest
+from scheduler.core.nouns import PodRequest
 from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
@@ -109,7 +109,7 @@ class Shadow:
         """What pods may have there that ask by resource; who asks by claims alone stays where it is in both worlds."""
         if not record.by_claims:
             return record.allocatable
-        return {GPU_RESOURCE: self.real.devices.left_to_requests(record.name)}
+        return dict(self.real.devices.left_to_requests(record.name))
 
     def keep(self, kind: Kind, now_mono_s: float) -> None:
         """All of a kind was listed anew: what the real store has not is gone."""

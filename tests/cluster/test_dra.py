@@ -10,7 +10,11 @@ import pytest
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Kind
-from tests.dra import GIB, gpu, make_claim, make_slice, mig, slice_manifest
+from scheduler.cluster.shares import Offer
+from scheduler.core.nouns import GPU_RESOURCE
+from tests.dra import GIB, gpu, held, make_claim, make_slice, mig, slice_manifest, whole
+
+MIG = "nvidia.com/mig-1g.10gb"
 
 
 def seen(*things: ResourceSlice | ResourceClaim) -> Devices:
@@ -23,11 +27,11 @@ def seen(*things: ResourceSlice | ResourceClaim) -> Devices:
 def test_a_node_offers_the_gpus_of_its_slices_with_their_model_memory_and_uuids() -> None:
     devices = seen(make_slice())
     found = devices.by_node["n1"]
-    assert devices.units("n1") == 8
+    assert whole(devices, "n1") == 8
     assert [each.uuid for each in found.gpus] == [f"n1-{index}" for index in range(8)]
     assert found.models == {"nvidia h100 80gb hbm3"}
     assert found.memory_bytes == 80 * GIB
-    assert devices.units("n2") == 0
+    assert whole(devices, "n2") == 0
 
 
 def test_attributes_may_carry_the_domain_of_the_driver() -> None:
@@ -56,7 +60,7 @@ def test_a_device_names_its_node_where_the_slice_does_not() -> None:
     raw["metadata"]["uid"] = "fabric"
     del raw["spec"]["nodeName"]
     devices = seen(msgspec.convert(raw, ResourceSlice))
-    assert (devices.units("n1"), devices.units("n2")) == (1, 1), "of the third no node is known"
+    assert (whole(devices, "n1"), whole(devices, "n2")) == (1, 1), "of the third no node is known"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -71,26 +75,26 @@ def test_a_pool_counts_once_all_slices_of_its_newest_generation_are_there(order:
         devices.see_slice(f"s{index}", slices[index])
         if count < 3:
             want_units = 1 if order[:count] == (0,) else 4 if 0 not in order[:count] and count == 2 else 0
-            assert devices.units("n1") == want_units
+            assert whole(devices, "n1") == want_units
             assert devices.incomplete == (set() if want_units else {"n1"})
-    assert devices.units("n1") == 4
+    assert whole(devices, "n1") == 4
     assert not devices.incomplete
     assert devices.forget_slice("s1") == {"n1"}
-    assert devices.units("n1") == 0, "one slice of two is not the pool"
+    assert whole(devices, "n1") == 0, "one slice of two is not the pool"
 
 
 def test_a_device_that_is_named_twice_is_one() -> None:
     devices = seen(
         make_slice(devices=[gpu(0), gpu(0)], part=0, of=2), make_slice(devices=[gpu(0)], part=1, of=2)
     )
-    assert devices.units("n1") == 1
+    assert whole(devices, "n1") == 1
 
 
 def test_a_listing_forgets_what_it_does_not_name() -> None:
     devices = seen(make_slice(), make_slice("n2"), make_claim(devices=["gpu-0"]))
     assert devices.keep(Kind.RESOURCESLICE, {"n1-gpu.nvidia.com-0"}) == {"n2"}
     assert devices.keep(Kind.RESOURCECLAIM, set()) == {"n1"}
-    assert (devices.units("n1"), devices.held("n1"), devices.units("n2")) == (8, 0, 0)
+    assert (whole(devices, "n1"), held(devices, "n1"), whole(devices, "n2")) == (8, 0, 0)
 
 
 def test_what_changes_nothing_concerns_no_node() -> None:
@@ -103,9 +107,9 @@ def test_what_changes_nothing_concerns_no_node() -> None:
 
 def test_a_claim_holds_its_devices_whether_its_pod_is_bound_or_not() -> None:
     devices = seen(make_claim(devices=["gpu-0", "gpu-3"]), make_slice())
-    assert devices.held("n1") == 2
+    assert held(devices, "n1") == 2
     assert devices.see_claim("c1", make_claim()) == {"n1"}, "deallocated"
-    assert devices.held("n1") == 0
+    assert held(devices, "n1") == 0
 
 
 def test_a_claim_that_pods_share_counts_once_and_so_does_a_gpu_that_claims_share() -> None:
@@ -114,51 +118,85 @@ def test_a_claim_that_pods_share_counts_once_and_so_does_a_gpu_that_claims_share
         make_claim(devices=["gpu-0"], pods=("uid-a", "uid-b")),
         make_claim("c2", devices=["gpu-0"], pods=("uid-c",)),
     )
-    assert devices.held("n1") == 1
+    assert held(devices, "n1") == 1
     assert [claim.name for claim in devices.holders("n1")["n1-0"]] == ["c1", "c2"]
 
 
 def test_admin_access_holds_nothing() -> None:
-    assert seen(make_slice(), make_claim(devices=["gpu-0"], admin=True)).held("n1") == 0
+    assert held(seen(make_slice(), make_claim(devices=["gpu-0"], admin=True))) == 0
 
 
 @pytest.mark.parametrize("by_counters", [False, True])
-def test_slices_of_a_gpu_are_no_gpus_beside_it_and_hold_the_whole_of_it(by_counters: bool) -> None:
+def test_slices_of_a_gpu_are_no_gpus_beside_it_and_a_held_one_divides_it(by_counters: bool) -> None:
     parts = [mig(0, place, by_counters=by_counters) for place in range(7)]
-    offered = [gpu(0, parted=True), *parts, gpu(1, parted=True)]
-    devices = seen(make_slice(devices=offered))
-    assert devices.units("n1") == 2
+    devices = seen(make_slice(devices=[gpu(0, parted=True), *parts, gpu(1, parted=True)]))
+    assert devices.offers("n1") == {GPU_RESOURCE: Offer(2)}
     devices.see_claim("c1", make_claim(devices=["gpu-0-mig-1g10gb-0"]))
     devices.see_claim("c2", make_claim("c2", devices=["gpu-0-mig-1g10gb-1"]))
-    assert devices.held("n1") == 1, "two slices of one GPU"
+    seventh = Offer(7, gpus=1 / 7, memory_bytes=10 * GIB)
+    assert devices.offers("n1") == {GPU_RESOURCE: Offer(1), MIG: seventh}
+    assert devices.held("n1") == {MIG: 2}
     devices.see_claim("c3", make_claim("c3", devices=["gpu-1"]))
-    assert devices.held("n1") == 2
+    assert devices.held("n1") == {MIG: 2, GPU_RESOURCE: 1}
+    assert [claim.name for claim in devices.holders("n1")["n1-0"]] == ["c1", "c2"]
+    devices.forget_claim("c1")
+    devices.forget_claim("c2")
+    assert devices.offers("n1") == {GPU_RESOURCE: Offer(2)}
+
+
+def test_what_is_left_of_a_divided_gpu_comes_in_parts_like_the_smallest() -> None:
+    large = mig(0, 9)
+    large["name"], large["attributes"]["profile"] = "gpu-0-mig-3g40gb-0", {"string": "3g.40gb"}
+    large["capacity"] = {"memory": {"value": "40Gi"}}
+    devices = seen(
+        make_slice(devices=[gpu(0, parted=True), mig(0, 0), large]),
+        make_claim(devices=["gpu-0-mig-1g10gb-0", "gpu-0-mig-3g40gb-0"]),
+    )
+    found = devices.offers("n1")
+    assert {name: offer.units for name, offer in found.items()} == {
+        GPU_RESOURCE: 0,
+        MIG: 4,
+        "nvidia.com/mig-3g.40gb": 1,
+    }
+    assert sum(offer.units * offer.gpus for offer in found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("profile", ["", "0g.5gb", "x", "99g.9gb"])
+def test_a_slice_of_which_nobody_can_say_how_large_it_is_counts_as_its_gpu(profile: str) -> None:
+    part = mig(0, 0)
+    part["attributes"]["profile"] = {"string": profile}
+    devices = seen(make_slice(devices=[gpu(0, parted=True), part]), make_claim(devices=[part["name"]]))
+    name = f"nvidia.com/mig-{profile}"
+    assert {each: (offer.units, offer.gpus) for each, offer in devices.offers("n1").items()} == {
+        GPU_RESOURCE: (0, 1),
+        name: (1, 1),
+    }
 
 
 def test_slices_without_their_gpu_are_no_whole_gpus() -> None:
     devices = seen(make_slice(devices=[mig(0, 0), gpu(1)]), make_claim(devices=["gpu-0-mig-1g10gb-0"]))
-    assert (devices.units("n1"), devices.held("n1")) == (1, 0)
+    assert (whole(devices, "n1"), held(devices, "n1")) == (1, 0)
 
 
 def test_a_tainted_gpu_is_not_to_be_had_unless_it_is_held() -> None:
     broken = gpu(0, taints=[{"key": "gpu.nvidia.com/xid", "effect": "NoSchedule"}])
     told = gpu(1, taints=[{"key": "example.com/note", "effect": "None"}])
     devices = seen(make_slice(devices=[broken, told, gpu(2)]))
-    assert devices.units("n1") == 2
+    assert whole(devices, "n1") == 2
     devices.see_claim("c1", make_claim(devices=["gpu-0"]))
-    assert (devices.units("n1"), devices.held("n1")) == (3, 1), "what is free stays the same"
+    assert (whole(devices, "n1"), held(devices, "n1")) == (3, 1), "what is free stays the same"
 
 
 def test_the_claim_made_for_extended_resources_counts_only_what_its_pod_does_not() -> None:
     claim = make_claim(devices=["gpu-0", "gpu-1"], pods=("uid-a",), extended_of="uid-a")
     devices = seen(make_slice(), claim)
-    assert devices.held("n1") == 2, "its pod is counted nowhere yet"
-    assert devices.held("n1", {"uid-a": 2.0}.__getitem__) == 0
-    assert devices.held("n1", {"uid-a": 1.0}.__getitem__) == 1
+    assert held(devices, "n1") == 2, "its pod is counted nowhere yet"
+    assert held(devices, "n1", {"uid-a": 2.0}.__getitem__) == 0
+    assert held(devices, "n1", {"uid-a": 1.0}.__getitem__) == 1
     assert devices.nodes_of_pod("uid-a") == {"n1"}
     assert devices.nodes_of_pod("uid-b") == set()
     devices.see_claim("c2", make_claim("c2", devices=["gpu-2"], pods=("uid-a",)))
-    assert devices.held("n1", {"uid-a": 2.0}.__getitem__) == 1, "a claim of its own counts beside"
+    assert held(devices, "n1", {"uid-a": 2.0}.__getitem__) == 1, "a claim of its own counts beside"
     devices.forget_claim("c1")
     assert devices.nodes_of_pod("uid-a") == set()
 
@@ -167,13 +205,16 @@ def test_a_slice_of_a_gpu_claimed_for_a_pod_is_not_covered_by_its_whole_gpus() -
     claim = make_claim(devices=["gpu-0", "gpu-1-mig-1g10gb-0"], extended_of="uid-a")
     offered = [gpu(0, parted=True), gpu(1, parted=True), mig(1, 0)]
     devices = seen(make_slice(devices=offered), claim)
-    assert devices.held("n1", {"uid-a": 1.0}.__getitem__) == 1
+    assert devices.held("n1") == {GPU_RESOURCE: 1, MIG: 1}
+    own = {GPU_RESOURCE: 1.0}
+    assert devices.held("n1", lambda _, name: own.get(name, 0.0)) == {GPU_RESOURCE: 0, MIG: 1}
+    assert devices.left_to_requests("n1") == {GPU_RESOURCE: 1, MIG: 7}
 
 
 def test_a_slice_that_changes_pool_or_driver_leaves_nothing_behind() -> None:
     devices = seen(make_slice())
     moved = make_slice("n2")
     assert devices.see_slice("n1-gpu.nvidia.com-0", moved) == {"n1", "n2"}
-    assert (devices.units("n1"), devices.units("n2")) == (0, 8)
+    assert (whole(devices, "n1"), whole(devices, "n2")) == (0, 8)
     assert devices.see_slice("n1-gpu.nvidia.com-0", make_slice("n2", driver="other")) == {"n2"}
     assert not devices.by_node

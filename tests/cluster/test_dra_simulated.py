@@ -15,7 +15,7 @@ from scheduler.simulate.apiserver import ApiServer
 from tests.cluster.test_kubernetes_traps import Script, a_list, a_watch, answers
 from tests.contracts.cluster_contract import ApiWorld, Server, eventually, following
 from tests.contracts.dra_contract import DraContract
-from tests.dra import gpu, slice_manifest
+from tests.dra import gpu, slice_manifest, whole
 
 DRA = (Kind.RESOURCESLICE, Kind.RESOURCECLAIM)
 NOT_SERVED = answers({"kind": "Status", "message": "the server could not find it", "code": 404}, 404)
@@ -91,4 +91,4 @@ async def test_slices_of_a_server_that_has_the_beta_only_are_read() -> None:
     assert isinstance(found, ResourceSlice)
     devices = Devices()
     devices.see(found, gone=False)
-    assert devices.units("n1") == 2
+    assert whole(devices, "n1") == 2

@@ -13,6 +13,7 @@ from scheduler.core.nouns import GPU_RESOURCE
 from tests.builders import make_inventory, make_node, make_pod, make_request, make_store
 from tests.dra import GIB, gpu, make_claim, make_slice, mig
 
+MIG = "nvidia.com/mig-1g.10gb"
 BARE = Node(metadata=Meta(name="n1"), status=NodeStatus(allocatable={"cpu": "96"}))
 
 
@@ -102,21 +103,35 @@ def test_a_claim_holds_before_its_pod_is_bound_and_evicts_younger_promises_that_
     assert store.reservations.get("uid-young") is None
 
 
-def test_a_held_slice_takes_its_gpu_from_pods_that_want_whole_ones() -> None:
+def test_a_held_slice_is_a_share_and_takes_its_gpu_from_pods_that_want_whole_ones() -> None:
     offered = [gpu(0, parted=True), mig(0, 0), mig(0, 1), gpu(1, parted=True)]
     store = tell(make_store(), BARE, make_slice(devices=offered))
     tell(store, make_claim(devices=["gpu-0-mig-1g10gb-0"]), make_claim("c2", devices=["gpu-0-mig-1g10gb-1"]))
-    assert books(store) == (2, 1, 0, 1)
+    assert books(store) == pytest.approx((2, 2 / 7, 0, 2 - 2 / 7))
+    assert not store.reserve(make_request("a", 2), "n1", 0.0)
+    assert store.reserve(make_request("b", 1), "n1", 0.0)
+    assert not store.reserve(make_request("c", 1), "n1", 0.0)
 
 
-def test_a_slice_asked_for_by_name_is_counted_by_its_claim_alone() -> None:
-    name = "nvidia.com/mig-1g.10gb"
-    other = Node(metadata=Meta(name="n2"), status=NodeStatus(allocatable={name: "7"}))
-    asks = Container(resources=ContainerResources(limits={name: "1"}))
-    pod = Pod(metadata=Meta(name="a", uid="uid-a"), spec=PodSpec(node_name="n1", containers=[asks]))
-    store = tell(make_store(), other, BARE, make_slice(devices=[gpu(0, parted=True), mig(0, 0), gpu(1)]))
-    tell(store, make_claim(devices=["gpu-0-mig-1g10gb-0"], extended_of="uid-a"), pod)
-    assert books(store) == (2, 1, 0, 1)
+def test_a_slice_asked_for_by_name_is_counted_once_at_every_step() -> None:
+    asks = Container(resources=ContainerResources(limits={MIG: "1"}))
+
+    def pod(name: str) -> Pod:
+        return Pod(
+            metadata=Meta(name=name, uid=f"uid-{name}"), spec=PodSpec(node_name="n1", containers=[asks])
+        )
+
+    offered = [gpu(0, parted=True), *(mig(0, place) for place in range(7)), gpu(1)]
+    store = tell(make_store(), BARE, make_slice(devices=offered))
+    tell(store, make_claim(devices=["gpu-0-mig-1g10gb-0"], extended_of="uid-a"))
+    assert books(store) == pytest.approx((2, 1 / 7, 0, 2 - 1 / 7))
+    tell(store, pod("a"))
+    assert books(store) == pytest.approx((2, 1 / 7, 0, 2 - 1 / 7))
+    assert store.reserve(make_request("b", 0, shares=((MIG, 1),)), "n1", 0.0)
+    tell(store, make_claim("c2", devices=["gpu-0-mig-1g10gb-1"], extended_of="uid-b"))
+    assert books(store) == pytest.approx((2, 1 / 7, 1 / 7, 2 - 2 / 7))
+    tell(store, pod("b"))
+    assert books(store) == pytest.approx((2, 2 / 7, 0, 2 - 2 / 7))
 
 
 @pytest.mark.parametrize("slices_first", [False, True])

@@ -13,7 +13,7 @@ from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
 from tests.contracts.cluster_contract import Server, changed, following, gone, make_namespace
 from tests.controlplane import collection_path
-from tests.dra import claim_manifest, claim_status, gpu, slice_manifest
+from tests.dra import claim_manifest, claim_status, gpu, held, slice_manifest, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,17 +48,17 @@ class DraContract:
             assert isinstance(event, Changed)
             assert isinstance(event.object, ResourceSlice)
             assert event.object.metadata.uid in listed.keys
-            assert counted(slices.events).units(node) == 3
+            assert whole(counted(slices.events), node) == 3
             pool = {"name": node, "generation": 2, "resourceSliceCount": 1}
             spec = {"pool": pool, "devices": [gpu(index, node) for index in range(2)]}
             await server.world.call("PATCH", f"{SLICES}/{name}", {"spec": spec})
             await slices.until(
                 changed(name, lambda it: isinstance(it, ResourceSlice) and it.spec.pool.generation == 2)
             )
-            assert counted(slices.events).units(node) == 2
+            assert whole(counted(slices.events), node) == 2
             await server.world.call("DELETE", f"{SLICES}/{name}")
             await slices.until(gone(name))
-            assert counted(slices.events).units(node) == 0
+            assert whole(counted(slices.events), node) == 0
             assert Kind.RESOURCESLICE in cluster.synced
             assert not cluster.refused
             assert not cluster.absent
@@ -77,17 +77,17 @@ class DraContract:
         ):
             await slices.listed()
             await claims.until(changed("wish"))
-            assert counted(slices.events, claims.events).held(node) == 0
+            assert held(counted(slices.events, claims.events), node) == 0
             status = claim_status(["gpu-0", "gpu-7"], node, ("uid-a",))
             await server.world.call("PATCH", f"{path}/status", {"status": status})
             await claims.until(
                 changed("wish", lambda it: isinstance(it, ResourceClaim) and it.status.allocation is not None)
             )
-            assert counted(slices.events, claims.events).held(node) == 2
+            assert held(counted(slices.events, claims.events), node) == 2
             await server.world.call(
                 "PATCH", f"{path}/status", {"status": {"allocation": None, "reservedFor": None}}
             )
             await server.world.call("DELETE", path)
             await claims.until(gone("wish"))
-            assert counted(slices.events, claims.events).held(node) == 0
+            assert held(counted(slices.events, claims.events), node) == 0
         await server.world.call("DELETE", f"{SLICES}/{node}-gpu.nvidia.com-0")

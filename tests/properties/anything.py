@@ -159,12 +159,17 @@ NODES = st.fixed_dictionaries(
 DEVICES = st.sampled_from(["gpu-0", "gpu-1", "gpu-0-mig", "", None])
 TEXTS = st.sampled_from([None, {}, {"string": None}, {"string": "gpu"}, {"string": "n1-0"}, {"int": 10**30}])
 GPU_DEVICE = {"type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "n1-0"}}
-PART_DEVICE = {"type": {"string": "mig"}, "parentUUID": {"string": "n1-0"}}
+PART_DEVICES = [
+    {"type": {"string": "mig"}, "parentUUID": {"string": "n1-0"}, "profile": {"string": profile}}
+    for profile in ("1g.10gb", "0g.0gb", "99g.9999gb+me", "x")
+]
 DEVICE = st.fixed_dictionaries(
     {
         "name": DEVICES,
-        "attributes": st.sampled_from([GPU_DEVICE, GPU_DEVICE, PART_DEVICE, None])
-        | st.fixed_dictionaries(dict.fromkeys(("type", "uuid", "parentUUID", "productName"), TEXTS)),
+        "attributes": st.sampled_from([GPU_DEVICE, GPU_DEVICE, *PART_DEVICES, None])
+        | st.fixed_dictionaries(
+            dict.fromkeys(("type", "uuid", "parentUUID", "productName", "profile"), TEXTS)
+        ),
         "capacity": st.none() | st.builds(lambda value: {"memory": {"value": value}}, QUANTITIES),
         "consumesCounters": st.sampled_from([None, [], [{"counterSet": "a"}], [{"counterSet": None}]]),
         "taints": st.sampled_from([None, [], [{"effect": "NoSchedule"}], [{"effect": "None"}]]),
@@ -326,5 +331,5 @@ def assert_books_balance(store: Store) -> None:
         bound = float(store.snapshot.bound_gpus[row])
         if store.nodes[name].by_claims:
             # What claims hold beside is held against a model in test_claims_once.py.
-            want_bound = min(max(bound, want_bound), want_bound + len(store.devices.by_node[name].gpus))
+            want_bound = min(max(bound, want_bound), want_bound + sum(store.devices.held(name).values()))
         assert bound == pytest.approx(want_bound, rel=1e-6), name
