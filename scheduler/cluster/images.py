@@ -58,23 +58,23 @@ class Images:
     def __init__(self) -> None:
         self._names: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._sizes: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._marks: dict[int, int] = {}
+        """Of each row a hash of all that its node said: nearly always it says the same again."""
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         """The one that was asked for last is last."""
 
     def see(self, row: int, images: Sequence[NodeImage] | None) -> None:
         """A node says what it has."""
+        mark = _mark(images)
+        if self._marks.get(row, NOTHING) == mark:
+            return
+        self._marks[row] = mark
         names, sizes = _listed(images)
         if row >= len(self._names) or len(names) > self._names.shape[1]:
             if not names:
                 return
             self._grow(row + 1, len(names))
         count = len(names)
-        if (
-            not self._names[row, count:].any()
-            and np.array_equal(self._names[row, :count], names)
-            and np.array_equal(self._sizes[row, :count], np.array(sizes, np.float32))
-        ):
-            return
         self._names[row] = NONE
         self._names[row, :count] = names
         self._sizes[row, :count] = sizes
@@ -85,6 +85,7 @@ class Images:
     def forget(self, row: int) -> None:
         """The node is gone."""
         self.see(row, None)
+        self._marks.pop(row, None)
 
     def wanted_bytes(self, wanted: Sequence[str], nodes: int, rows: int) -> FloatColumn | None:
         """Of the images wanted, how much is on each node, each weighed by its share of `nodes`.
@@ -157,6 +158,16 @@ def _listed(images: Sequence[NodeImage] | None) -> tuple[list[int], list[float]]
     return names[:MOST_NAMES], sizes[:MOST_NAMES]
 
 
+def _mark(images: Sequence[NodeImage] | None) -> int:
+    names: list[str] = []
+    counts = []
+    for image in images or ():
+        if image.names:
+            names += image.names
+        counts.append((len(names), image.size_bytes))
+    return hash((tuple(names), tuple(counts)))
+
+
 def _few(wanted: Sequence[str]) -> list[str]:
     """Each once, in order; of an absurd pod some."""
     return list(dict.fromkeys(wanted))[:MOST_OF_A_POD]
@@ -169,3 +180,7 @@ def _hash(name: str) -> int:
 
 def _longer(column: FloatColumn, rows: int) -> FloatColumn:
     return np.concatenate([column, np.zeros(rows - len(column), np.float32)])
+
+
+# What a node said of whom nothing was heard.
+NOTHING = _mark(())
