@@ -39,7 +39,7 @@ TURN_S = 0.002
 REFUSED_AGAIN_S = 60.0
 FAILED_AGAIN_S = 1.0
 # Writes without an answer yet: a slow API server shall not set the pace, nor get a crowd.
-MOST_OPEN = 8
+MOST_OPEN = 16
 # Of whom it is known when they were woken last; as many as decisions are.
 MOST_KEPT = 10_000
 # A number that somebody else wrote there has no more digits than this.

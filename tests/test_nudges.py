@@ -156,11 +156,12 @@ async def test_no_more_than_so_many_a_second(world: World) -> None:
 
 async def test_a_server_that_is_slow_sets_no_pace_and_gets_no_crowd(world: World) -> None:
     world.cluster.answers = asyncio.Event()
-    see_node(world.store, "n2", 8, SICK)
+    for name in ("n2", "n3"):
+        see_node(world.store, name, 8, SICK)
     for index in range(nudges.MOST_OPEN + 4):
         world.refuse(f"p{index}")
-    world.heal()
-    world.heal("n2")
+    for name in ("n1", "n2", "n3"):
+        world.heal(name)
     async with beside(world.nudges.run()):
         await eventually(lambda: len(world.cluster.instants_s) == nudges.MOST_OPEN)
         await world.some_looks()
