@@ -18,9 +18,9 @@ from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.reservations import Reservation, Reservations
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import PoolSpec, Units
+from scheduler.core.nouns import PodRequest, PoolSpec, Units
 from scheduler.decision.decider import Decider
-from tests.builders import make_decider, make_store
+from tests.builders import make_decider, make_node, make_pod, make_request, make_store
 
 POOLS = (
     PoolSpec(name="first", selector={"pool": "first"}, spill_after_s=30.0),
@@ -97,6 +97,22 @@ class Books(RuleBasedStateMachine):
     def _fresh(self) -> tuple[Store, Decider]:
         store = make_store(POOLS, CheckedReservations(30.0, self._was_free))
         return store, make_decider(store)
+
+    # --- what sizes mean: other machines have other kinds of GPUs ---------------------------------------------------
+
+    def node(self, name: str, size: int, labels: dict[str, str], *, cordoned: bool = False) -> Node:
+        return make_node(name, size, labels, cordoned=cordoned)
+
+    def pod(
+        self, name: str, size: int, *, node: str = "", priority: int = 0, nominated: str = "", phase: str = ""
+    ) -> Pod:
+        return make_pod(name, size, node=node, priority=priority, nominated=nominated, phase=phase)
+
+    def request(self, pod: Pod, size: int | None = None, **fields: object) -> PodRequest:
+        """What a pod asks for, or a request of another size in its name."""
+        units = units_of(pod if size is None else self.pod("", size))
+        gpus = units.pop("nvidia.com/gpu", 0)
+        return make_request(pod.metadata.name, gpus, shares=tuple(units.items()), **fields)
 
     # --- the books, kept again from scratch ------------------------------------------------------------------------
 

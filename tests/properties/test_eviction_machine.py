@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from scheduler.cluster.port import Kind
-from tests.builders import make_inventory, make_node, make_pod, make_request, make_sample
-from tests.properties.books import Books, gpus_of
+from tests.builders import make_inventory, make_pod, make_sample
+from tests.properties.books import Books, units_of
 
 TWO = st.sampled_from(["n0", "n1"])
 
@@ -23,7 +23,7 @@ class EvictionMachine(Books):
     @initialize()
     def begin(self) -> None:
         for name in ("n0", "n1"):
-            self.nodes[name] = make_node(name, 8)
+            self.nodes[name] = self.node(name, 8, {})
             self.store.see_inventory(name, make_inventory(name, 8))
         self._list_all()
 
@@ -34,10 +34,10 @@ class EvictionMachine(Books):
         """To new pods, at one instant or shortly after one another."""
         for gpus in sizes:
             self.serial += 1
-            pod = make_pod(f"p{self.serial}", gpus)
+            pod = self.pod(f"p{self.serial}", gpus)
             self.pods[pod.metadata.uid] = pod
             self._tell(Kind.POD, pod)
-            self.store.reserve(make_request(pod.metadata.name, gpus), node, self.now)
+            self.store.reserve(self.request(pod), node, self.now)
             self.now += apart_s
 
     @rule(node=TWO, which=st.integers(0, 9))
@@ -46,13 +46,13 @@ class EvictionMachine(Books):
         waiting = self._waiting()
         if waiting:
             pod = self.pods[waiting[which % len(waiting)]]
-            self.store.reserve(make_request(pod.metadata.name, gpus_of(pod)), node, self.now)
+            self.store.reserve(self.request(pod), node, self.now)
 
     @rule(node=TWO, gpus=st.integers(1, 6))
     def crowd(self, node: str, gpus: int) -> None:
         """Somebody else's pod."""
         self.serial += 1
-        pod = make_pod(f"p{self.serial}", gpus, node=node)
+        pod = self.pod(f"p{self.serial}", gpus, node=node)
         self.pods[pod.metadata.uid] = pod
         self._tell(Kind.POD, pod)
 
@@ -64,7 +64,10 @@ class EvictionMachine(Books):
             uid = waiting[which % len(waiting)]
             held = self.store.reservations.get(uid)
             at = held.node if ours and held is not None else node
-            self.pods[uid] = make_pod(self.pods[uid].metadata.name, gpus_of(self.pods[uid]), node=at)
+            pod = self.pods[uid]
+            self.pods[uid] = make_pod(
+                pod.metadata.name, node=at, shares=units_of(pod), annotations=pod.metadata.annotations
+            )
             self._tell(Kind.POD, self.pods[uid])
 
     @rule(which=st.integers(0, 9), node=TWO, gpus=st.integers(0, 4))
@@ -73,7 +76,8 @@ class EvictionMachine(Books):
         bound = sorted(self.pods.keys() - set(self._waiting()))
         if bound:
             pod = self.pods[bound[which % len(bound)]]
-            self.pods[pod.metadata.uid] = make_pod(pod.metadata.name, gpus or gpus_of(pod), node=node)
+            again = units_of(self.pod("", gpus) if gpus else pod)
+            self.pods[pod.metadata.uid] = make_pod(pod.metadata.name, node=node, shares=again)
             self._tell(Kind.POD, self.pods[pod.metadata.uid])
 
     @rule(which=st.integers(0, 9))

@@ -7,34 +7,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from scheduler.cluster.objects import Node, Pod
 from scheduler.cluster.port import Kind
-from scheduler.core.nouns import PodRequest
-from tests.builders import make_inventory, make_node, make_pod, make_request, make_sample
+from tests.builders import make_inventory, make_pod, make_sample
 from tests.properties.books import NODES, Books, units_of
 
 GPUS = st.integers(0, 8)
 
 
 class ReservationMachine(Books):
-    """Everything that can happen, in any order.
-
-    What the size of a node, a pod or a request means is said here, for machines with other kinds of GPUs.
-    """
-
-    def node(self, name: str, size: int, labels: dict[str, str], *, cordoned: bool = False) -> Node:
-        return make_node(name, size, labels, cordoned=cordoned)
-
-    def pod(
-        self, name: str, size: int, *, node: str = "", priority: int = 0, nominated: str = "", phase: str = ""
-    ) -> Pod:
-        return make_pod(name, size, node=node, priority=priority, nominated=nominated, phase=phase)
-
-    def request(self, pod: Pod, size: int | None = None, **fields: object) -> PodRequest:
-        """What a pod asks for, or a request of another size in its name."""
-        units = units_of(pod if size is None else self.pod("", size))
-        gpus = units.pop("nvidia.com/gpu", 0)
-        return make_request(pod.metadata.name, gpus, shares=tuple(units.items()), **fields)
+    """Everything that can happen, in any order."""
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 

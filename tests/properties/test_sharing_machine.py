@@ -1,6 +1,7 @@
 """A whole GPU, a replica, a slice is promised once: nodes that offer several of them, pods that ask for any mix.
 
-The machine of test_reservation_machine.py, with other sizes: of nodes, how their GPUs are divided; of pods, of what.
+The machines of test_reservation_machine.py and test_eviction_machine.py, with other sizes: of nodes, how their GPUs are
+divided; of pods, of what.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from scheduler.cluster.objects import Node, Pod, quantity
 from scheduler.core.nouns import PodRequest
-from tests.builders import make_node, make_pod
-from tests.properties.books import NODES
+from tests.builders import make_inventory, make_node, make_pod
+from tests.properties.books import NODES, Books
+from tests.properties.test_eviction_machine import EvictionMachine
 from tests.properties.test_reservation_machine import ReservationMachine
 
 MEMORY_KEY = "wattbalance.io/gpu-memory"
@@ -56,7 +58,7 @@ ASKS: tuple[Mapping[str, int], ...] = (
 MEMORY_GIB = {2: 20, 6: 30, 7: 9, 8: 5}
 
 
-class SharingMachine(ReservationMachine):
+class Sharing(Books):
     """Sizes are indexes: of nodes from 0, of pods from 1."""
 
     def node(self, name: str, size: int, labels: dict[str, str], *, cordoned: bool = False) -> Node:
@@ -80,27 +82,6 @@ class SharingMachine(ReservationMachine):
         asking = pod if size is None else self.pod("", size)
         memory_bytes = int(quantity((asking.metadata.annotations or {}).get(MEMORY_KEY)))
         return super().request(pod, size, gpu_memory_bytes=memory_bytes, **fields)
-
-    @initialize(
-        layouts=st.lists(st.integers(1, 8), min_size=3, max_size=3),
-        pods=st.lists(st.integers(1, 8), min_size=4, max_size=8),
-    )
-    def begin(self, layouts: list[int], pods: list[int]) -> None:
-        for name, layout in zip(NODES[:3], layouts, strict=True):
-            self.nodes[name] = self.node(name, layout, {})
-        for size in pods:
-            self.create_pod(size, 0, "")
-        self._list_all()
-
-    @precondition(lambda self: self._waiting())
-    @rule(
-        node=st.sampled_from([*NODES, "nowhere"]),
-        gpus=st.lists(st.integers(1, 8), min_size=1, max_size=6),
-        apart_s=st.sampled_from([0.0, 0.1]),
-    )
-    def reserve(self, node: str, gpus: list[int], apart_s: float) -> None:
-        """Whoever asks, and for whatever mix: all of it is there, or nothing is promised."""
-        super().reserve(node=node, gpus=gpus, apart_s=apart_s)
 
     @invariant()
     def shared_memory_that_is_asked_for_is_added_up(self) -> None:
@@ -127,6 +108,45 @@ class SharingMachine(ReservationMachine):
                 assert told[:, row].tolist() == [whole, most]
 
 
+class SharingMachine(Sharing, ReservationMachine):
+    """Everything that can happen, in any order."""
+
+    @initialize(
+        layouts=st.lists(st.integers(1, 8), min_size=3, max_size=3),
+        pods=st.lists(st.integers(1, 8), min_size=4, max_size=8),
+    )
+    def begin(self, layouts: list[int], pods: list[int]) -> None:
+        for name, layout in zip(NODES[:3], layouts, strict=True):
+            self.nodes[name] = self.node(name, layout, {})
+        for size in pods:
+            self.create_pod(size, 0, "")
+        self._list_all()
+
+    @precondition(lambda self: self._waiting())
+    @rule(
+        node=st.sampled_from([*NODES, "nowhere"]),
+        gpus=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+        apart_s=st.sampled_from([0.0, 0.1]),
+    )
+    def reserve(self, node: str, gpus: list[int], apart_s: float) -> None:
+        """Whoever asks, and for whatever mix: all of it is there, or nothing is promised."""
+        super().reserve(node=node, gpus=gpus, apart_s=apart_s)
+
+
+class SharingEvictionMachine(Sharing, EvictionMachine):
+    """Promises of several kinds, crowded on two nodes: only those go that hold what is lacking."""
+
+    @initialize(layouts=st.lists(st.sampled_from([2, 4, 5]), min_size=2, max_size=2))
+    def begin(self, layouts: list[int]) -> None:
+        for name, layout in zip(("n0", "n1"), layouts, strict=True):
+            self.nodes[name] = self.node(name, layout, {})
+            self.inventories[name] = 8
+            self.store.see_inventory(name, make_inventory(name, 8))
+        self._list_all()
+
+
 TestSharingMachine = SharingMachine.TestCase
 # The profile's examples, each of up to fifty steps.
 TestSharingMachine.settings = settings(stateful_step_count=50)
+TestSharingEvictionMachine = SharingEvictionMachine.TestCase
+TestSharingEvictionMachine.settings = settings(stateful_step_count=50)
