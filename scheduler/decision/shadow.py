@@ -49,6 +49,8 @@ MOST_ASKED = 10_000
 TRIED_A_TURN = 20
 # gpu_readings of one node takes 20 us.
 NODES_A_STEP = 50
+# A sum takes 1 us.
+NODES_A_SUM = 1000
 NO_ROOM = "no node has room with us"
 
 
@@ -301,18 +303,23 @@ class Shadow:
                 if row < len(self.real.names) and (name := self.real.names[row]):
                     drawn[name] = self._drawn(name)
             yield
+        above_w: dict[str, float] = {}
+        for index, (name, (total_w, gpus)) in enumerate(drawn.items()):
+            if (record := self.real.nodes.get(name)) is not None:
+                rest_w = self._rest_w.get(record.model, math.nan) * gpus
+                above_w[name] = rest_w if math.isnan(rest_w) else max(total_w - rest_w, 0.0)
+            if index % NODES_A_SUM == NODES_A_SUM - 1:
+                yield
         self._renew_rows()
         now = self.real.snapshot
         with np.errstate(divide="ignore", invalid="ignore"):
             load_each = np.minimum(now.load_sum / now.bound_gpus, 1).astype(np.float64)
         load_each[~measured(now) | (now.bound_gpus <= 0)] = np.nan
-        self._load_each, self._power_each_w = load_each, np.full(now.rows, np.nan)
-        for name, (total_w, gpus) in drawn.items():
-            record = self.real.nodes.get(name)
-            if record is not None and now.bound_gpus[record.row] > 0:
-                least_w = self._rest_w.get(record.model, math.nan)
-                above_w = total_w - least_w * gpus
-                self._power_each_w[record.row] = np.maximum(above_w, 0) / now.bound_gpus[record.row]
+        power_w = np.full(now.rows, np.nan)
+        still = [name for name in above_w if name in self.real.rows]
+        power_w[[self.real.rows[name] for name in still]] = [above_w[name] for name in still]
+        power_w[now.bound_gpus <= 0] = np.nan
+        self._load_each, self._power_each_w = load_each, power_w / np.maximum(now.bound_gpus, 1e-9)
         self.moved.measure(self._load_each, self._power_each_w)
         yield
         if self.so_far:
