@@ -218,6 +218,8 @@ class Nodes:
             return
         if record.by_claims:
             record.offers = dict(record.device_offers)
+            # The slices that labels speak of may be those that DRA offers.
+            record.contradictions = ()
         else:
             names = ", ".join(sorted(record.offers))
             both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"

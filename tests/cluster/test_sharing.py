@@ -16,6 +16,7 @@ from tests.builders import (
     make_store,
     see_pod,
 )
+from tests.dra import gpu, make_slice
 
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 SEVENTH, THREE = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
@@ -148,6 +149,16 @@ def test_only_the_youngest_of_those_that_lack_something_are_evicted() -> None:
         assert store.reserve(make_request(f"p{index}", gpus, shares=shares), "n1", 1.0 + index)
     see_pod(store, make_pod("past-us", 1, node="n1"), 5.0)
     assert [held.uid for held in store.reservations.on_node("n1")] == ["uid-p0", "uid-p2"]
+
+
+def test_labels_of_slices_contradict_nothing_where_dra_offers_the_gpus() -> None:
+    store = make_store()
+    labels = {f"{SEVENTH}.count": "7"}
+    store.apply(Changed(Kind.NODE, make_node("n1", labels=labels, shares={})), 0.0)
+    assert store.nodes["n1"].contradictions
+    store.apply(Changed(Kind.RESOURCESLICE, make_slice("n1", devices=[gpu(0), gpu(1)])), 0.0)
+    assert not store.nodes["n1"].contradictions
+    assert free_of(store, GPU) == 2
 
 
 def test_the_contradictions_of_a_node_are_told_when_they_come_and_when_they_go() -> None:
