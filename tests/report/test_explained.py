@@ -172,7 +172,7 @@ async def test_a_pod_that_has_gone_leaves_its_last_decision(world: World) -> Non
     assert [told.state, told.now] == ["gone", None]
     assert told.decision is not None
     assert told.decision.best
-    assert "ended, was deleted" in told.notes[0]
+    assert "ended or was deleted" in told.notes[0]
 
 
 async def test_of_two_pods_of_one_name_the_decision_of_the_earlier_is_said_to_be_that(world: World) -> None:
