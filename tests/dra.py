@@ -9,7 +9,7 @@ import msgspec
 
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_devices import EXTENDED_ANNOTATION, GPU_DRIVER
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.core.nouns import GPU_RESOURCE
 
 Json = dict[str, Any]
@@ -117,6 +117,13 @@ def class_manifest(extended_resource: str = "nvidia.com/gpu") -> Json:
         "metadata": {"name": GPU_DRIVER},
         "spec": {"selectors": [{"cel": {"expression": cel}}], "extendedResourceName": extended_resource},
     }
+
+
+def make_class(extended_resource: str = "nvidia.com/gpu") -> DeviceClass:
+    """The class, decoded; its uid is its name."""
+    raw = class_manifest(extended_resource)
+    raw["metadata"]["uid"] = raw["metadata"]["name"]
+    return msgspec.convert(raw, DeviceClass)
 
 
 def make_slice(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.objects import ConfigMap, Node, Partial, Pod, Slim
 from scheduler.cluster.port import Kind
 from scheduler.core.errors import ApiUnavailable
@@ -32,6 +32,7 @@ _TYPES: dict[Kind, type[Object]] = {
     Kind.CONFIGMAP: ConfigMap,
     Kind.RESOURCESLICE: ResourceSlice,
     Kind.RESOURCECLAIM: ResourceClaim,
+    Kind.DEVICECLASS: DeviceClass,
 }
 
 # Where an object may be seen to end and is none: tried so often, then the rest of the page is scanned as a whole.

@@ -28,7 +28,7 @@ from scheduler.cluster.dra_devices import (
     devices_of,
     parent_of,
 )
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Kind
 from scheduler.cluster.shares import Offer
 from scheduler.core.nouns import GPU_RESOURCE
@@ -61,18 +61,28 @@ class Devices:
         """By pool, the nodes on which it offers something."""
         self._node_of: dict[DeviceKey, str] = {}
         self._claims_of: dict[DeviceKey, set[str]] = {}
+        self._names: dict[str, str] = {}
+        """Extended resources by which pods may ask for devices, by uid of their class."""
         self._extended: dict[str, set[str]] = {}
         """By pod, the claims that kube-scheduler made for it."""
 
-    def see(self, thing: ResourceSlice | ResourceClaim, *, gone: bool) -> set[str]:
+    def see(self, thing: ResourceSlice | ResourceClaim | DeviceClass, *, gone: bool) -> set[str]:
         """Take one event of a watch."""
         uid = thing.metadata.uid
+        if isinstance(thing, DeviceClass):
+            self._names.pop(uid, None)
+            if thing.spec.extended_resource_name and not gone:
+                self._names[uid] = thing.spec.extended_resource_name
+            return set()
         if isinstance(thing, ResourceSlice):
             return self.forget_slice(uid) if gone else self.see_slice(uid, thing)
         return self.forget_claim(uid) if gone else self.see_claim(uid, thing)
 
     def keep(self, kind: Kind, uids: AbstractSet[str]) -> set[str]:
         """A listing is complete: whatever of this kind it does not name is gone."""
+        if kind is Kind.DEVICECLASS:
+            self._names = {uid: name for uid, name in self._names.items() if uid in uids}
+            return set()
         if kind is Kind.RESOURCESLICE:
             return {node for uid in self._slices.keys() - uids for node in self.forget_slice(uid)}
         return {node for uid in self.claims.keys() - uids for node in self.forget_claim(uid)}
@@ -183,6 +193,10 @@ class Devices:
     def nodes_of_pod(self, uid: str) -> set[str]:
         """Nodes with devices that kube-scheduler has claimed for this pod's extended resources."""
         return {node for claim in self._extended.get(uid, ()) for node in self._nodes_of(self.claims[claim])}
+
+    def is_named(self, resource: str) -> bool:
+        """Whether kube-scheduler finds devices for pods that ask for this resource: some DeviceClass has its name."""
+        return resource in self._names.values()
 
     # --- questions -----------------------------------------------------------------------------------------------
 

@@ -113,3 +113,16 @@ class ResourceClaim(Partial, frozen=True):
     """A wish for devices; once it is allocated it holds them, whether its pod is bound or not."""
 
     status: ClaimStatus = ClaimStatus()
+
+
+class ClassSpec(Slim, frozen=True):
+    """spec of a DeviceClass."""
+
+    extended_resource_name: str | None = None
+    """By which pods may ask for its devices as for a resource."""
+
+
+class DeviceClass(Partial, frozen=True):
+    """A sort of devices."""
+
+    spec: ClassSpec = ClassSpec()

@@ -28,9 +28,10 @@ class Kind(StrEnum):
     """One of them only: the one that pauses us."""
     RESOURCESLICE = "resourceslices"
     RESOURCECLAIM = "resourceclaims"
+    DEVICECLASS = "deviceclasses"
 
 
-MAY_BE_ABSENT = frozenset({Kind.RESOURCESLICE, Kind.RESOURCECLAIM})
+MAY_BE_ABSENT = frozenset({Kind.RESOURCESLICE, Kind.RESOURCECLAIM, Kind.DEVICECLASS})
 """Kinds of DRA, which servers have in v1 from 1.34 on: without them GPUs are counted as ever."""
 
 

@@ -60,6 +60,7 @@ VERSIONS: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.CONFIGMAP: (("", "v1"),),
     Kind.RESOURCESLICE: _DRA,
     Kind.RESOURCECLAIM: _DRA,
+    Kind.DEVICECLASS: _DRA,
 }
 REQUIRED = frozenset({Kind.NODE, Kind.POD})
 

@@ -18,7 +18,7 @@ from scheduler.cluster.beside import Beside
 from scheduler.cluster.claimers import Claimers
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.dra import Devices
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.holdings import Holdings
 from scheduler.cluster.images import images_of
 from scheduler.cluster.intent import Fault, Intent, IntentSettings
@@ -163,7 +163,7 @@ class Store:
                 self._node_gone(thing.metadata.name)
             else:
                 self._node_seen(thing, now_mono_s)
-        elif isinstance(thing, ResourceSlice | ResourceClaim):
+        elif isinstance(thing, ResourceSlice | ResourceClaim | DeviceClass):
             self._devices_changed(self.devices.see(thing, gone=gone), now_mono_s)
         elif event.kind is Kind.NAMESPACE:
             self._namespace(thing, gone=gone)

@@ -68,6 +68,8 @@ WOKEN = (
     "It had been refused, fitted again and was woken at {}. If kube-scheduler has not asked us since, its own filters "
     "keep the pod from these nodes (kubectl describe pod tells)."
 )
+NO_CLASS = "no DeviceClass has extendedResourceName"
+NOT_OFFERED = "So kube-scheduler offers this pod none of them."
 GONE = (
     "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
     "about it."
@@ -212,6 +214,7 @@ class Explainer:
             notes.append(WOKEN.format(format_instant(round(woken_unix_s))))
         soft = record is not None and record.result == "passed_soft"
         notes.append(SOFT if soft else ADVISORY if now.placement == Placement.ADVISORY else DECISIVE)
+        notes += self._unnamed(facts)
         if now.failed_policies:
             notes.append(f"Policies that failed and were left out: {', '.join(now.failed_policies)}.")
         return notes
@@ -221,6 +224,19 @@ class Explainer:
         policies = (each.name for each in self._decider.profiles[request.workload].scores)
         left = request.preferences.not_weighed(policies) if request.preferences is not None else ()
         return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
+
+    def _unnamed(self, facts: PodFacts) -> list[str]:
+        """Resources that nodes offer by DRA, and that kube-scheduler does not find there for want of a name."""
+        store = self._decider.store
+        if facts.node or Kind.DEVICECLASS not in store.synced:
+            return []
+        notes = []
+        for name, _ in facts.units:
+            count = sum(record.by_claims and name in record.offers for record in store.nodes.values())
+            if count and not store.devices.is_named(name):
+                nodes = "1 node offers" if count == 1 else f"{count:,} nodes offer"
+                notes.append(f"{nodes} {name} by DRA alone, and {NO_CLASS}: {name}. {NOT_OFFERED}")
+        return notes
 
     def _no_record(self, facts: PodFacts) -> str:
         if DECISION_ANNOTATION in (facts.meta.annotations or {}):

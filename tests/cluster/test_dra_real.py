@@ -66,9 +66,10 @@ def install_stand_ins(plane: ControlPlane) -> None:
     plane.apply(
         stand_in("ResourceSlice", "resourceslices", namespaced=False),
         stand_in("ResourceClaim", "resourceclaims", namespaced=True),
+        stand_in("DeviceClass", "deviceclasses", namespaced=False),
     )
     deadline_s = time.monotonic() + READY_LIMIT_S
-    want_names = {"resourceslices", "resourceclaims"}
+    want_names = {"resourceslices", "resourceclaims", "deviceclasses"}
     while True:
         if serves_dra(plane):
             found = plane.request("GET", f"/apis/{API}")
@@ -81,7 +82,7 @@ def install_stand_ins(plane: ControlPlane) -> None:
 
 def remove_stand_ins(plane: ControlPlane) -> None:
     """Take them away again, and wait until the server says so."""
-    for plural in ("resourceslices", "resourceclaims"):
+    for plural in ("resourceslices", "resourceclaims", "deviceclasses"):
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{GROUP}"
         plane.request("DELETE", path)
     deadline_s = time.monotonic() + READY_LIMIT_S

@@ -17,7 +17,7 @@ from tests.contracts.cluster_contract import ApiWorld, Server, eventually, follo
 from tests.contracts.dra_contract import DraContract
 from tests.dra import gpu, slice_manifest, whole
 
-DRA = (Kind.RESOURCESLICE, Kind.RESOURCECLAIM)
+DRA = (Kind.RESOURCESLICE, Kind.RESOURCECLAIM, Kind.DEVICECLASS)
 NOT_SERVED = answers({"kind": "Status", "message": "the server could not find it", "code": 404}, 404)
 
 
@@ -48,6 +48,7 @@ async def test_a_server_without_them_is_no_fault(server: Server) -> None:
         server.cluster() as cluster,
         following(cluster, Kind.RESOURCESLICE),
         following(cluster, Kind.RESOURCECLAIM),
+        following(cluster, Kind.DEVICECLASS),
     ):
         await eventually(lambda: cluster.absent == set(DRA))
         assert not cluster.refused

@@ -9,15 +9,16 @@ import uuid
 from typing import TYPE_CHECKING
 
 from scheduler.cluster.dra import Devices
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Changed, ClusterEvent, Gone, Kind, Listed
 from tests.contracts.cluster_contract import Server, changed, following, gone, make_namespace
 from tests.controlplane import collection_path
-from tests.dra import claim_manifest, claim_status, gpu, held, slice_manifest, whole
+from tests.dra import claim_manifest, claim_status, class_manifest, gpu, held, slice_manifest, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+CLASSES = "/apis/resource.k8s.io/v1/deviceclasses"
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
 
 
@@ -27,13 +28,26 @@ def counted(*told: Iterable[ClusterEvent]) -> Devices:
     for event in (each for events in told for each in events):
         if isinstance(event, Listed):
             devices.keep(event.kind, event.keys)
-        elif isinstance(event.object, ResourceSlice | ResourceClaim):
+        elif isinstance(event.object, ResourceSlice | ResourceClaim | DeviceClass):
             devices.see(event.object, gone=isinstance(event, Gone))
     return devices
 
 
 class DraContract:
     """Inherit, and offer the fixture `server`."""
+
+    async def test_classes_are_followed_with_the_name_that_they_give(self, server: Server) -> None:
+        resource = f"example.com/gpu-{uuid.uuid4().hex[:8]}"
+        manifest = class_manifest(resource)
+        name = manifest["metadata"]["name"] = f"class-{uuid.uuid4().hex[:8]}"
+        async with server.cluster() as cluster, following(cluster, Kind.DEVICECLASS) as classes:
+            await classes.listed()
+            await server.world.call("POST", CLASSES, manifest)
+            await classes.until(changed(name))
+            assert counted(classes.events).is_named(resource)
+            await server.world.call("DELETE", f"{CLASSES}/{name}")
+            await classes.until(gone(name))
+            assert not counted(classes.events).is_named(resource)
 
     async def test_slices_are_listed_and_followed_through_all_that_a_driver_does(
         self, server: Server

@@ -7,10 +7,11 @@ import io
 from rich.console import Console
 
 from scheduler.client.tables import print_explanation
-from scheduler.cluster.objects import Container, Meta, Pod, PodSpec, PodStatus, Present
-from scheduler.cluster.port import Changed, Kind, Listed
+from scheduler.cluster.objects import Container, Meta, Node, NodeStatus, Pod, PodSpec, PodStatus, Present
+from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.report.explain import BY_CLAIMS
-from tests.dra import make_claim, make_slice
+from tests.builders import make_pod
+from tests.dra import make_claim, make_class, make_slice
 from tests.report.test_explained import World
 
 
@@ -59,3 +60,27 @@ async def test_it_is_forgotten_when_it_ends_or_is_gone() -> None:
     world.store.apply(Listed(Kind.POD, frozenset()), 0.0)
     await world.unknown("p1")
     assert not len(world.store.claimers)
+
+
+async def test_a_pod_that_waits_is_told_that_no_class_gives_the_gpus_by_dra_its_name() -> None:
+    world = World()
+    bare = Node(metadata=Meta(name="n3"), status=NodeStatus(allocatable={"cpu": "96"}))
+    for thing in (bare, make_slice("n3")):
+        world.store.apply(Changed(Kind.RESOURCESLICE, thing), 0.0)
+    world.see(make_pod("p1", 8))
+    want = "1 node offers nvidia.com/gpu by DRA alone, and no DeviceClass has extendedResourceName: nvidia.com/gpu."
+
+    async def is_told() -> bool:
+        return any(note.startswith(want) for note in (await world.explained("p1")).notes)
+
+    assert not await is_told(), "the classes are not known"
+    world.store.apply(Listed(Kind.DEVICECLASS, frozenset()), 0.0)
+    assert await is_told()
+    world.store.apply(Changed(Kind.DEVICECLASS, make_class("example.com/gpu")), 0.0)
+    assert await is_told()
+    world.store.apply(Changed(Kind.DEVICECLASS, make_class()), 0.0)
+    assert not await is_told()
+    world.store.apply(Gone(Kind.DEVICECLASS, make_class()), 0.0)
+    assert await is_told()
+    world.see(make_pod("p1", 8, node="n1"))
+    assert not await is_told(), "it runs"
