@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,6 +84,14 @@ def busy(stub: NvmlStub) -> NvmlStub:
     return stub
 
 
+def is_measured(replica: Replica, node: str) -> bool:
+    return view(replica, node)["load_frac"] is not None
+
+
+def is_followed(replica: Replica, pod: str) -> bool:
+    return pod in {each["name"] for each in report(replica)["pods"]}
+
+
 def until_bound(system: System, replica: Replica, *pods: str) -> dict[str, str]:
     nodes = {pod: system.bound(pod) for pod in pods}
     wait_for("they are followed", lambda: report(replica)["pods_so_far"] >= len(pods))
@@ -100,7 +109,7 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
     replica = system.serve(mode="observe", profiles=PACK)
     until_seen(replica, *sizes, "observe-sick")
     for name in (*sizes, "observe-sick"):
-        wait_for(f"{name} is measured", lambda name=name: view(replica, name)["load_frac"] is not None)
+        wait_for(f"{name} is measured", partial(is_measured, replica, name))
     wait_for("it follows", lambda: report(replica)["status"] == "no_data")
     assert "No data yet" in say(replica)
     scheduler = system.scheduler(replica.port)
@@ -112,7 +121,7 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
             system.bound(name)
             wait_for(
                 f"{name} is followed",
-                lambda name=name: name in {each["name"] for each in report(replica)["pods"]},
+                partial(is_followed, replica, name),
             )
             # 1. Each pod stands where we would have placed it, by free GPUs as they would be.
             [told] = [each for each in report(replica)["pods"] if each["name"] == name]
