@@ -9,8 +9,8 @@ import pytest
 
 from scheduler.simulate.ports import free_port
 from tests.brokers import mosquitto_path
-from tests.controlplane import WHY_NOT, assets
-from tests.e2e.system import Process, System, run_system
+from tests.controlplane import WHY_NOT, Daemon, assets
+from tests.e2e.system import Process, Replica, System, run_system
 from tests.fakes.nvml_stub.stub import NvmlStub, compiler
 
 StartAgent = Callable[..., tuple[Process, int]]
@@ -32,6 +32,28 @@ def system(running_system: System) -> Iterator[System]:
         yield running_system
     finally:
         running_system.clear()
+
+
+@pytest.fixture
+def replica(system: System) -> Replica:
+    """One replica, as it comes."""
+    return system.serve()
+
+
+@pytest.fixture
+def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
+    """A kube-scheduler that asks it."""
+    daemon = system.scheduler(replica.port)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def controllers(system: System) -> Iterator[Daemon]:
+    """The real controllers of Jobs and Deployments."""
+    daemon = system.plane.start_controller_manager("job,deployment,replicaset,garbagecollector")
+    yield daemon
+    daemon.stop()
 
 
 @pytest.fixture

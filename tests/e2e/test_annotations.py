@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,26 +17,6 @@ JOBS = "/apis/batch/v1/namespaces/default/jobs"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 NAMESPACE = "/api/v1/namespaces/default"
 BACKGROUND = {"propagationPolicy": "Background"}
-
-
-@pytest.fixture
-def replica(system: System) -> Replica:
-    return system.serve()
-
-
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
-def controllers(system: System) -> Iterator[Daemon]:
-    """The real controllers of Jobs and Deployments."""
-    daemon = system.plane.start_controller_manager("job,deployment,replicaset,garbagecollector")
-    yield daemon
-    daemon.stop()
 
 
 def add_a_node_a_pool(system: System, replica: Replica) -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,18 +16,6 @@ from tests.controlplane import Daemon, node_manifest, pod_manifest
 from tests.e2e.system import NAMESPACE, Replica, System, until_seen, view, wait_for
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def replica(system: System) -> Replica:
-    return system.serve()
-
-
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
 
 
 def call(replica: Replica, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,26 +13,6 @@ from tests.e2e.test_annotations import BACKGROUND, DEPLOYMENTS, ended, made, nod
 pytestmark = pytest.mark.e2e
 
 NODES = ("near-a", "near-b", "near-c")
-
-
-@pytest.fixture
-def replica(system: System) -> Replica:
-    return system.serve()
-
-
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
-def controllers(system: System) -> Iterator[Daemon]:
-    """The real controllers of Deployments."""
-    daemon = system.plane.start_controller_manager("deployment,replicaset,garbagecollector")
-    yield daemon
-    daemon.stop()
 
 
 def test_replicas_of_a_deployment_spread_though_one_node_is_the_least_loaded(

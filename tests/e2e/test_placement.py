@@ -27,13 +27,6 @@ def replica(system: System) -> Replica:
     return system.serve(telemetry={"broker": system.broker.url, "stale": "10s", "half_life": "500ms"})
 
 
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
-
-
 def add_part_full_nodes(system: System, replica: Replica, prefix: str) -> None:
     """Three nodes of 8 GPUs, of which others hold 7, 4 and none."""
     fullest, half, empty = (f"{prefix}-{letter}" for letter in "abc")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,13 +37,6 @@ def replica(system: System) -> Replica:
             }
         )
     return system.serve()
-
-
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
 
 
 def fill(system: System, replica: Replica, node: str, gpus: int = 8) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,18 +16,6 @@ HOST = "kubernetes.io/hostname"
 ZONE = "topology.kubernetes.io/zone"
 TRAINING = {"wattbalance.io/workload": "training"}
 WEB = {"labelSelector": {"matchLabels": {"app": "web"}}}
-
-
-@pytest.fixture
-def replica(system: System) -> Replica:
-    return system.serve()
-
-
-@pytest.fixture
-def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
-    daemon = system.scheduler(replica.port)
-    yield daemon
-    daemon.stop()
 
 
 def add_pod(system: System, name: str, labels: dict[str, str] | None = None, **spec: object) -> None:

@@ -33,11 +33,6 @@ OFFERED = Counter({GPU: 10, SHARED: 8, SEVENTH: 8, THREE: 2})
 
 
 @pytest.fixture
-def replica(system: System) -> Replica:
-    return system.serve()
-
-
-@pytest.fixture
 def scheduler(system: System, replica: Replica) -> Iterator[Daemon]:
     """As a shared scheduler has it: each resource is named, and kube-scheduler goes on counting."""
     managed = [{"name": name, "ignoredByScheduler": False} for name in RESOURCES]
