@@ -123,6 +123,9 @@ class Refused:
         request = outcome.request
         if outcome.result != "no_fit" or not request.uid:
             self._forget(request.uid)
+            if outcome.reserved:
+                # Its promise counts instead, be it there or elsewhere.
+                self._end_way(request.uid)
             return
         # What it was woken for has come to nothing.
         self._end_way(request.uid)

@@ -151,6 +151,18 @@ def test_what_was_woken_counts_as_on_its_way_for_a_while_and_no_longer(world: Wo
     assert world.wake_all() == ["third"]
 
 
+def test_a_pod_that_was_promised_another_node_leaves_its_room_at_once(world: World) -> None:
+    see_node(world.store, "n1", 2, SICK)
+    see_node(world.store, "n2", 2, SICK)
+    world.ask("first", 2, nodes=("n1",), waited_s=9)
+    world.ask("second", 2, nodes=("n1",), waited_s=8)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["first"]
+    world.quarantine("n2", ends=True)
+    assert world.ask("first", 2, nodes=("n2",)) == "placed"
+    assert world.wake_all() == ["second"]
+
+
 def test_a_pod_that_is_refused_again_leaves_its_room_to_others_and_rests(world: World) -> None:
     see_node(world.store, "n1", 2, SICK)
     world.ask("first", 2, waited_s=9)

@@ -63,9 +63,10 @@ class NudgeMachine(RuleBasedStateMachine):
     def _ask(self, name: str, nodes: tuple[str, ...]) -> None:
         result = self.world.ask(name, self.gpus[name], nodes=nodes)
         self.refused.pop(name, None)
-        self.on_their_way.pop(name, None)
         if result == "no_fit":
             self.refused[name] = nodes
+        if result == "no_fit" or self.world.store.reservations.get(f"uid-{name}") is not None:
+            self.on_their_way.pop(name, None)
 
     @rule(gpus=st.integers(1, GPUS), nodes=SOME)
     def come(self, gpus: int, nodes: tuple[str, ...]) -> None:
