@@ -228,3 +228,23 @@ async def test_the_world_as_it_would_be_has_the_gpus_by_dra_too(world: World) ->
         world.api.bind("p", SPACE, "n2")
         await eventually(lambda: scheduler.books() == {"n1": (2, 0, 6), "n2": (6, 0, 2)})
         assert counted() == [6, 8], "its claim is counted by its request"
+
+
+async def test_gpus_of_a_pool_that_is_being_written_do_not_count_and_are_told(world: World) -> None:
+    async def page(replica: Replica) -> str:
+        async with replica.session.get("/metrics") as answer:
+            return await answer.text()
+
+    async with world.replica() as replica:
+        await replica.knows(*NODES)
+        scheduler = Scheduler(world, replica)
+        assert "wattbalance_incomplete_device_pools 0.0" in await page(replica)
+        halves = [slice_manifest("n1", part=part, of=2, generation=2) for part in (0, 1)]
+        for half, devices in zip(halves, (slice(0, 4), slice(4, 8)), strict=True):
+            half["spec"]["devices"] = half["spec"]["devices"][devices]
+        world.api.patch("resourceslices", halves[0]["metadata"]["name"], "", {"spec": halves[0]["spec"]})
+        await eventually(lambda: scheduler.books()["n1"] == (0, 0, 0))
+        assert "wattbalance_incomplete_device_pools 1.0" in await page(replica)
+        world.api.create("resourceslices", halves[1])
+        await eventually(lambda: scheduler.books()["n1"] == (0, 0, 8))
+        assert "wattbalance_incomplete_device_pools 0.0" in await page(replica)

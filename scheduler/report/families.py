@@ -145,6 +145,9 @@ class Sources:
         "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, or whose GPUs DRA offers "
         "too."
     )
+    incomplete_device_pools: Count = _gauge(
+        "Pools of GPUs by DRA some of whose slices are still to come: none of their GPUs counts."
+    )
     reservations: Count = _gauge("Pods to which GPUs are promised and which are not bound yet.")
     reservations_lost: By = _counter("Promises that ended without their pod being bound.", "reason")
     bypassed_pods: By = _counter(
