@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import urllib.error
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(assets() is None, reason=WHY_N
 
 LACKS = f"this kube-apiserver has no {API}, which comes with 1.34; custom resources stand in for it below"
 READY_LIMIT_S = 60.0
+PLURALS = ("resourceslices", "resourceclaims", "deviceclasses")
 
 
 def serves_dra(plane: ControlPlane) -> bool:
@@ -69,7 +71,7 @@ def install_stand_ins(plane: ControlPlane) -> None:
         stand_in("DeviceClass", "deviceclasses", namespaced=False),
     )
     deadline_s = time.monotonic() + READY_LIMIT_S
-    want_names = {"resourceslices", "resourceclaims", "deviceclasses"}
+    want_names = set(PLURALS)
     while True:
         if serves_dra(plane):
             found = plane.request("GET", f"/apis/{API}")
@@ -82,13 +84,24 @@ def install_stand_ins(plane: ControlPlane) -> None:
 
 def remove_stand_ins(plane: ControlPlane) -> None:
     """Take them away again, and wait until the server says so."""
-    for plural in ("resourceslices", "resourceclaims", "deviceclasses"):
+    for plural in PLURALS:
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{GROUP}"
         plane.request("DELETE", path)
     deadline_s = time.monotonic() + READY_LIMIT_S
-    while serves_dra(plane):
+    # Discovery forgets them before the last list is answered.
+    while serves_dra(plane) or any(is_listed(plane, plural) for plural in PLURALS):
         assert time.monotonic() < deadline_s, "the definitions are still served"
         time.sleep(0.1)
+
+
+def is_listed(plane: ControlPlane, plural: str) -> bool:
+    """Whether a list of them is answered."""
+    try:
+        plane.request("GET", f"/apis/{API}/{plural}")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code != 404
+    return True
 
 
 @pytest.fixture(scope="module")
