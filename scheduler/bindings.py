@@ -80,7 +80,8 @@ class Bindings:
 
     Args:
         scheduler_names: whose pods should come to us.
-        managed_resources: a pod that asks for none of them is nobody's business here.
+        managed_resources: a pod that asks for none of them is nobody's business here; none: all that are GPUs or parts
+            of them.
         decision_of: the newest decision for a uid, if there is one.
         judges: whether this replica judges now: it leads, and acts.
         is_asked: whether it is this replica that kube-scheduler asks. Where each answers its own kube-scheduler, over
@@ -119,14 +120,18 @@ class Bindings:
         """Take other names and resources. Pods that are bound already are not held against anybody."""
         self._names = frozenset(scheduler_names)
         managed = frozenset(managed_resources)
-        self._counted = frozenset(name for name in managed if is_gpu_resource(name))
-        others = managed - self._counted
+        self._managed = managed
+        others = frozenset(name for name in managed if not is_gpu_resource(name))
         self._added |= others.difference(self._others)
         self._others = tuple(sorted(others))
         if not others:
             # Nobody listens any more to pods that go.
             self._bound_others.clear()
             self._waiting_added.clear()
+
+    def manages(self, resource: str) -> bool:
+        """Whether pods that ask for it should come past us; of GPUs and parts of them."""
+        return not self._managed or resource in self._managed
 
     def inherit(self, waiting: Iterable[str], until_mono_s: float) -> None:
         """Pods that wait now may have been decided by somebody before us, until then."""
@@ -135,7 +140,7 @@ class Bindings:
 
     def bound(self, pod: PodFacts, promised: str, now_mono_s: float) -> None:
         """A GPU pod was bound. `promised` is the node where it held a promise; empty if none."""
-        if any(name in self._counted for name, _ in pod.units):
+        if any(self.manages(name) for name, _ in pod.units):
             self._judge(Binding.of(pod), promised, now_mono_s)
 
     def see(self, event: ClusterEvent, now_mono_s: float, *, synced: bool) -> None:
@@ -165,7 +170,7 @@ class Bindings:
             if added:
                 self._waiting_added.add(uid)
             return
-        if any(requested(spec, name) > 0 for name in self._counted):
+        if any(requested(spec, name) > 0 for name in self._managed if is_gpu_resource(name)):
             # The store told of this one.
             return
         self._bound_others.add(uid)

@@ -113,8 +113,8 @@ models:
   "*A100*": {capability: 1.5}
 
 scheduler_names: [wattbalance]   # pods of these schedulers should come past us
-# Pods that ask for one of these are counted if they come past us; such as nvidia.com/gpu.shared, nvidia.com/mig-1g.5gb.
-managed_resources: [nvidia.com/gpu]
+# Pods that ask for one of these are counted if they come past us; none named: all that are GPUs, shared ones or slices.
+managed_resources: []            # as managedResources of a scheduler that others share
 
 log:
   level: info                    # debug, info, warning or error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -79,7 +79,7 @@ def render(wanted: Wanted, settings: Settings | None = None) -> Printed:
 
     Args:
         wanted: what the person asked for.
-        settings: of the daemon that it shall ask; None: those of the example, and all GPU resources.
+        settings: of the daemon that it shall ask; None: those of the example.
 
     Raises:
         ConfigError: for a version of Kubernetes that is unknown, and for what would not work together.
@@ -87,8 +87,6 @@ def render(wanted: Wanted, settings: Settings | None = None) -> Printed:
     found = settings or config.load(config.example())
     problems: list[Problem] = []
     scheduler = _decide(wanted, found, problems)
-    if settings is None and wanted.shared:
-        scheduler = replace(scheduler, resources=GPU_RESOURCES)
     _check(scheduler, found, problems)
     if problems:
         raise ConfigError(problems)
@@ -139,7 +137,7 @@ def _decide(wanted: Wanted, settings: Settings, problems: list[Problem]) -> Sche
         key_file=wanted.key_file if asked else "",
         bind=settings.extender.bind,
         ignorable=wanted.shared if ignorable is None else ignorable,
-        resources=tuple(dict.fromkeys(settings.managed_resources)) if wanted.shared else (),
+        resources=tuple(dict.fromkeys(settings.managed_resources or GPU_RESOURCES)) if wanted.shared else (),
     )
 
 

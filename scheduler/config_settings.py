@@ -30,7 +30,7 @@ from scheduler.config_types import (
     Strict,
     Text,
 )
-from scheduler.core.nouns import GPU_RESOURCE, PoolSpec
+from scheduler.core.nouns import PoolSpec
 
 
 class Mode(StrEnum):
@@ -336,10 +336,10 @@ class Settings(Strict, frozen=True, kw_only=True):
     managed_resources: Annotated[
         tuple[ResourceName, ...],
         Meta(
-            min_length=1,
-            description="Pods with one of these are counted if they come past us; name what is shared or sliced, too.",
+            description="Pods with one of these are counted if they come past us. None named: all that are GPUs, "
+            "shared ones or slices. For a scheduler that others share, as its `managedResources` name them.",
         ),
-    ] = (GPU_RESOURCE,)
+    ] = ()
     log: Annotated[LogSettings, Meta(description="The daemon's own lines.")] = field(
         default_factory=LogSettings
     )

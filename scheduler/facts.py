@@ -230,6 +230,9 @@ def sources(replica: Replica) -> Sources:
         count_disagreements=lambda: decider.disagreements,
         waiting_pods=lambda: len(store.waiting),
         contradicting_nodes=lambda: sum(bool(node.contradictions) for node in store.nodes.values()),
+        unmanaged_nodes=lambda: sum(
+            not all(map(replica.bindings.manages, node.offers)) for node in store.nodes.values()
+        ),
         incomplete_device_pools=lambda: len(store.devices.incomplete),
         reservations=lambda: len(store.reservations),
         reservations_lost=lost,

@@ -82,7 +82,7 @@ class World:
         self.asked = asked
         self.bindings = Bindings(
             [OURS],
-            managed or (GPU_RESOURCE,),
+            managed,
             decision_of=self.decisions.get,
             judges=lambda: self.judges,
             is_asked=lambda: self.asked,
@@ -204,6 +204,25 @@ def test_managed_resources_that_the_store_does_not_count_are_seen_in_the_watch()
     see(Listed(Kind.POD, frozenset()), NOW, synced=True)
     see(Changed(Kind.POD, slice_pod), NOW, synced=True)
     assert len(world.told) == 3
+
+
+def test_without_names_all_that_are_gpus_should_come_past_us() -> None:
+    world = World()
+    for asked in ("nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-1g.5gb"):
+        world.bindings.bound(facts(a_pod(asked, asks={asked: 1})), "", NOW)
+    assert [name for name, _ in world.told] == [
+        "nvidia.com/gpu",
+        "nvidia.com/gpu.shared",
+        "nvidia.com/mig-1g.5gb",
+    ]
+    named = World("nvidia.com/gpu.shared")
+    for asked in ("nvidia.com/gpu", "nvidia.com/gpu.shared"):
+        named.bindings.bound(facts(a_pod(asked, asks={asked: 1})), "", NOW)
+    assert [name for name, _ in named.told] == ["nvidia.com/gpu.shared"]
+    assert [named.bindings.manages(name) for name in ("nvidia.com/gpu", "nvidia.com/gpu.shared")] == [
+        False,
+        True,
+    ]
 
 
 def test_a_daemon_sets_pod_is_known_for_one() -> None:

@@ -69,7 +69,7 @@ def test_the_least_file_gets_the_documented_defaults() -> None:
     assert list(map(float, durations)) == [60, 10, 5]
     durations = (settings.lease.duration_s, settings.lease.renew_deadline_s, settings.lease.retry_s)
     assert list(map(float, durations)) == [15, 10, 2]
-    assert settings.managed_resources == ("nvidia.com/gpu",)
+    assert settings.managed_resources == ()
     assert float(settings.extender.reservation_s) == 30
 
 

@@ -293,7 +293,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_file_that_says_otherwise_is_told_of() -> None:
-    settings = settings_of('extender: {kubernetes_version: "1.3"}\n')
+    settings = settings_of('extender: {kubernetes_version: "1.3"}\nmanaged_resources: [nvidia.com/gpu]\n')
     want_names = (
         "expected default-scheduler too, or its pods are not counted when they come past us; got wattbalance"
     )

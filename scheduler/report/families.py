@@ -145,6 +145,10 @@ class Sources:
         "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, or whose GPUs DRA offers "
         "too."
     )
+    unmanaged_nodes: Count = _gauge(
+        "Nodes that offer GPUs, or parts of them, that `managed_resources` does not name: a scheduler that others "
+        "share may not ask us about pods with them."
+    )
     incomplete_device_pools: Count = _gauge(
         "Pools of GPUs by DRA some of whose slices are still to come: none of their GPUs counts."
     )

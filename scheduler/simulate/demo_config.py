@@ -11,9 +11,7 @@ from typing import Any
 
 import yaml
 
-from scheduler.cluster.shares import SHARED_SUFFIX
 from scheduler.config_example import TEXT
-from scheduler.core.nouns import GPU_RESOURCE
 from scheduler.core.units import parse_duration
 
 CLUSTER = "demo"
@@ -73,7 +71,6 @@ def write_config(
         "cluster": {"name": CLUSTER, "kubeconfig": str(write_kubeconfig(folder, api_url))},
         "telemetry": {"broker": broker_url, "stale": f"{max(10 * interval_s, _STALE_S):g}s"},
         **chosen(policies, speed_per_s),
-        "managed_resources": [GPU_RESOURCE, GPU_RESOURCE + SHARED_SUFFIX],
         "listeners": [{"address": address, "serves": ["extender", "api", "metrics", "probes"]}],
         "shutdown": {"grace": "5s"},
     }
