@@ -8,7 +8,7 @@ by that alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -44,6 +44,8 @@ ASKED: dict[str, tuple[dict[str, Any], tuple[Reason, ...]]] = {
     "gpu-model": ({"gpu_models": ()}, (Reason.OTHER_MODEL, Reason.UNKNOWN_MODEL)),
     "gpu-memory": ({"gpu_memory_bytes": 0}, (Reason.TOO_LITTLE_MEMORY, Reason.UNKNOWN_MEMORY)),
 }
+# Where nobody tells, asking for something else would help, and so would telling.
+UNTOLD = {Reason.UNKNOWN_MODEL: "nvidia.com/gpu.product", Reason.UNKNOWN_MEMORY: "nvidia.com/gpu.memory"}
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
 
 
@@ -299,12 +301,18 @@ class _Look:
             if not concerned.any():
                 continue
             helped = self._again(request=replace(self.request, **without))
-            what, remedy = (
-                f"not as the pod's wattbalance.io/{key} asks",
-                "It may ask for less, or for more kinds.",
-            )
+            what = f"not as the pod's wattbalance.io/{key} asks"
+            remedy = " ".join(self._remedies(concerned, reasons))
             found.append(self._hindrance("annotation", concerned, helped, what, remedy))
         return found
+
+    def _remedies(self, concerned: Mask, reasons: tuple[Reason, ...]) -> Iterator[str]:
+        for reason in reasons:
+            count = int(np.count_nonzero(concerned & (self.judgement.codes == reason)))
+            if count and (label := UNTOLD.get(reason)):
+                yield f"Of {count:,} nobody tells it: run wattbalance's agent there, or label them with {label}."
+            elif count:
+                yield "It may ask for less, or for more kinds."
 
     def _free(self) -> Hindrance | None:
         snapshot, big = self.judgement.snapshot, self.judgement.full

@@ -304,7 +304,7 @@ class Explainer:
         else:
             text = (
                 f"nothing is known of pod {which}: no pod of this name wants or holds GPUs now, and no decision "
-                f"that is kept was about one. {self._since()} An older one is in the log, if it was made"
+                f"that is kept was about one. {self._since()} An older one, if there was one, is in its log"
             )
         return NotFound(error=text, namespaces=elsewhere)
 

@@ -230,6 +230,18 @@ def test_what_the_pod_asks_for_itself_may_be_what_holds_it() -> None:
     assert [each.helps for each in both.unblock] == [0]
 
 
+def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
+    store = make_store()
+    for name, labels in (("told", {"nvidia.com/gpu.memory": "8192"}), ("untold", {})):
+        store.apply(Changed(Kind.NODE, make_node(name, 8, labels)), 0.0)
+    told = look(make_decider(store), make_request(gpu_memory_bytes=2**40))
+    want = (
+        "2 nodes not as the pod's wattbalance.io/gpu-memory asks: 2 would take the pod. It may ask for less, or for "
+        "more kinds. Of 1 nobody tells it: run wattbalance's agent there, or label them with nvidia.com/gpu.memory."
+    )
+    assert [each.text for each in told.unblock] == [want]
+
+
 @pytest.mark.parametrize(
     "reason", [each for each in Reason if each not in (Reason.FITS, Reason.UNKNOWN_NODE)]
 )
