@@ -7,11 +7,13 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from scheduler.core.nouns import Workload
-from scheduler.core.units import parse_percent, quoted
+from scheduler.core.units import parse_bytes, parse_percent, quoted
 
 MOST_ENTRIES = 64
 # A gang of one pod a GPU on the largest clusters there are.
 MOST_GANG = 65_536
+# Less is a slip: no GPU has so little.
+LEAST_MEMORY_BYTES = 2**20
 
 
 class BadValue(ValueError):
@@ -108,6 +110,15 @@ def above_zero(parse: Callable[[str], float]) -> Callable[[str], float]:
         raise _refused("more than nothing", text)
 
     return read_amount
+
+
+def memory(text: str) -> int:
+    """An amount of memory that a GPU may have: a bare number, which is bytes, was meant to have a unit."""
+    size_bytes = parse_bytes(text)
+    if size_bytes >= LEAST_MEMORY_BYTES:
+        return size_bytes
+    meant = f"{text}Gi" if _COUNT.fullmatch(text) else ""
+    raise _refused("at least 1Mi of memory, such as 40Gi", text, meant)
 
 
 def number_of(pattern: re.Pattern[str], expected: str) -> Callable[[str], float]:
