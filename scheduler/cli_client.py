@@ -200,6 +200,7 @@ def nodes(
     """
     with found_daemon(server, context, daemon_namespace) as (daemon, _):
         views, raw = daemon.nodes(pool or "")
+        elsewhere = sorted({view.pool for view in daemon.nodes()[0]}) if pool and not views else []
     if output == "json":
         import msgspec
 
@@ -209,8 +210,13 @@ def nodes(
 
     out = tables.console()
     if not views:
+        known = (
+            f"those that the daemon knows are in {', '.join(elsewhere)}"
+            if elsewhere
+            else "the daemon knows none yet"
+        )
         where = f" in pool {pool}" if pool else ""
-        click.echo(f"no GPU nodes{where}: the daemon knows none yet", err=True)
+        click.echo(f"no GPU nodes{where}: {known}", err=True)
     tables.print_nodes(out, views, sort_by=sort_by, wide=output == "wide")
 
 

@@ -112,7 +112,7 @@ class Notices:
         if not own_is_news and not inherited:
             return
         told = "; ".join(str(fault) for fault in (*own, *inherited))
-        note = f"Not used, the default holds: {told}. See docs/annotations.md."
+        note = f"Not used, the default holds (docs/annotations.md): {told}"
         self._tell(pod, BAD_ANNOTATION, told, note)
 
     def contradictions(self, node: NodeRecord) -> None:

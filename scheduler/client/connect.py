@@ -32,7 +32,8 @@ NO_KUBECTL = (
 NO_LEADER = (
     f"no running pod carries the label {LEADER}: is `wattbalance serve` running there, and does it lead?\nIn mode "
     f"observe nobody does: kubectl -n NAMESPACE port-forward POD {API_PORT}, with the pod of any replica, and beside "
-    f"it the same command with --server http://127.0.0.1:{API_PORT}"
+    f"it the same command with --server http://127.0.0.1:{API_PORT}. One that runs on this machine, outside any pod, "
+    "is reached so without a port-forward."
 )
 
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -124,9 +125,11 @@ class Handler(BaseHTTPRequestHandler):
             if told is None:
                 return 404, msgspec.json.encode(NotFound(error=f"nothing is known of pod {path[16:]}"))
             return 200, msgspec.json.encode(told)
-        start = int(query.partition("continue=")[2] or 0)
-        answer: dict[str, Any] = {"items": self.server.nodes[start : start + PAGE]}
-        if start + PAGE < len(self.server.nodes):
+        asked = dict(urllib.parse.parse_qsl(query))
+        start = int(asked.get("continue", 0))
+        nodes = [node for node in self.server.nodes if node.pool == asked.get("pool", node.pool)]
+        answer: dict[str, Any] = {"items": nodes[start : start + PAGE]}
+        if start + PAGE < len(nodes):
             answer["continue"] = str(start + PAGE)
         return 200, msgspec.json.encode(answer)
 
@@ -255,6 +258,17 @@ def test_all_pages_of_nodes_are_read_by_pool_and_natural_name(daemon: StandIn) -
     want_names = [f"n{number}" for part in (0, 1) for number in range(part, PAGE + 3, 2)]
     assert names == want_names
     assert len(daemon.asked) == 2
+
+
+def test_of_a_pool_without_nodes_the_others_are_named(daemon: StandIn) -> None:
+    done = call("nodes", "--pool", "dc", "--server", daemon.url)
+    assert done.stderr == "no GPU nodes in pool dc: the daemon knows none yet\n"
+    daemon.nodes = [node("n1", pool="dc-1"), node("n2", pool="aws-a"), node("n3", pool="dc-1")]
+    done = call("nodes", "--pool", "dc", "--server", daemon.url)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "no GPU nodes in pool dc: those that the daemon knows are in aws-a, dc-1\n",
+    )
 
 
 @pytest.mark.parametrize(
