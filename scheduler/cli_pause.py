@@ -103,7 +103,13 @@ def pause(reason: str, namespace: str, kubeconfig: str | None, context: str | No
     outcome = _order(reason, namespace, kubeconfig, context)
     if outcome.done:
         click.echo(outcome.paused or "paused")
-        click.echo("`wattbalance resume` ends it.")
+        where = (
+            ("-n", namespace, "wattbalance"),
+            ("--context", context, None),
+            ("--kubeconfig", kubeconfig, None),
+        )
+        named = "".join(f" {option} {value}" for option, value, default in where if value != default)
+        click.echo(f"`wattbalance resume{named}` ends it.")
     else:
         click.echo(f"already {outcome.paused}")
     _warn(outcome)

@@ -225,6 +225,10 @@ async def test_the_program_pauses_and_resumes_and_says_who_and_since_when(
         want = f"paused by wattbalance since {since}: a drill, ask Kim"
         assert (code, said) == (0, f"{want}\n`wattbalance resume` ends it.\n")
         assert "no replica has led" in complained
+        code, said, _ = await program(
+            "pause", "--reason", "there", "-n", "default", "--context", "x", **where
+        )
+        assert (code, said.splitlines()[1]) == (0, "`wattbalance resume -n default --context x` ends it.")
         code, said, _ = await program("pause", "--reason", "me too", "--context", "x", **where)
         assert (code, said) == (0, f"already {want}\n")
         code, said, _ = await program("resume", "--kubeconfig", str(tmp_path / "kubeconfig"))
