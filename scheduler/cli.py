@@ -249,16 +249,17 @@ def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, bec
 def check_config(path: str) -> None:
     """Check a configuration file; print every problem in it.
 
-    Exits 0 if it can be used, else 2. Warns of what it could not check.
+    Exits 0 if it can be used, else 2. Warns of what it could not check. Whether the files are there that it names,
+    such as certificates, only `serve` finds out. `-` is standard input.
 
     \b
     Examples:
       wattbalance check-config wattbalance.yaml
-      wattbalance config example | wattbalance check-config /dev/stdin
+      wattbalance config example | wattbalance check-config -
     """
     from scheduler import config
 
-    settings = config.load_file(path)
+    settings = config.load_file("/dev/stdin" if path == "-" else path)
     for problem in config.warnings(settings):
         click.echo(f"warning: {problem}", err=True)
     pools = ", ".join(pool.name for pool in settings.pools) or "none but default"

@@ -151,6 +151,15 @@ def test_check_config_accepts_the_example(tmp_path: Path) -> None:
     assert done.stdout == f"{path}: ok (cluster prod, mode act, pools: dc-1, aws-a)\n"
 
 
+def test_check_config_reads_standard_input(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("cluster: {name: c}\ntelemetry: {broker: 'mqtt://b'}\n")
+    command = [sys.executable, "-m", "scheduler.cli", "check-config", "-"]
+    with path.open() as given:
+        done = subprocess.run(command, stdin=given, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "-: ok (cluster c, mode act, pools: none but default)\n")
+
+
 def test_check_config_prints_every_problem_on_a_line_and_exits_2(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("cluster: {name: c, stale: 5}\ntelemetry: {broker: 3}\n")
