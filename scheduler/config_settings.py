@@ -80,7 +80,9 @@ class ClusterSettings(Strict, frozen=True, kw_only=True):
     name: Annotated[Name, Meta(description="Name of this cluster; part of every MQTT topic.")]
     kubeconfig: Annotated[
         FilePath | None,
-        Meta(description="Kubeconfig file; null: the pod's service account, else ~/.kube/config."),
+        Meta(
+            description="Kubeconfig file; null: the pod's service account, else KUBECONFIG or ~/.kube/config."
+        ),
     ] = None
     stale_s: Annotated[
         PositiveSeconds,
@@ -244,7 +246,9 @@ class LeaseSettings(Strict, frozen=True, kw_only=True):
 
     enabled: Annotated[bool, Meta(description="Off: this is the only replica, and it always leads.")] = True
     name: Annotated[ObjectName, Meta(description="Name of the Lease.")] = "wattbalance"
-    namespace: Annotated[NamespaceName | None, Meta(description="Its namespace; null: the pod's own.")] = None
+    namespace: Annotated[
+        NamespaceName | None, Meta(description="Its namespace; null: the pod's own, outside a pod `default`.")
+    ] = None
     duration_s: Annotated[
         PositiveSeconds,
         Meta(description="A leader that is silent for this long is replaced; as Kubernetes has it."),
