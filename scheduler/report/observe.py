@@ -41,7 +41,8 @@ NO_DATA = (
 ESTIMATE = (
     "An estimate: `with us` is a second accounting in which each pod that was only observed stands where we would have "
     "put it, with the load and watts that are measured of it where it really runs. A pod is taken to run as long and "
-    "to do as much there, whatever the GPU."
+    "to do as much there, whatever the GPU. `explain` judges a pod beside the others where these really run, and may "
+    "name another node."
 )
 CANDIDATES = (
     "We choose among the nodes that kube-scheduler offered, and those of the same pools that had no room: what else it "
