@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -319,6 +320,9 @@ def program_name(called_as: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    # Closed by who called us, as by `>&-`: there is nobody to read it, and that is no fault.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows ASCII only gets a question mark for the rest, not a traceback.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -469,6 +469,23 @@ def test_the_installed_program_starts_there() -> None:
     assert {module.partition(":")[0] for module in scripts.values()} == {"scheduler.start"}
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_output_that_its_caller_closed_is_no_fault(closed: str) -> None:
+    code = (
+        "import click; from scheduler import cli; from scheduler.client import tables\n"
+        "cli.cli.add_command(click.command('x')(lambda: tables.console().print('x')))\n"
+        "cli.main(['x'])"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_terminal_that_knows_ascii_only_gets_a_question_mark() -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     code = (

@@ -225,7 +225,9 @@ def table_of(out: Console, names: Sequence[str]) -> Table:
 def print_table(out: Console, table: Table) -> None:
     """Print it; in a pipe without what is for eyes only."""
     if out.is_terminal:
-        out.print(table)
+        # A narrow terminal breaks a line by itself; half a figure or the first letter of a name tells nothing.
+        table.width = out.measure(table, options=out.options.update(max_width=PIPE_WIDTH)).maximum
+        out.print(table, crop=False)
         return
     with out.capture() as capture:
         out.print(table)
