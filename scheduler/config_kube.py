@@ -24,6 +24,7 @@ CERTIFICATES = "/etc/wattbalance"
 # Where kubeadm puts the kubeconfig of the scheduler that all share.
 SHARED_KUBECONFIG = "/etc/kubernetes/scheduler.conf"
 SHARED_SCHEDULER = "default-scheduler"
+MOST_PORT = 65535
 # Slices that NVIDIA's guide to MIG and its default configurations name, A30 to B300. A name that no node offers does
 # no harm.
 _SLICES = (
@@ -115,7 +116,7 @@ def _decide(wanted: Wanted, settings: Settings, problems: list[Problem]) -> Sche
     minor = minor_of(wanted.version)
     listener = _listener(settings)
     tls = None if listener is None else listener.tls
-    names = wanted.scheduler_names or ((SHARED_SCHEDULER,) if wanted.shared else settings.scheduler_names)
+    names = _names(wanted, settings, problems)
     ignorable = settings.extender.ignorable
     # Where we can't see how certificates are asked for, one too many does no harm.
     asked = bool(wanted.url) or tls is None or tls.client_ca_file is not None
@@ -141,6 +142,22 @@ def _decide(wanted: Wanted, settings: Settings, problems: list[Problem]) -> Sche
     )
 
 
+def _names(wanted: Wanted, settings: Settings, problems: list[Problem]) -> tuple[str, ...]:
+    """Whose pods it takes: a second scheduler none that the cluster's own takes as well, or both hand out a GPU."""
+    if wanted.shared:
+        return wanted.scheduler_names or (SHARED_SCHEDULER,)
+    own = tuple(name for name in settings.scheduler_names if name != SHARED_SCHEDULER)
+    names = wanted.scheduler_names or own
+    if SHARED_SCHEDULER in names or not names:
+        message = (
+            "expected a name of its own for a second scheduler, such as wattbalance, since the cluster's takes the "
+            f"pods of {SHARED_SCHEDULER} (--shared is for that one); got {SHARED_SCHEDULER!r}"
+        )
+        path = "--scheduler-name" if wanted.scheduler_names else "scheduler_names"
+        problems.append(Problem(path=path, message=message))
+    return names
+
+
 def _listener(settings: Settings) -> ListenerSettings | None:
     serving = [each for each in settings.listeners if Face.EXTENDER in each.serves]
     # What other machines reach is meant for a kube-scheduler elsewhere, loopback for one in the same pod.
@@ -150,12 +167,12 @@ def _listener(settings: Settings) -> ListenerSettings | None:
 def _given_url(wanted: Wanted, settings: Settings, problems: list[Problem]) -> str:
     url = wanted.url.rstrip("/")
     host = r"\[[0-9A-Fa-f:.%]{2,60}\]|[A-Za-z0-9][-A-Za-z0-9.]{0,252}"
-    match = re.fullmatch(rf"https?://(?:{host})(?::[0-9]{{1,5}})?(/[-A-Za-z0-9_./]*)?", url)
-    if match is None:
+    match = re.fullmatch(rf"https?://(?:{host})(?::([0-9]{{1,5}}))?(/[-A-Za-z0-9_./]*)?", url)
+    if match is None or not 0 < int(match[1] or 1) <= MOST_PORT:
         message = f"expected an address such as https://10.96.0.9:9443, got {wanted.url[:300]!r}"
         problems.append(Problem(path="--url", message=message))
     # With a path it is taken as it is: something in between may know us by another.
-    return url if match and match[1] else url + settings.extender.prefix
+    return url if match and match[2] else url + settings.extender.prefix
 
 
 def _url(

@@ -190,7 +190,16 @@ def test_a_given_address_gets_the_prefix_unless_it_has_a_path(url: str, want_url
 
 
 @pytest.mark.parametrize(
-    "url", ["10.96.0.9:9443", "ftp://a", "https://", "https://a b", "https://a\nweight: 9"]
+    "url",
+    [
+        "10.96.0.9:9443",
+        "ftp://a",
+        "https://",
+        "https://a b",
+        "https://a\nweight: 9",
+        "https://a:65536",
+        "https://a:0/x",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     assert refusal(Wanted(version="1.32", url=url)).startswith("--url: expected an address")
@@ -265,6 +274,16 @@ def test_names_and_files_are_those_that_were_given() -> None:
             "got 'requests.example.com/gpu'",
         ),
         ("", Wanted(version="1.32", name="Watt"), "--name: expected a Kubernetes name"),
+        (
+            "",
+            Wanted(version="1.32", scheduler_names=("a", "default-scheduler")),
+            "--scheduler-name: expected a name of its own",
+        ),
+        (
+            "scheduler_names: [default-scheduler]\n",
+            Wanted(version="1.32"),
+            "scheduler_names: expected a name of its own",
+        ),
         ("", Wanted(version="1.32", namespace="a.b"), "--namespace: expected a Kubernetes namespace"),
     ],
 )
@@ -275,6 +294,14 @@ def test_what_would_not_work_together_is_refused(text: str, wanted: Wanted, want
 def test_the_scheduler_that_all_share_holds_no_election_that_ours_could_meet() -> None:
     settings = settings_of("lease: {name: wattbalance-scheduler}\n")
     assert render(Wanted(version="1.32", shared=True), settings).text
+
+
+def test_a_second_scheduler_leaves_the_clusters_own_pods_alone() -> None:
+    settings = settings_of("scheduler_names: [default-scheduler, wattbalance]\n")
+    [second, *_] = documents(Wanted(version="1.32"), settings)
+    assert second["profiles"] == [{"schedulerName": "wattbalance"}]
+    [shared] = documents(Wanted(version="1.32", shared=True), settings)
+    assert shared["profiles"] == [{"schedulerName": "default-scheduler"}]
 
 
 def test_certificates_are_asked_for_where_an_address_is_given_whatever_listens_here() -> None:
