@@ -6,9 +6,10 @@ and can be written back in one spelling, so that `1.5Gi` and `1536Mi` are the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from scheduler.cluster.annotation_values import (
@@ -47,6 +48,9 @@ from scheduler.core.units import (
 
 # A list of the longest names fits; whoever writes more has pasted something else. Kubernetes allows 256 KiB.
 MOST_CHARACTERS = 4096
+# Keys that nobody knows are named up to here, of one object. Some are slips of the pen; 256 KiB hold 13,000 of them,
+# and each pod below the object would bear them all.
+MOST_UNKNOWN = 16
 # What the daemon writes itself: nobody's mistake.
 WRITTEN = frozenset({"decision", "retry", "energy", "cost", "co2e"})
 # Under our prefix too, but not as annotations.
@@ -89,6 +93,23 @@ def read(key: str, text: str) -> Value:
         raise BadValue(str(error)) from error
 
 
+def ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
+    """Annotations under our prefix, without the prefix; of keys that nobody knows one more than is named."""
+    kept: dict[str, str] = {}
+    unknown = 0
+    for name, text in (annotations or {}).items():
+        if not name.startswith(PREFIX):
+            continue
+        key = name[len(PREFIX) :]
+        if key not in TABLE and key not in WRITTEN:
+            unknown += 1
+            if unknown > MOST_UNKNOWN + 1:
+                continue
+        kept[key] = text
+    return kept
+
+
+@lru_cache(maxsize=1024)
 def unknown_key(key: str) -> str:
     """What to say of a key under our prefix that is not in the table; empty if it is one of our own."""
     if key in WRITTEN:

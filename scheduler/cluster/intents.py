@@ -13,11 +13,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from scheduler.cluster.annotation_values import BadValue
-from scheduler.cluster.annotations import TABLE, Value, read, unknown_key
+from scheduler.cluster.annotations import MOST_UNKNOWN, TABLE, Value, ours, read, unknown_key
 from scheduler.cluster.intent import CONFIGURATION, POD, Fault, Intent, IntentSettings, Word, contradictions
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Kind
-from scheduler.core.nouns import PREFIX, Workload
+from scheduler.core.nouns import Workload
 from scheduler.core.units import quoted
 
 # Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
@@ -58,12 +58,6 @@ class Owner:
         return f"{self.kind.value.removesuffix('s')} {self.name}"
 
 
-def our_annotations(meta: Meta) -> dict[str, str]:
-    """Annotations under our prefix, without the prefix."""
-    start = len(PREFIX)
-    return {k[start:]: v for k, v in (meta.annotations or {}).items() if k.startswith(PREFIX)}
-
-
 def controller_of(meta: Meta) -> OwnerRef | None:
     """The owner that controls this object, else the first one."""
     owners = meta.owner_references or ()
@@ -95,7 +89,7 @@ class Intents:
         """An owner was added or changed."""
         meta = owner.metadata
         controller = controller_of(meta)
-        annotations = our_annotations(meta)
+        annotations = ours(meta.annotations)
         if not annotations and controller is None:
             # Nothing to inherit through it: 10,000 plain owners then cost half a megabyte.
             self.forget_owner(meta.uid)
@@ -141,7 +135,7 @@ class Intents:
 
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""
-        annotations = our_annotations(namespace.metadata)
+        annotations = ours(namespace.metadata.annotations)
         self.generation += self.namespaces.get(namespace.metadata.name, {}) != annotations
         if annotations:
             self.namespaces[namespace.metadata.name] = annotations
@@ -190,15 +184,10 @@ class Intents:
         faults: list[Fault] = []
         heard: set[str] = set()
         for where, said in self._speakers(meta, chain):
-            for key, text in said.items():
-                if key in heard:
-                    continue
-                heard.add(key)
+            new = {key: text for key, text in said.items() if key not in heard}
+            heard |= new.keys()
+            for key, text in new.items():
                 if key not in TABLE:
-                    if message := unknown_key(key):
-                        faults.append(
-                            Fault(key=quoted(key)[1:-1], text=quoted(text), where=where, message=message)
-                        )
                     continue
                 try:
                     value = read(key, text)
@@ -208,6 +197,8 @@ class Intents:
                     faults.append(Fault(key=key, text=quoted(text), where=where, message=str(error)))
                     continue
                 words[key] = Word(value=value, text=TABLE[key].write(value), where=where)
+            # Behind those that are known: what an event has no room for is at its end.
+            faults += _unknown(where, new)
         for key, message in contradictions(words, self.settings.pools):
             word = words.pop(key)
             faults.append(Fault(key=key, text=quoted(word.text), where=word.where, message=message))
@@ -216,7 +207,7 @@ class Intents:
     def _speakers(self, meta: Meta, chain: list[Owner]) -> list[tuple[str, Mapping[str, str]]]:
         """Who may say something of a pod, the nearest first; only those who do."""
         speakers: list[tuple[str, Mapping[str, str]]] = []
-        if own := our_annotations(meta):
+        if own := ours(meta.annotations):
             speakers.append((POD, own))
         speakers += [(owner.where, owner.annotations) for owner in chain if owner.annotations]
         if shared := self.namespaces.get(meta.namespace):
@@ -281,3 +272,16 @@ class Intents:
             chain.append(owner)
             uid = owner.parent_uid
         return chain
+
+
+def _unknown(where: str, said: Mapping[str, str]) -> list[Fault]:
+    """Keys that nobody knows of one object: the first ones by name, and that there are more."""
+    faults: list[Fault] = []
+    for key, text in said.items():
+        message = unknown_key(key) if key not in TABLE else ""
+        if message and len(faults) == MOST_UNKNOWN:
+            more = f"expected keys that wattbalance knows, got more than {MOST_UNKNOWN} others; the rest is not named"
+            return [*faults, Fault(key="…", text="'…'", where=where, message=more)]
+        if message:
+            faults.append(Fault(key=quoted(key)[1:-1], text=quoted(text), where=where, message=message))
+    return faults

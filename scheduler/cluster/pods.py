@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
 
+from scheduler.cluster.annotations import ours
 from scheduler.cluster.images import images_of
 from scheduler.cluster.objects import (
     Container,
@@ -18,7 +19,7 @@ from scheduler.cluster.objects import (
 )
 from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.shares import is_gpu_resource
-from scheduler.core.nouns import GPU_RESOURCE, Units
+from scheduler.core.nouns import GPU_RESOURCE, PREFIX, Units
 from scheduler.core.preferences import Preferences
 
 # More than a cluster has of templates that prefer something.
@@ -148,7 +149,7 @@ def waits_for_volume(pod: Pod) -> bool:
 
 
 def _slimmed(meta: Meta) -> Meta:
-    annotations = {k: v for k, v in (meta.annotations or {}).items() if k.startswith("wattbalance.io/")}
+    annotations = {PREFIX + key: text for key, text in ours(meta.annotations).items()}
     owners = [OwnerRef(kind=o.kind, uid=o.uid, controller=o.controller) for o in meta.owner_references or ()]
     return Meta(
         name=meta.name,

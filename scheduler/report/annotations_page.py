@@ -24,7 +24,8 @@ word does not take its place. The pod gets one Warning event, `BadAnnotation`, t
 and what stands there, and `wattbalance_annotation_errors_total` counts it by key. The same goes for a key that nobody
 knows (`unknown`), for words that contradict each other (`min-power` above `max-power`, `gang` without `gang-size`,
 `max-latency` without `client-region`, `flex` beside `power: firm`, `checkpoint-interval` beside `preemptible: false`),
-and for pools that are not in the configuration.
+and for pools that are not in the configuration. Of the unknown keys of one object sixteen are named, and that there
+are more.
 
 Amounts carry their unit (`250W`, `40Gi`, `4h30m`, `5%`); units are case-sensitive.
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from scheduler.cluster import intents as intent_module
+from scheduler.cluster.annotations import MOST_UNKNOWN
 from scheduler.cluster.intent import IntentSettings, NamespaceRule
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
@@ -250,3 +251,35 @@ def test_each_question_about_a_pod_with_faults_tells_of_them() -> None:
         see_pod(store, pod)
         store.request(pod, 0.0, PROFILES)
     assert told == [("p1", ["workload"])] * 2
+
+
+@pytest.mark.parametrize("whose", ["pod", "owner", "namespace"])
+def test_of_thousands_of_unknown_keys_some_are_named_and_that_there_are_more(whose: str) -> None:
+    # As many as 256 KiB hold; `pools` is behind them all.
+    said = {f"{PREFIX}k{index:05}": "" for index in range(13_000)} | {PREFIX + "pools": "dc 1"}
+    store = make_store()
+    owner = Partial(metadata=Meta(name="j", uid="uid-j", annotations=said if whose == "owner" else None))
+    store.intents.see_owner(Kind.JOB, owner)
+    space = Partial(metadata=Meta(name="team-a", annotations=said if whose == "namespace" else None))
+    store.intents.see_namespace(space)
+    owner_ref = OwnerRef(kind="Job", uid="uid-j", controller=True)
+    pod = make_pod("p1", annotations=said if whose == "pod" else {}, owner=owner_ref)
+    see_pod(store, pod)
+    want = ["pools", *(f"k{index:05}" for index in range(MOST_UNKNOWN)), "…"]
+    # As kube-scheduler asks, and as the store keeps it.
+    for meta in (pod.metadata, store.waiting["uid-p1"].meta):
+        faults = store.intents.resolve(meta, "").faults
+        assert [fault.key for fault in faults] == want
+        assert f"more than {MOST_UNKNOWN}" in faults[-1].message
+    for kept in (
+        store.waiting["uid-p1"].meta.annotations or {},
+        store.intents.namespaces.get("team-a", {}),
+        *(each.annotations for each in store.intents.owners.values()),
+    ):
+        assert len(kept) <= MOST_UNKNOWN + 2
+
+
+def test_as_many_unknown_keys_as_are_named_are_all_there_are() -> None:
+    said = {f"{PREFIX}k{index:05}": "" for index in range(MOST_UNKNOWN)}
+    faults = Intents().resolve(make_pod("p1", annotations=said).metadata, "").faults
+    assert [fault.key for fault in faults] == [key.removeprefix(PREFIX) for key in said]
