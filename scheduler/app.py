@@ -166,6 +166,7 @@ class Daemon:
             lambda: self.leadership.role,
             self.nudges.last_unix_s.get,
             lambda: self.cluster.refused,
+            lambda: self.bindings.scheduler_names,
         )
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],

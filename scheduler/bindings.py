@@ -118,7 +118,7 @@ class Bindings:
 
     def use(self, scheduler_names: Iterable[str], managed_resources: Iterable[str]) -> None:
         """Take other names and resources. Pods that are bound already are not held against anybody."""
-        self._names = frozenset(scheduler_names)
+        self.scheduler_names = frozenset(scheduler_names)
         managed = frozenset(managed_resources)
         self._managed = managed
         others = frozenset(name for name in managed if not is_gpu_resource(name))
@@ -193,7 +193,7 @@ class Bindings:
             self.on_past(binding, past)
 
     def _past(self, binding: Binding, promised: str) -> Past | None:
-        ours = binding.scheduler in self._names
+        ours = binding.scheduler in self.scheduler_names
         record = self._decision_of(binding.uid)
         # What was only observed, while we were paused, was nobody's to heed.
         chosen = promised or (record.chosen if record is not None and record.result != "observed" else "")

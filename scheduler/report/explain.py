@@ -7,7 +7,7 @@ promised or recorded by asking. Where nothing is known, the answer is 404 with a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -68,6 +68,10 @@ WOKEN = (
     "It had been refused, fitted again and was woken at {}. If kube-scheduler has not asked us since, its own filters "
     "keep the pod from these nodes (kubectl describe pod tells)."
 )
+STRANGER = (
+    "Its spec.schedulerName is {}, which is none of our scheduler_names ({}): nobody is expected to ask us about it. "
+    "Name one of these in the pod's spec, or that scheduler in our configuration, if it asks us."
+)
 NO_CLASS = "no DeviceClass has extendedResourceName"
 NOT_OFFERED = "So kube-scheduler offers this pod none of them."
 GONE = (
@@ -85,6 +89,7 @@ class Explainer:
         role: Says which role this replica has: a standby's log lacks what the leader decided.
         woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
         refused: Kinds that cannot be listed, each with the reason.
+        scheduler_names: Whose pods should come to us; none: nothing is known of that.
     """
 
     def __init__(
@@ -94,12 +99,14 @@ class Explainer:
         role: Callable[[], str],
         woken_unix_s: Callable[[str], float | None] = lambda _: None,
         refused: Callable[[], Mapping[Kind, str]] = dict,
+        scheduler_names: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._decider = decider
         self._clock = clock
         self._role = role
         self._woken_unix_s = woken_unix_s
         self._refused = refused
+        self._scheduler_names = scheduler_names
         self._began_unix_s = clock.unix_s()
 
     def routes(self) -> list[web.RouteDef]:
@@ -196,7 +203,7 @@ class Explainer:
     def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation) -> list[str]:
         """What is to be said of the record, or of its absence."""
         if record is None:
-            notes = [self._no_record(facts)]
+            notes = [*self._stranger(facts), self._no_record(facts)]
         elif record.uid != facts.uid:
             notes = [
                 "The decision is about an earlier pod of this name; none about this one is kept: "
@@ -218,6 +225,13 @@ class Explainer:
         if now.failed_policies:
             notes.append(f"Policies that failed and were left out: {', '.join(now.failed_policies)}.")
         return notes
+
+    def _stranger(self, facts: PodFacts) -> list[str]:
+        """That the pod is for a scheduler which does not ask us, as far as we know."""
+        names = self._scheduler_names()
+        if not names or facts.scheduler_name in names:
+            return []
+        return [STRANGER.format(facts.scheduler_name[:MOST_SHOWN], ", ".join(sorted(names)))]
 
     def _preferences(self, request: PodRequest) -> list[str]:
         """What of the pod's own preferences we do not weigh; nothing to say where we weigh them all."""

@@ -45,7 +45,10 @@ class World:
         self.decider: Decider = make_decider(self.store, placement, {"least-loaded": 1.0, "pack": 3.0})
         self.role = "leader"
         self.woken: dict[str, float] = {}
-        self.explainer = Explainer(self.decider, self.clock, lambda: self.role, self.woken.get)
+        self.ours: set[str] = set()
+        self.explainer = Explainer(
+            self.decider, self.clock, lambda: self.role, self.woken.get, scheduler_names=lambda: self.ours
+        )
 
     def see(self, pod: Pod) -> Pod:
         see_pod(self.store, pod, self.clock.mono_s())
@@ -86,6 +89,18 @@ async def get(client: Client, path: str, want_status: int = 200) -> dict[str, An
         assert response.status == want_status, await response.text()
         assert response.content_type == "application/json"
         return dict(await response.json())
+
+
+async def test_a_pod_for_a_scheduler_that_does_not_ask_us_is_told_so(world: World) -> None:
+    pod = world.see(make_pod("p1"))
+    name = pod.spec.scheduler_name
+    world.ours = {"wattbalance", name}
+    assert not any("spec.schedulerName" in note for note in (await world.explained("p1")).notes)
+    world.ours = {"wattbalance", "batch"}
+    want = f"Its spec.schedulerName is {name}, which is none of our scheduler_names (batch, wattbalance)"
+    assert (await world.explained("p1")).notes[0].startswith(want)
+    world.decide(pod)
+    assert not any("spec.schedulerName" in note for note in (await world.explained("p1")).notes)
 
 
 async def test_a_bound_pod_has_its_decision_and_a_fresh_evaluation(client: Client, world: World) -> None:
