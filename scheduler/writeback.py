@@ -14,7 +14,7 @@ from collections.abc import Callable
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterPort
 from scheduler.core.nouns import DECISION_ANNOTATION
-from scheduler.decision.record import DecisionLog, decision_annotation
+from scheduler.decision.record import DecisionLog, decision_annotation, is_annotated
 from scheduler.pod_writes import PodWrites
 
 # Those that wait; the oldest go first. A thousand are 50 s of writing at the default pace.
@@ -57,7 +57,7 @@ class WriteBack:
         # What was only observed, while we were paused, is not what it was bound by.
         if not self._may_write() or record is None or record.result == "observed":
             return
-        if DECISION_ANNOTATION in (pod.meta.annotations or {}):
+        if is_annotated(record, pod.node, (pod.meta.annotations or {}).get(DECISION_ANNOTATION, "")):
             return
         self._waiting[pod.uid] = pod
         if len(self._waiting) > MOST_WAITING:

@@ -12,7 +12,7 @@ from scheduler import writeback
 from scheduler.cluster.pods import PodFacts, pod_facts
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
 from scheduler.core.nouns import DECISION_ANNOTATION
-from scheduler.decision.record import DecisionLog
+from scheduler.decision.record import DecisionLog, decision_annotation
 from scheduler.writeback import WriteBack
 from tests.builders import make_pod
 from tests.contracts.cluster_contract import beside, eventually
@@ -52,11 +52,11 @@ class World:
             most_per_s=lambda: most_per_s,
         )
 
-    def bound(self, name: str, *, decided: str = "placed", annotated: bool = False) -> None:
+    def bound(self, name: str, *, decided: str = "placed", said: str = "") -> None:
         if decided:
             self.decisions.add(record(f"uid-{name}", result=decided))
-        said = {DECISION_ANNOTATION: "{}"} if annotated else None
-        facts = pod_facts(make_pod(name, node="n1", annotations=said))
+        annotations = {DECISION_ANNOTATION: said} if said else None
+        facts = pod_facts(make_pod(name, node="n1", annotations=annotations))
         assert isinstance(facts, PodFacts)
         self.back.bound(facts)
 
@@ -83,13 +83,34 @@ async def test_nothing_is_written_on_pods_without_a_decision_or_that_carry_it(wo
     async with beside(world.back.run()):
         world.bound("foreign", decided="")
         world.bound("while we were paused", decided="observed")
-        world.bound("ours", annotated=True)
+        ours = record("uid-ours")
+        world.bound("ours", said=decision_annotation(ours, "n1", 7)[DECISION_ANNOTATION])
+        world.bound("by a Binding", said=decision_annotation(None, "n1", 7)[DECISION_ANNOTATION])
         world.leads = False
         world.bound("seen by a standby")
         world.leads = True
         world.bound("last")
         await eventually(lambda: bool(world.cluster.written))
     assert [name for name, _, _ in world.cluster.written] == ["last"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}",
+        "no JSON",
+        "\ud800",
+        '{"node":null,"cycle":1}',
+        decision_annotation(None, "another", 7)[DECISION_ANNOTATION],
+        '{"node":"n1","cycle":"of the pod that this one was copied from"}',
+    ],
+)
+async def test_what_was_copied_or_forged_makes_room_for_the_decision(said: str, world: World) -> None:
+    async with beside(world.back.run()):
+        world.bound("p1", said=said)
+        await eventually(lambda: bool(world.cluster.written))
+    [(_, _, annotations)] = world.cluster.written
+    assert json.loads(annotations[DECISION_ANNOTATION] or "")["node"] == "n1"
 
 
 async def test_the_newest_goes_first_and_the_oldest_makes_room(

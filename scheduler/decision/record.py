@@ -100,6 +100,23 @@ def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> 
     return {DECISION_ANNOTATION: msgspec.json.encode(decision).decode()}
 
 
+class _Said(msgspec.Struct, frozen=True):
+    node: str
+    cycle: str
+
+
+def is_annotated(record: DecisionRecord, node: str, text: str) -> bool:
+    """Whether what stands on a pod is this decision: a manifest may have been copied with another pod's.
+
+    One without a cycle was written in a Binding, by a replica that did not know the record.
+    """
+    try:
+        said = msgspec.json.decode(text, type=_Said)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return False
+    return said.node == node and said.cycle in {"", record.cycle}
+
+
 class DecisionLog:
     """The last decisions, newest last; and of each pod the newest that was about its place."""
 
