@@ -121,6 +121,7 @@ class Facts:
             quarantine=record.labels.get(QUARANTINE_LABEL),
             observed=self._replica.decider.is_observed(name),
             agent_version=(record.inventory.agent_version or None) if record.inventory else None,
+            model=record.model or None,
             resources={
                 name: ResourceView(
                     units=offer.units,

@@ -89,6 +89,17 @@ def test_the_agents_version_is_that_of_the_inventory_and_unknown_without_one() -
     assert view(store).agent_version == "0.1.0"
 
 
+def test_the_model_is_what_the_label_tells_until_the_agent_does() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node()), 0.0)
+    assert view(store).model is None
+    store.apply(Changed(Kind.NODE, make_node(labels={"nvidia.com/gpu.product": "NVIDIA-L4"})), 0.0)
+    assert view(store).model == "NVIDIA-L4"
+    inventory = make_inventory()
+    store.see_inventory("n1", inventory)
+    assert view(store).model == inventory.gpus[0].model
+
+
 def test_after_an_inventory_was_cleared_what_kubernetes_counts_is_unknown() -> None:
     store = make_store()
     store.apply(Changed(Kind.NODE, make_node(gpus=8)), 0.0)

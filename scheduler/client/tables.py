@@ -67,7 +67,8 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
             counts = (node.bound_gpus, node.reserved_gpus, node.broken_gpus, node.unknown_gpus)
             cells += [f"{round(count, 2):g}" for count in counts]
             cells.append(_free_units(node))
-            cells.append(", ".join(sorted({gpu.model for gpu in node.devices if gpu.model})) or UNKNOWN)
+            models = {gpu.model for gpu in node.devices if gpu.model}
+            cells.append(", ".join(sorted(models)) or node.model or UNKNOWN)
         table.add_row(*(safe_cell(each) for each in cells))
     print_table(out, table)
 

@@ -79,6 +79,8 @@ class NodeView(View, frozen=True):
     """Whether its pool is only observed (`pools[].mode: observe`)."""
     agent_version: str | None = None
     """Of the agent that sent the node's inventory; null if none has."""
+    model: str | None = None
+    """Of its GPUs, as the agent, the node's ResourceSlices or else its label tell; null if none does."""
     resources: dict[str, ResourceView] = {}
     """What Kubernetes counts, by resource."""
     contradictions: list[str] = []

@@ -453,6 +453,8 @@ def test_a_node_in_all_its_columns() -> None:
     [_, row] = out.file.getvalue().splitlines()
     want = "n1 dc ok 8 2 46% 1,234 W 0.4s 0.1.0 5 1 0 0 - H100"
     assert row.split() == want.split()
+    tables.print_nodes(out, [node("n2", model="NVIDIA-L4"), node("n3")], sort_by="name", wide=True)
+    assert [line.split()[-1] for line in out.file.getvalue().splitlines()[-2:]] == ["NVIDIA-L4", "-"]
 
 
 @pytest.mark.parametrize(
