@@ -153,6 +153,7 @@ class Daemon:
             self.handler,
             clock,
             what=lambda: observed(self.settings, self.pause),
+            by=lambda: (self.settings.profiles, self.settings.filters),
             is_ready=lambda: not self.knowledge.missing(),
         )
         self.nudges = Nudges.of(self)

@@ -48,6 +48,7 @@ class Observing:
         handler: what takes telemetry.
         clock: for the present.
         what: says what is observed and why, in words; empty while we act everywhere.
+        by: what of the configuration decides, beside what the store has of it.
         is_ready: whether the first lists are in.
     """
 
@@ -57,6 +58,7 @@ class Observing:
         handler: StoreHandler,
         clock: Clock,
         what: Callable[[], str],
+        by: Callable[[], object],
         is_ready: Callable[[], bool],
     ) -> None:
         self.shadow: Shadow | None = None
@@ -67,6 +69,7 @@ class Observing:
         self._decider = decider
         self._handler = handler
         self._clock = clock
+        self._by = by
         self._is_ready = is_ready
         self._follows: Shadow | None = None
         """The same, from its first moment on."""
@@ -118,13 +121,9 @@ class Observing:
     async def look(self) -> None:
         """Begin, go on, or end."""
         what = self.what()
-        # What is decided by is exchanged whole at a reload.
-        rests_on = (what, self._decider.profiles, self._decider.store.settings)
-        same = len(rests_on) == len(self._rests_on) and all(
-            one is other or (isinstance(one, str) and one == other)
-            for one, other in zip(rests_on, self._rests_on, strict=True)
-        )
-        if not same:
+        # By value: a reload exchanges all that is decided by, whatever key has changed.
+        rests_on = (what, self._by(), self._decider.store.settings)
+        if rests_on != self._rests_on:
             self._end()
             self._rests_on, self.failed = rests_on, False
         if not what or self.failed or not self._is_ready():

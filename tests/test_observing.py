@@ -141,6 +141,29 @@ async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: Worl
         assert (report["status"], report["pods_so_far"]) == ("no_data", 0)
 
 
+async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) -> None:
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    async with world.replica(pools=POOLS) as replica:
+        await replica.knows(*SITES)
+        await until_follows(replica)
+        daemon = replica.daemon
+        await place(world, replica, "p", "theirs", "theirs")
+        await until_follows(replica, 1)
+        first = daemon.observing.shadow
+        others: dict[str, Any] = {"log": {"level": "warning"}, "scheduler_names": ["wattbalance", "b"]}
+        exchange(daemon, config.load(world.configure(pools=POOLS, **others)[0].read_text()))
+        await daemon.observing.look()
+        assert daemon.observing.shadow is first
+        assert (await told(replica))["pods_so_far"] == 1
+        for change in ({"filters": {"model": False}}, {"profiles": {"batch": {"expected_load": 0.3}}}):
+            exchange(daemon, config.load(world.configure(pools=POOLS, **others, **change)[0].read_text()))
+            await daemon.observing.look()
+            assert daemon.observing.shadow is not first
+            await until_follows(replica)
+            first = daemon.observing.shadow
+
+
 async def test_a_bad_annotation_is_told_of_a_pod_that_we_place_and_not_of_one_that_we_leave(
     world: World,
 ) -> None:
