@@ -118,7 +118,8 @@ def test_what_is_not_known_is_said_with_what_is(system: System, replica: Replica
     system.plane.apply(pod_manifest("by-hand", gpus=2, node="explain-n"))
     told = wait_for("it is seen", lambda: explained(replica, "by-hand"))
     assert [told["state"], told["decision"]] == ["bound", None]
-    assert "since this replica began" in told["notes"][0]
+    assert "none of our scheduler_names (wattbalance)" in told["notes"][0]
+    assert "since this replica began" in told["notes"][1]
     assert told["now"]["own"]["node"] == "explain-n"
 
 
