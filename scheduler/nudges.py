@@ -26,7 +26,7 @@ from scheduler.decision.refused import Choice, Refused
 from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
-from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, WRITTEN, PodWrites
+from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, REJECTED, WRITTEN, PodWrites
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ RETRY_ANNOTATION = PREFIX + "retry"
 LOOK_S = 0.1
 # Judging holds the loop no longer than this at a time.
 TURN_S = 0.002
-# Where we may not write, or nobody answers, the next try is not the next pod's.
+# Where we may not write, or nobody answers, the next try is not the next pod's. What is wrong with one pod (an
+# admission plugin's no, annotations that are full) is no word on the next, and that pod has its turn much later.
 REFUSED_AGAIN_S = 60.0
 FAILED_AGAIN_S = 1.0
 # Writes without an answer yet: a slow API server shall not set the pace, nor get a crowd.
@@ -171,8 +172,10 @@ class Nudges:
         finally:
             self._slots.release()
         if result != WRITTEN:
-            self._refused.not_woken(choice)
-            if result != GONE:
+            # Longer than the pause: else the first in the queue would be tried for ever, and nobody beside it.
+            rest_s = 2 * REFUSED_AGAIN_S if result in {REJECTED, FORBIDDEN} else 0.0
+            self._refused.not_woken(choice, self._clock.mono_s() + rest_s)
+            if result in {FAILED, FORBIDDEN}:
                 self._trouble = result
             return
         self._refused.woken(choice)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterPort
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ClusterError
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiRejected, ClusterError
 
 log = logging.getLogger(__name__)
 
-WRITTEN, GONE, FAILED, FORBIDDEN = "written", "gone", "failed", "forbidden"
+WRITTEN, GONE, FAILED, REJECTED, FORBIDDEN = "written", "gone", "failed", "rejected", "forbidden"
+
+# Of what the API server said of one pod: it may repeat the pod.
+MOST_TOLD = 300
 
 
 class PodWrites:
@@ -36,9 +39,9 @@ class PodWrites:
         self._told_forbidden = False
 
     async def write(self, pod: PodFacts, annotations: Mapping[str, str]) -> str:
-        """Annotate one pod; returns what became of it: written | gone | failed | forbidden."""
+        """Annotate one pod; returns what became of it: written | gone | failed | rejected (this pod) | forbidden."""
         result = await self._write(pod, annotations)
-        self._results[FAILED if result == FORBIDDEN else result] += 1
+        self._results[FAILED if result in {REJECTED, FORBIDDEN} else result] += 1
         return result
 
     async def pause(self) -> None:
@@ -55,6 +58,9 @@ class PodWrites:
                 self._told_forbidden = True
                 log.warning("%s: %s", self._what, error)
             return FORBIDDEN
+        except ApiRejected as error:
+            log.info("pod %s/%s takes no annotation: %s", pod.namespace, pod.name, str(error)[:MOST_TOLD])
+            return REJECTED
         except ClusterError:
             return FAILED
         return WRITTEN

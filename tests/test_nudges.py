@@ -12,7 +12,14 @@ from scheduler import nudges, pod_writes
 from scheduler.cluster.port import Changed, Kind
 from scheduler.config_nudge import NudgeSettings
 from scheduler.core.clock import ManualClock
-from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
+from scheduler.core.errors import (
+    ApiConflict,
+    ApiForbidden,
+    ApiNotFound,
+    ApiRejected,
+    ApiUnavailable,
+    ClusterError,
+)
 from scheduler.nudges import RETRY_ANNOTATION, Nudges
 from tests.builders import (
     all_rows,
@@ -36,6 +43,8 @@ class Writing(FakeCluster):
     written: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     instants_s: list[float] = field(default_factory=list)
     fails: list[ClusterError] = field(default_factory=list)
+    never: dict[str, ClusterError] = field(default_factory=dict)
+    """By pod, what is said of it each time."""
     answers: asyncio.Event | None = None
     """Nothing is answered before this."""
 
@@ -45,6 +54,8 @@ class Writing(FakeCluster):
         self.instants_s.append(time.monotonic())
         if self.answers is not None:
             await self.answers.wait()
+        if name in self.never:
+            raise self.never[name]
         if self.fails:
             raise self.fails.pop(0)
         self.written.append((name, annotations))
@@ -211,6 +222,42 @@ async def test_an_error_costs_one_pod_its_turn(
     assert world.nudges.results[want] == 1
     told = [record for record in caplog.records if record.name == pod_writes.__name__]
     assert len(told) == isinstance(error, ApiForbidden)
+
+
+async def test_pods_that_take_no_annotation_do_not_keep_others_from_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nudges, "REFUSED_AGAIN_S", 60.0)
+    world.cluster.never = {f"full-{index}": ApiRejected("no room", status=422) for index in range(20)}
+    for name in world.cluster.never:
+        world.refuse(name)
+    world.refuse("p1")
+    world.heal()
+    async with beside(world.nudges.run()):
+        # All were before it in the queue, and none was waited for; nor is any of them ten seconds later.
+        await eventually(lambda: world.cluster.names == ["p1"])
+        world.clock.advance(10.1)
+        await world.some_looks()
+        assert world.nudges.results["failed"] == len(world.cluster.never)
+        # They are not forgotten.
+        world.cluster.never.clear()
+        world.clock.advance(120.0)
+        await eventually(lambda: len(world.cluster.names) > 1)
+
+
+async def test_who_may_not_be_annotated_does_not_keep_others_from_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.cluster.never = {"full": ApiForbidden("may not", status=403)}
+    world.refuse("full")
+    world.refuse("p1")
+    world.heal()
+    monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 0.0)
+    await world.nudges.wake()
+    # The pause is over.
+    world.clock.advance(nudges.REFUSED_AGAIN_S)
+    await world.nudges.wake()
+    assert world.cluster.names == ["p1"]
 
 
 async def test_who_loses_the_lead_while_looking_writes_nothing(

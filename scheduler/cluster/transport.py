@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ METHODS = {
 DEFAULT_RETRY_AFTER_S = 1.0
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY = 401, 403, 404, 409, 410, 422, 429
 _STATUS = msgspec.json.Decoder(Status)
+# 403 is what an authorizer says of whoever asks (`User "…" cannot …`), and what admission says of this one object.
+_BY_ADMISSION = re.compile(r"denied (the )?request| is forbidden: (?!.*User \")", re.DOTALL)
 
 
 class Transport:
@@ -265,6 +268,8 @@ class Transport:
             )
         said = status_of(answer).message or answer[:200].decode(errors="replace").strip()
         text = f"{verb} {target.path}: HTTP {code}: {said}"
+        if code == FORBIDDEN and _BY_ADMISSION.search(said):
+            return ApiRejected(text, status=code)
         if code in (FORBIDDEN, UNAUTHORIZED):
             if code == FORBIDDEN:
                 text = f"{target.rule(verb)} (the server said: {said})"

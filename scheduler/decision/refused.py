@@ -211,9 +211,11 @@ class Refused:
         if pod is not None and pod.refused_mono_s == choice.refused_mono_s:
             self._forget(choice.pod.uid)
 
-    def not_woken(self, choice: Choice) -> None:
-        """It was not: nothing is on its way, and it waits on."""
-        self._end_way(choice.pod.uid)
+    def not_woken(self, choice: Choice, until_mono_s: float = -inf) -> None:
+        """It was not: nothing is on its way, and it waits on; others have their turn until then."""
+        uid = choice.pod.uid
+        self._end_way(uid)
+        self._rests[uid] = max(self._rests.get(uid, -inf), until_mono_s)
 
     def _heads(self, now_mono_s: float) -> Iterator[tuple[_Rank, str, _Group]]:
         """The first pod that may be woken of each group that fits somewhere."""

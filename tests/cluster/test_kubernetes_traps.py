@@ -17,7 +17,7 @@ from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.reflector import Pace
 from scheduler.core.clock import SystemClock
-from scheduler.core.errors import ApiConflict, ApiRejected, ApiUnavailable, ClusterError
+from scheduler.core.errors import ApiConflict, ApiForbidden, ApiRejected, ApiUnavailable, ClusterError
 from scheduler.simulate.ports import free_port
 from tests.contracts.cluster_contract import Json, beside, changed, eventually, following, gone
 from tests.fakes.server_credentials import from_server
@@ -563,3 +563,30 @@ async def test_after_close_a_call_is_a_cluster_error() -> None:
         await cluster.transport.close()
         with pytest.raises(ClusterError):
             await cluster.get_pod("x", "a")
+
+
+@pytest.mark.parametrize(
+    ("said", "want"),
+    [
+        ('pods "a" is forbidden: User "w" cannot patch resource "pods" in API group ""', ApiForbidden),
+        # What a proxy says, or nobody.
+        ("access denied", ApiForbidden),
+        ("", ApiForbidden),
+        ('admission webhook "policy.example.com" denied the request: pods stay as they are', ApiRejected),
+        (
+            "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
+            ApiRejected,
+        ),
+        ('pods "a" is forbidden: exceeded quota: q, requested: pods=1', ApiRejected),
+        ('events "e" is forbidden: unable to create new content in namespace x', ApiRejected),
+    ],
+)
+async def test_what_admission_refuses_of_one_object_is_no_right_that_is_missing(
+    said: str, want: type[ClusterError]
+) -> None:
+    script = Script(others=[answers(failure(403, said), 403)])
+    async with script.cluster() as cluster:
+        with pytest.raises(ClusterError) as raised:
+            await cluster.annotate_pod("x", "a", "u-a", {"k": "v"})
+        assert type(raised.value) is want
+        assert bool(cluster.forbidden) == (want is ApiForbidden)
