@@ -100,9 +100,21 @@ def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> 
     return {DECISION_ANNOTATION: msgspec.json.encode(decision).decode()}
 
 
-class _Said(msgspec.Struct, frozen=True):
+class Said(msgspec.Struct, frozen=True):
+    """What stands on a pod about its decision."""
+
     node: str
     cycle: str
+    profile: str = ""
+    score: float | None = None
+
+
+def said_in(text: str) -> Said | None:
+    """Read what stands on a pod; None if it is not ours: everybody may write there."""
+    try:
+        return msgspec.json.decode(text, type=Said)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return None
 
 
 def is_annotated(record: DecisionRecord, node: str, text: str) -> bool:
@@ -110,11 +122,8 @@ def is_annotated(record: DecisionRecord, node: str, text: str) -> bool:
 
     One without a cycle was written in a Binding, by a replica that did not know the record.
     """
-    try:
-        said = msgspec.json.decode(text, type=_Said)
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        return False
-    return said.node == node and said.cycle in {"", record.cycle}
+    said = said_in(text)
+    return said is not None and said.node == node and said.cycle in {"", record.cycle}
 
 
 class DecisionLog:

@@ -24,7 +24,7 @@ from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
 from scheduler.decision.explain import evaluate
-from scheduler.decision.record import RECORDS_KEPT, DecisionRecord
+from scheduler.decision.record import RECORDS_KEPT, DecisionRecord, Said, said_in
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
 
@@ -253,11 +253,11 @@ class Explainer:
         return notes
 
     def _no_record(self, facts: PodFacts) -> str:
-        if DECISION_ANNOTATION in (facts.meta.annotations or {}):
-            return (
-                f"No record of the decision is kept here; the pod's annotation {DECISION_ANNOTATION} and the log's "
-                "line with its cycle still have it."
-            )
+        said = said_in((facts.meta.annotations or {}).get(DECISION_ANNOTATION, ""))
+        # A manifest may have been copied with another pod's.
+        if said is not None and facts.node and said.node == facts.node:
+            known = f"By its annotation {DECISION_ANNOTATION} it was {_told(said)}."
+            return f"No record of the decision is kept here. {known}"
         since = f"{self._since()} Its decision, if there was one, is older, {self._elsewhere()}"
         if facts.node:
             return f"{since} or it was bound without us: by another scheduler, or by hand."
@@ -321,6 +321,14 @@ class Explainer:
                 f"that is kept was about one. {self._since()} An older one, if there was one, is in its log"
             )
         return NotFound(error=text, namespaces=elsewhere)
+
+
+def _told(said: Said) -> str:
+    """What is still known of a decision by what stands on the pod."""
+    profile = f", profile {said.profile[:MOST_SHOWN]}" if said.profile else ""
+    score = "" if said.score is None else f", score {said.score:.3f}"
+    cycle = f"; the log's line with cycle {said.cycle[:MOST_SHOWN]} has the rest" if said.cycle else ""
+    return f"placed on {said.node}{profile}{score}{cycle}"
 
 
 def _observed(facts: PodFacts, record: DecisionRecord) -> str:

@@ -25,6 +25,7 @@ from scheduler.cluster.store import Store
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Placement, Reason
 from scheduler.decision.decider import Decider
+from scheduler.decision.record import DecisionLog, decision_annotation
 from scheduler.report.explain import Explainer
 from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.openapi import openapi
@@ -208,13 +209,39 @@ async def test_a_pod_that_was_decided_before_a_restart_says_so(world: World) -> 
     assert told.decision is None
     assert told.now is not None
     assert "since this replica began, at 2023-11-14T22:13:20Z" in told.notes[0]
-    world.see(make_pod("p2", node="n1", annotations={"wattbalance.io/decision": "{}"}))
-    told = await world.explained("p2")
-    assert "annotation wattbalance.io/decision" in told.notes[0]
     world.role = "standby"
     world.see(make_pod("p3"))
     told = await world.explained("p3")
     assert "made by the leader" in told.notes[0]
+
+
+async def test_what_stands_on_a_pod_is_told_of_a_decision_that_is_not_kept(world: World) -> None:
+    pod = world.see(make_pod("p1"))
+    node = world.decide(pod)
+    record = world.decider.log.of_pod(pod.metadata.uid)
+    assert record is not None
+    said = decision_annotation(record, node, 7)
+    world.decider.log = DecisionLog()
+    world.see(make_pod("p1", node=node, annotations=said))
+    told = await world.explained("p1")
+    assert told.decision is None
+    assert told.notes[0] == (
+        "No record of the decision is kept here. By its annotation wattbalance.io/decision it was placed on "
+        f"{node}, profile batch, score {record.best[0].score:.3f}; the log's line with cycle {record.cycle} has "
+        "the rest."
+    )
+    # By a replica that did not know the record either.
+    world.see(make_pod("p1", node=node, annotations=decision_annotation(None, node, 7)))
+    assert (await world.explained("p1")).notes[0].endswith(f"it was placed on {node}.")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "", "no JSON", "\ud800", '{"node": "n9", "cycle": "1-1"}', '{"node": 1}']
+)
+@pytest.mark.parametrize("node", ["", "n1"])
+async def test_what_others_wrote_there_is_not_told_as_a_decision(world: World, text: str, node: str) -> None:
+    world.see(make_pod("p1", node=node, annotations={"wattbalance.io/decision": text}))
+    assert "since this replica began" in (await world.explained("p1")).notes[0]
 
 
 async def test_a_pod_bound_past_our_decision_says_so(world: World) -> None:
