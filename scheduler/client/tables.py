@@ -152,6 +152,9 @@ def _by(told: Decision | Evaluation) -> str:
 
 def _print_now(out: Console, now: Evaluation, *, wide: bool) -> None:
     first = f"{now.chosen} would come first" if now.chosen else "no node would be chosen"
+    if now.chosen and not now.fitting:
+        # It would be named all the same: of what it counts, kube-scheduler's count is the newer one.
+        first = f"no room by our count; {now.chosen} would come first if kube-scheduler found room there"
     heading(out, f"Now: {first}")
     nodes = "1 node" if now.nodes == 1 else f"{now.nodes:,} nodes"
     line(out, f"  {nodes}, {now.fitting:,} fit, {now.full:,} full by our count; {_by(now)}")

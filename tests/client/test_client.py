@@ -378,6 +378,15 @@ def test_a_waiting_pod_shows_what_would_unblock_it_and_when() -> None:
     assert "GPUs of n9" in text
 
 
+def test_a_full_node_is_not_said_to_take_the_pod() -> None:
+    best = (candidate("n1", band="full"),)
+    text = printed(
+        explanation(state="waiting", node="", now=evaluation(best=best, chosen="n1", fitting=0, full=1))
+    )
+    assert "Now: no room by our count; n1 would come first if kube-scheduler found room there" in text
+    assert "Now: n1 would come first\n" in printed(explanation())
+
+
 def test_a_pods_own_node_is_shown_though_it_is_not_among_the_best() -> None:
     own = candidate("far", band="ruled_out", reason="node in quarantine")
     text = printed(explanation(node="far", now=evaluation(own=own)))
