@@ -296,7 +296,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     pools: Annotated[
         tuple[PoolSettings, ...],
         Meta(
-            description="In order of preference; a node that two take is in the first, one in none in `default`, last."
+            description="In order of preference; a node that two take gets no GPU pod, one in none is in `default`, last."
         ),
     ] = ()
     profiles: Annotated[ProfileSettings, Meta(description="How each workload is placed.")] = field(
