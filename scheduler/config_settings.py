@@ -296,7 +296,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     pools: Annotated[
         tuple[PoolSettings, ...],
         Meta(
-            description="In order of preference; a node that two take gets no GPU pod, one in none is in `default`, last."
+            description="In order of preference; a node of two gets no GPU pod, one of none is in `default`, last."
         ),
     ] = ()
     profiles: Annotated[ProfileSettings, Meta(description="How each workload is placed.")] = field(
