@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import socket
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,8 +216,8 @@ class Demo:
             f"nodes      {url}/api/v1/nodes",
             f"decisions  {url}/api/v1/decisions",
             f"metrics    {url}/metrics",
-            f"list       wattbalance nodes --server {url}",
-            f"ask why    wattbalance explain POD -n demo --server {url}",
+            f"list       {program_name()} nodes --server {url}",
+            f"ask why    {program_name()} explain POD -n demo --server {url}",
             f"broker     {broker.kind} at {broker.url}",
             "Ctrl-C ends it with a summary",
         )
@@ -278,6 +280,13 @@ async def _watch_broker(broker: BrokerHandle) -> NoReturn:
     while (code := broker.poll()) is None:  # noqa: ASYNC110 - a child of Popen has no event
         await asyncio.sleep(SHOW_EVERY_S)
     raise DemoFailed(f"the broker ({broker.kind}, process {broker.pid}) {how_it_ended(code)}")
+
+
+def program_name() -> str:
+    """What to type for ourselves: where a shell would not find us, such as in a .venv, the path we were called by."""
+    called = Path(sys.argv[0])
+    found = shutil.which("wattbalance") is not None or called.name != "wattbalance"
+    return "wattbalance" if found else str(called)
 
 
 def _asked_for(port: int) -> int:

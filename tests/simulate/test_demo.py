@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.simulate.demo import program_name
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc"),
@@ -206,3 +208,17 @@ def test_a_file_in_the_working_directory_is_not_taken_for_a_module(
     monkeypatch.chdir(tmp_path)
     demo = start("--port", "0", "--duration", "1s")
     assert demo.end() == 0, demo.said
+
+
+def test_what_to_type_is_the_path_where_a_shell_would_not_find_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/wattbalance", "demo"])
+    assert program_name() == ".venv/bin/wattbalance"
+    monkeypatch.setattr(sys, "argv", ["/x/scheduler/cli.py", "demo"])
+    assert program_name() == "wattbalance"
+    (tmp_path / "wattbalance").write_text("#!/bin/sh\n")
+    (tmp_path / "wattbalance").chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/wattbalance", "demo"])
+    assert program_name() == "wattbalance"
