@@ -78,10 +78,7 @@ def check(data: dict[str, object], checker: Checker) -> None:
     _check_modes(data, pools, checker)
     names = {pool.settings.name for pool in pools.values() if pool.has("name")}
     _check_annotations(data, names | {DEFAULT_POOL}, checker)
-    for index, namespace in _parts(data, "namespaces", NamespaceSettings, checker).items():
-        if namespace.has("allow"):
-            for key, texts in namespace.settings.allow.items():
-                _check_annotation(("namespaces", index, "allow", key), key, texts, checker)
+    _check_namespaces(_parts(data, "namespaces", NamespaceSettings, checker), names | {DEFAULT_POOL}, checker)
     _check_listeners(listeners, checker)
 
 
@@ -133,6 +130,30 @@ def _check_annotation(path: Path, key: str, texts: Iterable[str], checker: Check
             read(key, text)
         except BadValue as error:
             checker.refuse(path, str(error))
+
+
+def _check_namespaces(
+    rules: dict[int, _Part[NamespaceSettings]], pools: AbstractSet[str], checker: Checker
+) -> None:
+    """A limit that nobody meets, or that no namespace comes to, is one that somebody believes in."""
+    globs: dict[str, int] = {}
+    for index, rule in rules.items():
+        for key, texts in rule.settings.allow.items() if rule.has("allow") else ():
+            path: Path = ("namespaces", index, "allow", key)
+            _check_annotation(path, key, texts, checker)
+            for text in texts if key == "pools" and checker.good(path) else ():
+                word = Word(value=read(key, text), text=text, where="")
+                for _, message in contradictions({key: word}, pools):
+                    checker.refuse(path, message)
+        if rule.has("match"):
+            glob = rule.settings.match
+            first = min((globs[each] for each in ("*", glob) if each in globs), default=None)
+            if first is not None:
+                message = (
+                    f"expected namespaces that no entry before takes, got {glob!r} after namespaces[{first}]"
+                )
+                checker.refuse(("namespaces", index, "match"), message)
+            globs.setdefault(glob, index)
 
 
 def _check_pools(pools: dict[int, _Part[PoolSettings]], checker: Checker) -> None:

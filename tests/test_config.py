@@ -627,6 +627,18 @@ namespaces:
             "namespaces: [{match: '*', allow: {role: []}}]",
             "namespaces[0].allow.role: expected it as a label of a pod",
         ),
+        (
+            "namespaces: [{match: a, allow: {pools: [dc-1]}}, {match: b, allow: {pools: ['dc-1,mars', default]}}]",
+            "namespaces[1].allow.pools: expected names of pools (dc-1, default, edge), got 'mars'",
+        ),
+        (
+            "namespaces: [{match: '*', allow: {}}, {match: 'team-*', allow: {gang: []}}]",
+            "namespaces[1].match: expected namespaces that no entry before takes, got 'team-*' after namespaces[0]",
+        ),
+        (
+            "namespaces: [{match: a, allow: {}}, {match: b, allow: {}}, {match: a, allow: {gang: []}}]",
+            "namespaces[2].match: expected namespaces that no entry before takes, got 'a' after namespaces[0]",
+        ),
         ("namespaces: [{match: '*', allow: 7}]", "namespaces[0].allow: expected a mapping, got 7"),
         ("namespaces: [{match: '', allow: {}}]", "namespaces[0].match: expected text"),
     ],
