@@ -36,6 +36,10 @@ IGNORABLE_COVERS_BIND = (1, 30)
 DEFAULT_POOL = "default"
 # It is written into the Lease, and others wait for so long even after they are configured otherwise.
 MOST_LEASE_S = 3600.0
+# It is written in whole seconds.
+LEAST_LEASE_S = 1.0
+# Each try is a request, of every replica.
+LEAST_RETRY_S = 0.1
 # LeaseTimes waits a random 1 to 1.2 times `retry`.
 RETRY_SPREAD = 1.2
 # What the other faces answer; below these, `extender.prefix` would take their paths or look as if it did.
@@ -290,6 +294,12 @@ def _check_lease(part: _Part[LeaseSettings], checker: Checker) -> None:
             f"expected at most {PositiveSeconds(MOST_LEASE_S)}, for which a dead leader's place stays empty"
         )
         checker.refuse(("lease", "duration"), f"{message}; got {lease.duration_s}")
+    for name, given_s, least_s in (
+        ("duration", lease.duration_s, LEAST_LEASE_S),
+        ("retry", lease.retry_s, LEAST_RETRY_S),
+    ):
+        if part.has(f"{name}_s") and given_s < least_s:
+            checker.refuse(("lease", name), f"expected at least {PositiveSeconds(least_s)}; got {given_s}")
     if part.has("duration_s", "renew_deadline_s") and lease.renew_deadline_s >= lease.duration_s:
         message = f"expected less than duration ({lease.duration_s}), got {lease.renew_deadline_s}"
         checker.refuse(("lease", "renew_deadline"), message)

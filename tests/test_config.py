@@ -289,6 +289,12 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
         # lease
         ("lease: {renew_deadline: 15s}", "lease.renew_deadline", "less than duration (15s)"),
         ("lease: {retry: 10s}", "lease.retry", "less than renew_deadline (10s)"),
+        ("lease: {retry: 99ms}", "lease.retry", "at least 100ms; got 99ms"),
+        (
+            "lease: {duration: 999ms, renew_deadline: 500ms, retry: 100ms}",
+            "lease.duration",
+            "at least 1s; got 999ms",
+        ),
         # quantities and the traps of YAML
         ("shutdown: {grace: 0s}", "shutdown.grace", "longer than zero"),
         ("shutdown: {grace: 4:30}", "shutdown.grace", "got '4:30'"),

@@ -104,7 +104,7 @@ SPECIAL: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
     "pools[].selector": lambda: st.fixed_dictionaries({"site": st.sampled_from("abcdefgh")}),
     "lease.duration": lambda: st.sampled_from(["15s", "1h"]),
     "lease.renew_deadline": lambda: st.sampled_from(["9500ms", "10s", "14s999ms"]),
-    "lease.retry": lambda: st.integers(1, 7000).map(lambda ms: f"{ms}ms"),
+    "lease.retry": lambda: st.integers(100, 7000).map(lambda ms: f"{ms}ms"),
     "listeners[].serves": lambda: st.lists(
         st.sampled_from(["extender", "api", "metrics", "probes"]), min_size=1, unique=True
     ),
