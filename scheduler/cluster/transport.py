@@ -44,9 +44,13 @@ METHODS = {
 # Sent where a server says 429 but not for how long.
 DEFAULT_RETRY_AFTER_S = 1.0
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY = 401, 403, 404, 409, 410, 422, 429
+FAULT = 500
 _STATUS = msgspec.json.Decoder(Status)
-# 403 is what an authorizer says of whoever asks (`User "…" cannot …`), and what admission says of this one object.
-_BY_ADMISSION = re.compile(r"denied (the )?request| is forbidden: (?!.*User \")", re.DOTALL)
+# 403 is what an authorizer says of whoever asks (`User "…" cannot …`), and what admission says of this one object. 500
+# is what a server in need says, and one that cannot reach the webhook that this object needs; others need none.
+_BY_ADMISSION = re.compile(
+    r"denied (the )?request| is forbidden: (?!.*User \")|failed calling (admission )?webhook", re.DOTALL
+)
 
 
 class Transport:
@@ -268,7 +272,7 @@ class Transport:
             )
         said = status_of(answer).message or answer[:200].decode(errors="replace").strip()
         text = f"{verb} {target.path}: HTTP {code}: {said}"
-        if code == FORBIDDEN and _BY_ADMISSION.search(said):
+        if code in (FORBIDDEN, FAULT) and _BY_ADMISSION.search(said):
             return ApiRejected(text, status=code)
         if code in (FORBIDDEN, UNAUTHORIZED):
             if code == FORBIDDEN:

@@ -127,7 +127,7 @@ class ApiGone(ClusterError):
 
 
 class ApiRejected(ClusterError):
-    """Another 4xx, or admission's 403: the request itself is wrong; trying it again cannot help."""
+    """Another 4xx, or admission's no: the request itself is wrong; trying it again cannot help."""
 
 
 class ApiUnavailable(ClusterError):

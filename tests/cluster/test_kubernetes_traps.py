@@ -589,4 +589,13 @@ async def test_what_admission_refuses_of_one_object_is_no_right_that_is_missing(
         with pytest.raises(ClusterError) as raised:
             await cluster.annotate_pod("x", "a", "u-a", {"k": "v"})
         assert type(raised.value) is want
+        assert raised.value.status == 403
         assert bool(cluster.forbidden) == (want is ApiForbidden)
+
+
+async def test_a_webhook_that_is_away_is_no_server_that_is_away() -> None:
+    said = 'Internal error occurred: failed calling webhook "w.example.com": connection refused'
+    script = Script(others=[answers(failure(500, said), 500)])
+    async with script.cluster() as cluster:
+        with pytest.raises(ApiRejected, match="failed calling webhook"):
+            await cluster.annotate_pod("x", "a", "u-a", {"k": "v"})
