@@ -45,7 +45,9 @@ class ServerUrl(click.ParamType[str]):
         url = text if "://" in text else f"http://{text}"
         try:
             parts = urllib.parse.urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            # What HTTP can ask for: blanks and other letters would have to be written otherwise.
+            plain = url.isascii() and url.isprintable() and " " not in url
+            good = plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             good = False
         if not good or parts.query or parts.fragment or parts.username is not None:

@@ -118,7 +118,8 @@ class Daemon:
             answer = connection.getresponse()
             body = answer.read(MOST_BYTES + 1)
             self.paused = urllib.parse.unquote(answer.getheader(PAUSED_HEADER, ""))
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            # The last is of a name that no host can have.
             why = str(error) or type(error).__name__
             raise NoDaemon(f"no daemon answers at {self.url}: {why}\n{NEXT}") from error
         finally:

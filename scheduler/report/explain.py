@@ -68,6 +68,10 @@ WOKEN = (
     "It had been refused, fitted again and was woken at {}. If kube-scheduler has not asked us since, its own filters "
     "keep the pod from these nodes (kubectl describe pod tells)."
 )
+NOMINATED = (
+    "kube-scheduler has others make room for it on {} (status.nominatedNodeName): they end first, and hold their GPUs "
+    "until they are gone; then it asks us again."
+)
 STRANGER = (
     "Its spec.schedulerName is {}, which is none of our scheduler_names ({}): nobody is expected to ask us about it. "
     "Name one of these in the pod's spec, or that scheduler in our configuration, if it asks us."
@@ -219,6 +223,8 @@ class Explainer:
             notes = []
         if (woken_unix_s := self._woken_unix_s(facts.uid)) is not None and not facts.node:
             notes.append(WOKEN.format(format_instant(round(woken_unix_s))))
+        if facts.nominated_node and not facts.node:
+            notes.append(NOMINATED.format(facts.nominated_node))
         soft = record is not None and record.result == "passed_soft"
         notes.append(SOFT if soft else ADVISORY if now.placement == Placement.ADVISORY else DECISIVE)
         notes += self._unnamed(facts)

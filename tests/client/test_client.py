@@ -228,6 +228,8 @@ def test_a_pod_is_named_as_kubectl_names_it(daemon: StandIn, arguments: list[str
         (["explain", "b", "-n", ""], "expected a name, got nothing"),
         (["explain", "b", "--server", ""], "expected a URL such as http://127.0.0.1:9441"),
         (["explain", "b", "--server", "ftp://x"], "expected a URL such as"),
+        (["nodes", "--server", "x y"], "expected a URL such as"),
+        (["nodes", "--server", "http://127.0.0.1:1/\u00fc"], "expected a URL such as"),
         (["explain", "b", "--server", "x:99999999"], "expected a URL such as"),
         (["nodes", "--server", "http://u:p@x"], "expected a URL such as"),
         (["nodes", "-o", "yaml"], "'yaml' is not one of 'table', 'wide', 'json'"),
@@ -289,6 +291,13 @@ def test_what_is_no_daemon_of_ours_is_told_and_what_to_try(
         assert [done.returncode, done.stdout] == [1, ""]
         assert want_text in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_no_host_can_have_is_told_as_one_that_does_not_answer() -> None:
+    done = call("nodes", "--server", "http://a..b:1")
+    assert done.returncode == 1
+    assert "no daemon answers at http://a..b:1: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_nobody_at_the_address_is_told_with_the_next_step() -> None:

@@ -215,6 +215,14 @@ async def test_a_pod_that_was_decided_before_a_restart_says_so(world: World) -> 
     assert "made by the leader" in told.notes[0]
 
 
+async def test_a_pod_for_which_others_must_end_names_where(world: World) -> None:
+    world.see(make_pod("p1", nominated="n2"))
+    notes = (await world.explained("p1")).notes
+    assert any(note.startswith("kube-scheduler has others make room for it on n2 ") for note in notes)
+    world.see(make_pod("p1", nominated="n2", node="n2"))
+    assert not any("make room" in note for note in (await world.explained("p1")).notes)
+
+
 async def test_what_stands_on_a_pod_is_told_of_a_decision_that_is_not_kept(world: World) -> None:
     pod = world.see(make_pod("p1"))
     node = world.decide(pod)
