@@ -118,7 +118,7 @@ class _Labelled:
         if profile is not None:
             labelled_bytes = _count(self.labels, f"{base}.memory") * 2.0**20
             memory_bytes = labelled_bytes or float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC
-        replicas, complaint = self._replicas(name, base, self._there(base, profile))
+        replicas, complaint = self._replicas(name, base, self._there(name, base, profile))
         # MPS gives each its part of the memory and no more; in time slices each may take all that is left.
         limited = replicas > 1 and self.labels.get(f"{base}.sharing-strategy") == "mps"
         offer = Offer(
@@ -144,13 +144,15 @@ class _Labelled:
         most = next((most for model, most in _MOST_SLICES if model.search(self.model)), _SLICES)
         return min(slices / most, 1.0)
 
-    def _there(self, base: str, profile: re.Match[str] | None) -> int:
+    def _there(self, name: str, base: str, profile: re.Match[str] | None) -> int:
         """How many GPUs or slices replicas may be made of; 0 if nobody tells.
 
-        An agent counts GPUs and feature discovery those of one model, both with the ones that are sliced.
+        An agent counts GPUs and feature discovery those of one model, both with the ones that are sliced or whole.
         """
+        # Beside renamed replicas those that have the plain name are whole.
+        whole = int(self.units.get(base, 0)) if name != base else 0
         if profile is not None:
-            return _count(self.labels, f"{base}.count")
+            return max(_count(self.labels, f"{base}.count") - whole, 0)
         there = self.gpus if self.gpus is not None else _count(self.labels, f"{base}.count")
         sliced = sum(
             amount * self._slice(_PROFILE.search(name))
@@ -158,7 +160,7 @@ class _Labelled:
             if name.startswith(MIG_PREFIX) and not name.endswith(SHARED_SUFFIX)
         )
         # Sums of sevenths round.
-        return max(there - ceil(round(min(sliced, there), 3)), 0)
+        return max(there - ceil(round(min(sliced, there), 3)) - whole, 0)
 
     def _replicas(self, name: str, base: str, there: int) -> tuple[float, str]:
         """How many units share a GPU or slice, of which there are so many; and what is wrong with the label."""

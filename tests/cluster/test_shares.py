@@ -17,6 +17,7 @@ from scheduler.cluster.shares import MOST_TOLD, Offer, is_gpu_resource, offers, 
 
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 GIB = 2.0**30
+SEVENTH = "nvidia.com/mig-1g.10gb"
 
 
 def discovered(
@@ -97,6 +98,21 @@ def test_whole_gpus_beside_renamed_replicas_are_whole() -> None:
 
 def test_renamed_replicas_without_labels_are_counted_by_what_the_agent_found() -> None:
     assert only({SHARED: "8"}, {}, gpus=2) == Offer(8.0, 0.25, shared=True)
+
+
+def test_whole_and_sliced_gpus_are_none_that_replicas_without_labels_share() -> None:
+    found, wrong = offers({GPU: "4", SHARED: "8", SEVENTH: "7"}, {}, gpus=7)
+    assert wrong == ()
+    assert found[GPU] == Offer(4.0)
+    assert found[SHARED] == Offer(8.0, 0.25, shared=True)
+    # So all add up to what the agent found.
+    assert sum(offer.units * offer.gpus for offer in found.values()) == pytest.approx(7)
+
+
+def test_whole_slices_are_none_that_replicas_of_slices_share() -> None:
+    found, wrong = offers({SEVENTH: "7", SEVENTH + ".shared": "14"}, {SEVENTH + ".count": "14"})
+    assert wrong == ()
+    assert sum(offer.units * offer.gpus for offer in found.values()) == pytest.approx(2)
 
 
 def test_a_replica_of_mps_has_its_part_of_the_memory_and_no_more() -> None:
