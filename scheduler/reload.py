@@ -216,13 +216,20 @@ def read(file: Path) -> Content:
     try:
         raw = read_regular(file)
     except OSError as error:
-        return _unreadable(file, error.strerror or str(error))
+        if error.strerror is not None:
+            return _unreadable(file, error.strerror)
+        # What is no file says so itself, behind its path.
+        return _unusable(file, str(error).removeprefix(f"{file}: "))
     return Content(hashlib.sha256(raw).hexdigest(), raw)
 
 
 def _unreadable(file: Path, reason: str) -> Content:
-    problem = Problem(path=str(file), message=f"expected a readable file, got: {reason}")
-    return Content(hashlib.sha256(f"unreadable: {reason}".encode()).hexdigest(), b"", (problem,))
+    return _unusable(file, f"expected a readable file, got: {reason}")
+
+
+def _unusable(file: Path, message: str) -> Content:
+    problem = Problem(path=str(file), message=message)
+    return Content(hashlib.sha256(f"unusable: {message}".encode()).hexdigest(), b"", (problem,))
 
 
 def exchange(running: Running, settings: Settings) -> None:

@@ -646,13 +646,13 @@ def test_what_is_no_file_or_far_too_long_is_said_and_never_opened(tmp_path: Path
     huge.touch()
     os.truncate(huge, 100 * 2**20)
     for path, want in (
-        (huge, "got 104857600"),
-        (tmp_path / "gone", "No such file"),
-        (tmp_path, "a directory"),
-        (pipe, "a pipe"),
+        (huge, "expected at most 4194304 bytes, got 104857600"),
+        (tmp_path / "gone", "expected a readable file, got: No such file or directory"),
+        (tmp_path, "expected a file, got a directory"),
+        (pipe, "expected a file, got a pipe"),
     ):
         found = read(path)
-        assert want in found.problems[0].message
+        assert str(found.problems[0]) == f"{path}: {want}"
         assert found.raw == b""
     assert reload.watchable(str(pipe)) is None
     assert reload.watchable(str(tmp_path / "gone")) == tmp_path / "gone"
