@@ -28,6 +28,7 @@ from scheduler.decision.cycle import (
     near_best,
 )
 from scheduler.decision.observed_pools import ObservedPools
+from scheduler.decision.reach import Reach
 from scheduler.decision.record import PREEMPT, DecisionLog, DecisionRecord, Ranked, Weighed
 from scheduler.policy.base import POOL_CODES
 from scheduler.policy.profiles import NamedFilter, Profile
@@ -89,6 +90,7 @@ class Decider:
         self._profile_facts = {w: (p.name, p.expected_load) for w, p in profiles.items()}
         self.reason_texts = reason_texts(self.store.pool_names)
         self._observed = ObservedPools(self.store.settings.pools)
+        self._reach = Reach(self.store.settings.pools, filters)
 
     @property
     def profile_facts(self) -> dict[Workload, tuple[str, float]]:
@@ -124,13 +126,16 @@ class Decider:
         if own is not None and own.renewals >= RENEWALS:
             promised = -1
         snapshot = store.snapshot_for(request, held_on=held_on, beside=beside)
+        if strangers:
+            snapshot = store.with_strangers(snapshot, strangers, request)
+        counted = self.failures if failures is None else failures
         return judge(
             request,
             rows,
-            store.with_strangers(snapshot, strangers, request) if strangers else snapshot,
+            self._reach.applied(request, snapshot, counted),
             self.profiles[request.workload],
             self.filters,
-            self.failures if failures is None else failures,
+            counted,
             last_choices=np.array(last, np.intp) if last else None,
             promised_row=promised,
         )

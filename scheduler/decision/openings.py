@@ -32,6 +32,8 @@ NOT_LOOKED_AT = frozenset(
 )
 # Of these only more is news: less of them opens nothing, and each pod that is placed takes some.
 MORE_IS_NEWS = frozenset({"free_gpus", "free_units", "unit_memory_bytes"})
+# What a pool has for a pod, which need not wait for it once that has gone: less of these, and of those others.
+LESS_MAY_OPEN, OTHERS_MAY_OPEN = frozenset({"present", "units"}), frozenset({"in_two_pools", "models", "pool"})
 
 # Of whatever type it is in truth: all are compared alike.
 Column = NDArray[np.float64]
@@ -53,7 +55,6 @@ class Openings:
         self._decider = decider
         self._store = decider.store
         self._columns: dict[str, Column] = {}
-        self._pools: tuple[bool, ...] = ()
         self._generation = -1
         self._names: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._present: Mask = np.zeros(0, bool)
@@ -62,10 +63,8 @@ class Openings:
     def look(self) -> Mask | None:
         """Rows where something may have opened since the last look; None if nowhere."""
         snapshot = self._store.snapshot
-        # A pool without a single node holds nobody back; how many there are matters to nobody.
-        pools = tuple(size > 0 for size in snapshot.pool_sizes)
-        opened = np.full(snapshot.rows, pools != self._pools)
-        self._pools = pools
+        opened = np.zeros(snapshot.rows, bool)
+        present = self._columns.get("present")
         for each in fields(snapshot):
             name, now = each.name, getattr(snapshot, each.name)
             if name in NOT_LOOKED_AT or not isinstance(now, np.ndarray):
@@ -73,7 +72,7 @@ class Openings:
             before = self._columns.get(name)
             if before is not None and before.shape == now.shape and np.array_equal(before, now):
                 continue
-            opened |= _news(name, before, now)
+            opened |= _news(name, before, now) | _goes(name, before, now, present)
             self._columns[name] = now.copy()
         return opened if opened.any() else None
 
@@ -97,6 +96,15 @@ class Openings:
         return len(before) != len(self._asked_by) or any(
             a is not b and a != b for a, b in zip(before, self._asked_by, strict=True)
         )
+
+
+def _goes(name: str, before: Column | None, now: Column, present: Column | None) -> bool:
+    """Whether a node has lost what a pod may have waited for, so that another pool's may take it."""
+    if before is None or present is None or before.shape != now.shape or len(present) != now.shape[-1]:
+        return False
+    if name in LESS_MAY_OPEN:
+        return bool((now < before).any())
+    return name in OTHERS_MAY_OPEN and bool(((now != before) & (present > 0)).any())
 
 
 def _news(name: str, before: Column | None, now: Column) -> Mask:

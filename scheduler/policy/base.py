@@ -33,6 +33,15 @@ class Filter(Protocol):
 
 
 @runtime_checkable
+class Lasting(Protocol):
+    """A filter that also says which of its answers neither time nor a pod that ends will change."""
+
+    def could(self, request: PodRequest, snapshot: Snapshot) -> NDArray[np.bool_]:
+        """False for each row that has not the hardware; True where that is unknown."""
+        ...
+
+
+@runtime_checkable
 class Score(Protocol):
     """Prefers nodes."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest, Reason
@@ -42,6 +43,17 @@ class Memory:
                 codes[memory_bytes < request.gpu_memory_bytes] = Reason.TOO_LITTLE_MEMORY
                 codes[memory_bytes == 0] = Reason.UNKNOWN_MEMORY
         return codes
+
+    def could(self, request: PodRequest, snapshot: Snapshot) -> NDArray[np.bool_]:
+        """False where whole GPUs have less; what is free of shared ones changes, and slices are cut anew."""
+        could = np.ones(snapshot.rows, np.bool_)
+        for name, _ in request.units:
+            index = snapshot.resources.get(name)
+            if index is not None:
+                memory_bytes = snapshot.unit_memory_bytes[index]
+                lacking = (memory_bytes > 0) & (memory_bytes < request.gpu_memory_bytes)
+                could &= ~lacking | (snapshot.unit_gpus[index] < 1)
+        return could
 
 
 def build(args: Args) -> Memory:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest, Reason
@@ -36,6 +37,11 @@ class Model:
         codes = np.array([_code(models, request.gpu_models) for models in snapshot.model_sets], np.uint8)
         answer: base.CodeArray = codes[snapshot.models]
         return answer
+
+    def could(self, request: PodRequest, snapshot: Snapshot) -> NDArray[np.bool_]:
+        """False where the models are known, and others."""
+        could: NDArray[np.bool_] = self.filter(request, snapshot) != Reason.OTHER_MODEL
+        return could
 
 
 def _code(models: frozenset[str], globs: tuple[str, ...]) -> Reason:

@@ -4,7 +4,7 @@ Reads: pool, pool_sizes, in_two_pools.
 Unknown: cannot be; a node that no selector takes is in the last pool, `default`.
 A pod that names its pools goes to no other, and prefers them in its own order.
 A pool's `spill.after` is how long a pod, counted from its creation, waits for that pool before later ones open.
-A pool without a single node holds nobody back.
+A pool without a node that could ever take the pod holds it back from none.
 A node that several selectors take is in two pools, and gets nothing: who pays for it, or who may use it, is not clear.
 """
 

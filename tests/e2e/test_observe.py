@@ -152,13 +152,12 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
         assert "AN ESTIMATE" in table
         assert "REALLY" in table
         assert json.loads(say(replica, "-o", "json"))["pods_so_far"] == len(pods)
-        print(table)
     finally:
         scheduler.stop()
     # 3. Nobody wrote anything but kube-scheduler.
     after = everything(system)
     assert {path: after[path] for path in STILL} == {path: before[path] for path in STILL}
-    assert traces(after) == []
+    assert set(traces(after)) <= set(traces(before)), "events of other tests may be there"
     assert readiness(replica)["role"] == "observer"
     assert replica.process.stop() == 0
     assert writes(system, since) == []

@@ -1,0 +1,94 @@
+"""A pod waits for a pool only if a node of it could ever take the pod."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.store import Store
+from scheduler.core.nouns import PodRequest, PoolSpec
+from scheduler.decision.decider import Decider, Outcome
+from scheduler.decision.openings import Openings
+from tests.builders import all_rows, make_decider, make_node, make_request, make_store
+
+NEAR = PoolSpec(name="near", selector={"site": "near"}, spill_after_s=300.0)
+FAR = PoolSpec(name="far", selector={"site": "far"})
+A100 = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB", "nvidia.com/gpu.memory": "40960"}
+H100 = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"}
+
+
+def tell(store: Store, name: str, gpus: int, labels: dict[str, str]) -> None:
+    """A node without an agent: its labels say what is in it."""
+    store.apply(Changed(Kind.NODE, make_node(name, gpus, labels)), 0.0)
+
+
+def cluster() -> Decider:
+    """Near are A100s with 40 GiB, far are H100s with 80 GiB and more GPUs a node; both are free."""
+    store = make_store((NEAR, FAR))
+    tell(store, "near-1", 4, {"site": "near", **A100})
+    tell(store, "far-1", 8, {"site": "far", **H100})
+    return make_decider(store)
+
+
+def place(decider: Decider, request: PodRequest) -> Outcome:
+    return decider.place(request, all_rows(decider.store), 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gpu_models": ("*h100*",)},
+        {"gpu_memory_bytes": 64 * 2**30},
+        {"gpus": 8},
+    ],
+)
+def test_a_pod_that_the_first_pool_could_never_take_goes_on_at_once(asked: dict[str, object]) -> None:
+    assert place(cluster(), replace(make_request(), **asked)).record.chosen == "far-1"  # type: ignore[arg-type]  # fields of a request
+
+
+def test_a_full_pool_is_waited_for_and_so_is_one_in_quarantine() -> None:
+    decider = cluster()
+    assert place(decider, make_request("first", 4)).record.chosen == "near-1"
+    full = place(decider, make_request("second", 4))
+    # kube-scheduler offers what it counts as free: with all full near is passed over only once the wait is over.
+    assert full.record.chosen == "near-1"
+    assert not full.reserved
+    decider = cluster()
+    tell(decider.store, "near-1", 4, {"site": "near", **A100, "wattbalance.io/quarantine": "xid"})
+    assert place(decider, make_request()).record.reasons == {
+        "node in quarantine": 1,
+        "waiting for pool near": 1,
+    }
+
+
+def test_a_node_of_which_nobody_tells_what_it_has_is_waited_for() -> None:
+    decider = cluster()
+    tell(decider.store, "near-2", 4, {"site": "near"})
+    outcome = place(decider, replace(make_request(), gpu_models=("*h100*",)))
+    assert outcome.record.reasons["waiting for pool near"] == 1
+
+
+def test_a_pod_that_asks_for_slices_waits_for_a_pool_with_such_slices() -> None:
+    decider = cluster()
+    mig = (("nvidia.com/mig-1g.10gb", 1.0),)
+    sliced = make_node("far-2", 0, {"site": "far", **H100})
+    sliced.status.allocatable["nvidia.com/mig-1g.10gb"] = "7"  # type: ignore[index]  # make_node's has one
+    decider.store.apply(Changed(Kind.NODE, sliced), 0.0)
+    assert place(decider, replace(make_request(gpus=0), shares=mig)).record.chosen == "far-2"
+
+
+def test_what_could_have_taken_it_and_goes_opens_the_other_pools() -> None:
+    decider = cluster()
+    tell(decider.store, "near-2", 4, {"site": "near", **H100, "wattbalance.io/quarantine": "xid"})
+    request = replace(make_request(), gpu_models=("*h100*",))
+    openings = Openings(decider)
+    assert "waiting for pool near" in place(decider, request).record.reasons
+    openings.look()
+    assert openings.look() is None
+    decider.store.apply(Gone(Kind.NODE, make_node("near-2")), 2.0)
+    opened = openings.look()
+    assert opened is not None
+    assert opened[decider.store.rows["far-1"]]
+    assert place(decider, request).record.chosen == "far-1"
