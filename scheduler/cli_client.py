@@ -99,7 +99,7 @@ def found_daemon(
     if server is not None:
         daemon = Daemon(server)
         try:
-            yield daemon, lambda: "default"
+            yield daemon, lambda: _namespace_of(context or "")
         finally:
             _say_if_paused(daemon)
         return
@@ -109,6 +109,17 @@ def found_daemon(
             yield daemon, kubectl.namespace
         finally:
             _say_if_paused(daemon)
+
+
+def _namespace_of(context: str) -> str:
+    """As `kubectl wattbalance` that of its context, wherever the daemon is; there may be no kubeconfig at all."""
+    from scheduler.client.connect import Kubectl
+    from scheduler.client.fetch import NoDaemon
+
+    if (click.get_current_context().find_root().info_name or "").startswith("kubectl"):
+        with contextlib.suppress(NoDaemon):
+            return Kubectl(context).namespace()
+    return "default"
 
 
 def _say_if_paused(daemon: Daemon) -> None:

@@ -149,8 +149,11 @@ def daemon() -> Iterator[StandIn]:
             thread.join()
 
 
-def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scheduler.cli", *arguments]
+AS_PLUGIN = "import sys; sys.argv[0] = 'kubectl-wattbalance'; from scheduler.cli import main; main()"
+
+
+def call(*arguments: str, plugin: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", AS_PLUGIN] if plugin else ["-m", "scheduler.cli"]), *arguments]
     kept = {key: value for key, value in os.environ.items() if key != "WATTBALANCE_SERVER"}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, env={**kept, **environment}
@@ -291,6 +294,27 @@ def test_what_is_no_daemon_of_ours_is_told_and_what_to_try(
         assert [done.returncode, done.stdout] == [1, ""]
         assert want_text in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("script", "want_path"), [(forwarding(1), "ml/p"), ("exit 1", "default/p")])
+def test_a_plugin_of_kubectl_takes_the_namespace_of_its_context_at_any_address(
+    daemon: StandIn, tmp_path: Path, script: str, want_path: str
+) -> None:
+    call(
+        "explain",
+        "p",
+        "--server",
+        daemon.url,
+        "--context",
+        "prod",
+        plugin=True,
+        PATH=kubectl(tmp_path, script),
+    )
+    assert daemon.asked == [f"/api/v1/explain/{want_path}"]
+    [asked] = (tmp_path / "asked").read_text().splitlines()
+    assert asked.startswith("--context prod config view --minify")
+    call("explain", "p", "--server", daemon.url, PATH=kubectl(tmp_path, script))
+    assert daemon.asked[1:] == ["/api/v1/explain/default/p"]
 
 
 def test_a_name_that_no_host_can_have_is_told_as_one_that_does_not_answer() -> None:
