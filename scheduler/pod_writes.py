@@ -17,6 +17,8 @@ WRITTEN, GONE, FAILED, REJECTED, FORBIDDEN = "written", "gone", "failed", "rejec
 
 # Of what the API server said of one pod: it may repeat the pod.
 MOST_TOLD = 300
+# A pace of one an hour, once it is corrected, is not slept out.
+LOOK_AGAIN_S = 1.0
 
 
 class PodWrites:
@@ -45,8 +47,12 @@ class PodWrites:
         return result
 
     async def pause(self) -> None:
-        """Wait until the next one may be written."""
-        await asyncio.sleep(1 / self._most_per_s())
+        """Wait until the next one may be written; another pace that is set meanwhile counts at once."""
+        slept_s = 0.0
+        while (left_s := 1 / self._most_per_s() - slept_s) > 0:
+            step_s = min(left_s, LOOK_AGAIN_S)
+            await asyncio.sleep(step_s)
+            slept_s += step_s
 
     async def _write(self, pod: PodFacts, annotations: Mapping[str, str]) -> str:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +14,7 @@ from scheduler.cluster.pods import PodFacts, pod_facts
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
 from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.decision.record import DecisionLog, decision_annotation
+from scheduler.pod_writes import PodWrites
 from scheduler.writeback import WriteBack
 from tests.builders import make_pod
 from tests.contracts.cluster_contract import beside, eventually
@@ -186,3 +188,15 @@ def test_no_more_are_written_in_a_second_than_may_be() -> None:
         written, took_s = runner.run(all_of_five())
     assert written == 5
     assert took_s == pytest.approx(4 / 20, abs=0.01)
+
+
+def test_a_pace_that_was_far_too_slow_is_not_slept_out() -> None:
+    async def once_corrected() -> float:
+        paces = iter([1e-6, 1e-6, 1e-6])
+        writes = PodWrites(Writing(), Counter(), "nothing can be written", lambda: next(paces, 10.0))
+        began_mono_s = asyncio.get_running_loop().time()
+        await writes.pause()
+        return asyncio.get_running_loop().time() - began_mono_s
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(once_corrected()) == pytest.approx(3.0, abs=0.01)
