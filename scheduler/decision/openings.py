@@ -33,7 +33,10 @@ NOT_LOOKED_AT = frozenset(
 # Of these only more is news: less of them opens nothing, and each pod that is placed takes some.
 MORE_IS_NEWS = frozenset({"free_gpus", "free_units", "unit_memory_bytes"})
 # What a pool has for a pod, which need not wait for it once that has gone: less of these, and of those others.
-LESS_MAY_OPEN, OTHERS_MAY_OPEN = frozenset({"present", "units"}), frozenset({"in_two_pools", "models", "pool"})
+LESS_MAY_OPEN, OTHERS_MAY_OPEN = (
+    frozenset({"present", "units"}),
+    frozenset({"in_two_pools", "models", "pool"}),
+)
 
 # Of whatever type it is in truth: all are compared alike.
 Column = NDArray[np.float64]

@@ -90,8 +90,9 @@ def lift(system: System, node: str) -> None:
 
 
 def test_a_pod_that_waits_for_a_pool_is_bound_when_the_next_one_opens_to_it(system: System) -> None:
-    system.add_node("nudge-home", 2)
+    system.add_node("nudge-home", 8)
     system.add_node("nudge-cloud", site="aws-a")
+    system.add_pod("nudge-holds", 6, nodeName="nudge-home")
     given: dict[str, Any] = {"pools": pools(f"{SPILL_S:g}s"), "extender": {"annotate": False}}
     replica = system.serve(**given, nudge={"enabled": False})
     wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
