@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 from scheduler.cluster.kubernetes import KubernetesCluster
@@ -31,6 +31,9 @@ from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, REJECTED, WRITTEN, Pod
 log = logging.getLogger(__name__)
 
 RETRY_ANNOTATION = PREFIX + "retry"
+# Pods that wait when we begin to lead may have met nobody, or somebody before us: kube-scheduler asks about most of
+# them by itself within its longest back-off (3 s as we print it).
+INHERITED_S = 5.0
 # How often the store is looked at while anybody waits: 0.05 ms of it at 5,000 nodes.
 LOOK_S = 0.1
 # Judging holds the loop no longer than this at a time.
@@ -83,10 +86,13 @@ class Nudges:
         self.last_unix_s: OrderedDict[str, float] = OrderedDict()
         """When each pod was woken last."""
         self._refused = Refused(decider)
+        self._decisions = decider.log
         self._clock = clock
         self._settings = settings
         self._may_act = may_act
         self._writes = PodWrites(cluster, self.results, "pods cannot be woken", lambda: settings().most_per_s)
+        self._inherited: tuple[str, ...] = ()
+        self._inherited_mono_s = 0.0
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MOST_OPEN)
         self._trouble = ""
@@ -123,12 +129,26 @@ class Nudges:
         self._refused.see_unbound(uid, self._clock.mono_s())
         self._wake.set()
 
+    def inherit(self, uids: Iterable[str]) -> None:
+        """Pods wait though we have just begun to lead: those about which nobody asks soon are woken once they fit."""
+        self._inherited = tuple(uids)
+        self._inherited_mono_s = self._clock.mono_s() + INHERITED_S
+        self._wake.set()
+
+    def _take_inherited(self) -> None:
+        if self._inherited and self._clock.mono_s() >= self._inherited_mono_s:
+            for uid in self._inherited:
+                if self._decisions.of_pod(uid) is None:
+                    self._refused.see_unbound(uid, self._clock.mono_s())
+            self._inherited = ()
+
     async def run(self) -> None:
         """Wake for ever; costs nothing while nobody waits."""
         while True:
             await self._wake.wait()
-            while self._refused:
+            while self._refused or self._inherited:
                 await asyncio.sleep(LOOK_S)
+                self._take_inherited()
                 await self.wake()
             self._wake.clear()
 

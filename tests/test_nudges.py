@@ -323,3 +323,22 @@ async def test_a_reading_that_comes_wakes(world: World) -> None:
         world.store.see_inventory("n2", make_inventory("n2"))
         await eventually(lambda: bool(world.cluster.written))
     assert world.cluster.names == ["p1"]
+
+
+async def test_who_begins_to_lead_wakes_pods_that_wait_already_and_fit(world: World) -> None:
+    """Somebody refused them before us, or nobody answered: kube-scheduler may not ask for minutes."""
+    world.refuse("asked-since")
+    for name, gpus in (("fits", 2), ("fits-not", 16)):
+        see_pod(world.store, make_pod(name, gpus), world.clock.mono_s())
+    world.heal()
+    async with beside(world.nudges.run()):
+        await eventually(lambda: "asked-since" in world.cluster.names)
+        world.nudges.inherit(list(world.store.waiting))
+        await world.some_looks()
+        # kube-scheduler asks about most of them by itself.
+        assert world.cluster.names == ["asked-since"]
+        world.clock.advance(nudges.INHERITED_S)
+        await eventually(lambda: "fits" in world.cluster.names)
+        world.clock.advance(60.0)
+        await world.some_looks()
+    assert world.cluster.names == ["asked-since", "fits"]
