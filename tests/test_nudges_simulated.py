@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import nudges
 from scheduler.core.clock import SystemClock
 from scheduler.nudges import RETRY_ANNOTATION
 from scheduler.simulate.apiserver import ApiServer
@@ -137,3 +138,18 @@ async def test_of_many_that_wait_no_more_are_woken_than_fit(world: World, rules:
         woken = sum(bool(retries(world, name)) for name in names)
         # On 1.32 and later a binding, too, lets kube-scheduler try again whom an extender had refused.
         assert woken == 8 if rules is Rules.V1_20 else 1 <= woken <= 8
+
+
+async def test_pods_of_our_scheduler_that_wait_when_we_begin_to_lead_are_woken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody answered kube-scheduler before us; another scheduler's pods are its own affair."""
+    monkeypatch.setattr(nudges, "INHERITED_S", 0.1)
+    world.api.create("nodes", node("n1", gpu=8))
+    for name, scheduler in (("theirs", "default-scheduler"), ("ours", "wattbalance")):
+        world.api.create("pods", pod(name, gpu=1, schedulerName=scheduler))
+    async with world.replica() as replica:
+        await eventually(lambda: retries(world, "ours") == "1")
+        await asyncio.sleep(LONGER_S)
+        assert retries(world, "theirs") == ""
+        assert replica.daemon.nudges.results["written"] == 1

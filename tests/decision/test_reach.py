@@ -92,3 +92,17 @@ def test_what_could_have_taken_it_and_goes_opens_the_other_pools() -> None:
     assert opened is not None
     assert opened[decider.store.rows["far-1"]]
     assert place(decider, request).record.chosen == "far-1"
+
+
+def test_memory_that_nobody_tells_may_suffice_and_parts_of_gpus_may_get_more() -> None:
+    asked = replace(make_request(), gpu_memory_bytes=64 * 2**30)
+    decider = cluster()
+    tell(decider.store, "near-2", 4, {"site": "near", "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"})
+    assert "waiting for pool near" in place(decider, asked).record.reasons
+    decider = cluster()
+    mig = "nvidia.com/mig-1g.10gb"
+    for name, site in (("near-2", "near"), ("far-2", "far")):
+        sliced = make_node(name, labels={"site": site, **H100}, shares={mig: 7})
+        decider.store.apply(Changed(Kind.NODE, sliced), 0.0)
+    parts = replace(asked, gpus=0, shares=((mig, 1.0),))
+    assert "waiting for pool near" in place(decider, parts).record.reasons

@@ -115,3 +115,9 @@ def test_kubernetes_sees_replicas_as_the_device_plugin_tells_them() -> None:
     terms = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]  # type: ignore[index]  # likewise
     keys = {each["key"]: each["values"] for each in terms["nodeSelectorTerms"][0]["matchExpressions"]}
     assert keys == {"nvidia.com/gpu.product": ["T4"], "nvidia.com/gpu.replicas": ["4"]}
+
+
+def test_the_only_node_stays_whole_for_what_asks_for_whole_gpus() -> None:
+    few, whole = (node("n1"),), task("w", 1000)
+    assert share_out(Trace(nodes=few, tasks=(task("s", 200), whole), source="here")).nodes[0].replicas == 1
+    assert share_out(Trace(nodes=few, tasks=(task("s", 200),), source="here")).nodes[0].replicas == 4
