@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
-# make demo ARGS="--nodes 50 --duration 60"
+# make demo ARGS="--nodes 50 --duration 60s"
 ARGS ?=
 export WATTBALANCE_VENV := $(VENV)
 # Where bytecode may not be written (many images say so), each start compiles everything anew: `wattbalance --help`
@@ -18,7 +18,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-
 .PHONY: help demo test check lint format types imports unit bench fuzz test-gpu lock venv run-venv debian clean
 
 help:
-	@echo 'make demo      watch pods of a public trace being placed (ARGS="--nodes 50 --duration 60")'
+	@echo 'make demo      watch pods of a public trace being placed (ARGS="--nodes 50 --duration 60s")'
 	@echo 'make test      install what the tests need (scripts/install-debian), then run all of them'
 	@echo 'make check     format, lint, types, import layers, conventions, unit tests'
 	@echo 'make bench     the benchmarks, with the comparison beside each figure'

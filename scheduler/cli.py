@@ -103,7 +103,7 @@ def serve(path: str) -> int:
     type=Duration(0.1, 60.0),
     default="1s",
     show_default=True,
-    help="Time between messages, 100ms to 60s.",
+    help="Time between messages, 100ms to 60s; a bare number is seconds.",
 )
 @click.option(
     "--sample-hz",
@@ -202,7 +202,10 @@ def agent(*, once: bool, as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - 
     help="Share of all GPUs that the arriving pods ask for.",
 )
 @click.option(
-    "--duration", "duration_s", type=Duration(), help="End after this time, such as 90s; default: at Ctrl-C."
+    "--duration",
+    "duration_s",
+    type=Duration(),
+    help="End after this time: 90s, 5m, or a bare number of seconds; default: at Ctrl-C.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: any free one."

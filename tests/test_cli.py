@@ -20,6 +20,7 @@ import click
 import pytest
 
 from scheduler import __version__, cli, config
+from scheduler.cli_types import Duration
 from scheduler.core import log
 from scheduler.core.errors import ApiForbidden, ConfigError, DriverUnavailable, Problem
 from scheduler.telemetry.agent import AgentOptions
@@ -287,6 +288,19 @@ def test_demo_hands_its_flags_on(monkeypatch: pytest.MonkeyPatch) -> None:
     want_defaults |= {"policies": "least-loaded", "trace_dir": None, "trace": None, "mosquitto": None}
     assert vars(taken[0]) == want_defaults
     assert vars(taken[1]) == want_defaults | {"duration_s": 90.0, "nodes": 5, "trace_dir": "d", "port": 0}
+
+
+def durations() -> list[click.Option]:
+    options = [each for _, command in commands_below(cli.cli, "") for each in command.params]
+    return [each for each in options if isinstance(each, click.Option) and isinstance(each.type, Duration)]
+
+
+def test_each_option_that_takes_a_duration_takes_seconds_without_a_unit_and_says_so() -> None:
+    assert {each.name for each in durations()} == {"duration_s", "interval_s"}
+    for option in durations():
+        assert option.type.convert("5", option, None) == option.type.convert("5s", option, None) == 5.0
+        assert "a bare number" in str(option.help)
+        assert "seconds" in str(option.help)
 
 
 @pytest.mark.parametrize("text", ["0s", "-5", "5 minutes", "nan", ""])
