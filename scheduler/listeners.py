@@ -24,6 +24,7 @@ from scheduler.connections import CONNECTIONS, SILENT_S, Connection, ConnectionC
 from scheduler.core.errors import CannotListen
 from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
+from scheduler.hosts import guarded
 from scheduler.report.views import PAUSED_HEADER
 
 if TYPE_CHECKING:
@@ -319,12 +320,15 @@ class Listeners:
             response.headers[PAUSED_HEADER] = quote(paused, safe=" :,;()")
 
     async def _listen(self, spec: ListenerSpec) -> None:
+        host, port = spec.host_port()
         app = web.Application()
         app[LOOPBACK] = spec.is_loopback()
         app.on_response_prepare.append(self._end_last)
         app.on_response_prepare.append(self._tell_paused)
         for role in sorted(spec.serves):
-            app.add_routes(self._routes.get(role, ()))
+            routes = self._routes.get(role, ())
+            # Only what people ask: kube-scheduler's calls are to cost nothing more.
+            app.add_routes(guarded(routes, host or "") if role == "api" and spec.is_loopback() else routes)
         # Last: it takes what no other route does.
         app.router.add_route("*", "/{path:.*}", _elsewhere)
         async with AsyncExitStack() as undo:
@@ -347,7 +351,6 @@ class Listeners:
                 silent_s=self._silent_s,
             )
             gate = Gate(make, spec.address, self._connections, self.refused)
-            host, port = spec.host_port()
             await Site(runner, gate, host, port, certificates.front if certificates else None).start()
             undo.pop_all()
         self._runners.append(runner)

@@ -27,6 +27,7 @@ from scheduler.decision.explain import evaluate
 from scheduler.decision.record import RECORDS_KEPT, DecisionRecord, Said, said_in
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
+from scheduler.report.queries import without_query
 
 # A Kubernetes name has 253 characters at most; what is longer is not worth printing whole.
 MOST_SHOWN = 253
@@ -115,12 +116,9 @@ class Explainer:
 
     def routes(self) -> list[web.RouteDef]:
         """Routes of a listener that serves `api`."""
-        return [web.get(EXPLAIN_PATH, self._get)]
+        return [web.get(EXPLAIN_PATH, without_query(self._get))]
 
     async def _get(self, request: web.Request) -> web.Response:
-        if request.query:
-            error = f"unknown parameter {next(iter(request.query))[:60]!r}; known: none, the path says it all"
-            return _json({"error": error}, HTTPStatus.BAD_REQUEST)
         found = await self.explain(request.match_info["namespace"], request.match_info["pod"])
         if isinstance(found, NotFound):
             return _json(found, HTTPStatus.NOT_FOUND)

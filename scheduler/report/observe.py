@@ -20,6 +20,7 @@ from scheduler.decision.shadow import MOST_FOLLOWED, Shadow
 from scheduler.decision.worlds import World, Worlds
 from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveReport
 from scheduler.report.openapi import OBSERVE_LIMIT, OBSERVE_MOST, OBSERVE_PATH
+from scheduler.report.queries import BadQuery, check_names, refusal
 
 _encode = msgspec.json.Encoder().encode
 
@@ -83,15 +84,16 @@ class ObserveReporter:
         return [web.get(OBSERVE_PATH, self._get)]
 
     async def _get(self, request: web.Request) -> web.Response:
+        try:
+            check_names(request, ["limit"])
+        except BadQuery as error:
+            return refusal(HTTPStatus.BAD_REQUEST, str(error))
         limit = request.query.get("limit", str(OBSERVE_LIMIT))
-        if unknown := [name for name in request.query if name != "limit"]:
-            return _json(
-                {"error": f"unknown parameter {unknown[0][:60]!r}; known: limit"}, HTTPStatus.BAD_REQUEST
-            )
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 9):
-            error = f"limit: expected a whole number from 0 to {OBSERVE_MOST}, got {limit[:60]!r}"
-            return _json({"error": error}, HTTPStatus.BAD_REQUEST)
-        return _json(self.report(min(int(limit), OBSERVE_MOST)), HTTPStatus.OK)
+            text = f"limit: expected a whole number from 0 to {OBSERVE_MOST}, got {limit[:60]!r}"
+            return refusal(HTTPStatus.BAD_REQUEST, text)
+        body = _encode(self.report(min(int(limit), OBSERVE_MOST)))
+        return web.Response(body=body, content_type="application/json")
 
     def report(self, limit: int = OBSERVE_LIMIT) -> ObserveReport:
         """All of it, with so many pods at most."""
@@ -191,7 +193,3 @@ def _pod(followed: Followed, shadow: Shadow, now_mono_s: float) -> ObservedPod:
 
 def _known(value: float) -> float | None:
     return None if value != value else value  # noqa: PLR0124 - NaN is unknown, and alone differs from itself
-
-
-def _json(answer: object, status: HTTPStatus) -> web.Response:
-    return web.Response(body=_encode(answer), status=status, content_type="application/json")

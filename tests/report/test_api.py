@@ -299,6 +299,26 @@ async def test_a_refused_query_says_what_was_expected(client: Client, query: str
     assert want_text in str((await get(client, f"/api/v1/{query}", want_status=400))["error"])
 
 
+@pytest.mark.parametrize("path", ["/", "/api/v1", "/api/v1/", "/api/v1/openapi.json"])
+@pytest.mark.parametrize("query", ["x=1", "x", "limit=5", "pretty=true&x=2"])
+async def test_what_takes_no_parameter_refuses_each(client: Client, path: str, query: str) -> None:
+    error = await get(client, f"{path}?{query}", want_status=400)
+    assert str(error["error"]).startswith(f"unknown parameter {query.partition('=')[0]!r}")
+    assert str(error["error"]).endswith("known: none")
+    await get(client, f"{path}?")
+
+
+async def test_a_hostile_name_of_a_parameter_is_shown_in_part(client: Client) -> None:
+    error = await get(client, f"/api/v1/nodes?{'x' * 2000}=1", want_status=400)
+    assert len(str(error["error"])) < 200
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/livez", "/metrics"])
+async def test_probes_and_scrapers_may_add_parameters_of_their_own(client: Client, path: str) -> None:
+    async with client.get(f"{path}?verbose&x=1") as response:
+        assert response.status == 200
+
+
 async def test_a_list_may_be_asked_for_its_head(client: Client, world: World) -> None:
     world.add_node("n1")
     async with client.head("/api/v1/nodes") as response:
