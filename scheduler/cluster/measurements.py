@@ -11,7 +11,6 @@ from msgspec import UNSET
 
 from scheduler.cluster.columns import STATE_HUNG, STATE_LOST, STATE_OK, STATE_UNKNOWN, Columns
 from scheduler.cluster.nodes import NodeRecord, Nodes
-from scheduler.cluster.shares import MODEL_LABEL
 from scheduler.telemetry.sample import Inventory, Sample
 
 STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_LOST, "hung": STATE_HUNG}
@@ -68,7 +67,6 @@ class Measurements:
             return
         self._start_anew(record.row, 0)
         record.inventory = None
-        record.model = record.labels.get(MODEL_LABEL, "")
         self._nodes.renew(record)
 
     def _start_anew(self, row: int, gpus: int) -> None:

@@ -16,7 +16,7 @@ from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_devices import NodeDevices
 from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
-from scheduler.cluster.shares import MODEL_LABEL, Offer, is_gpu_resource, offers
+from scheduler.cluster.shares import Offer, is_gpu_resource, model_of, offers
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PREFIX, PoolSpec
 from scheduler.telemetry.sample import Inventory
@@ -162,7 +162,7 @@ class Nodes:
         columns, row = self._columns, record.row
         devices = self._devices.by_node.get(record.name)
         if record.inventory is None:
-            record.model = (devices.model if devices else "") or record.labels.get(MODEL_LABEL, "")
+            record.model = (devices.model if devices else "") or model_of(record.labels)
         columns.capability[row] = self._capability(record.model)
         models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels, devices)
         columns.models[row] = columns.model_index(models)
@@ -286,9 +286,7 @@ class Nodes:
             "bound_units": np.zeros(shape, np.float32),
             "reserved_units": np.zeros(shape, np.float32),
             "free_units": units,
-            "capability": np.array(
-                [self._capability(each.get(MODEL_LABEL, "")) for each in labels], np.float32
-            ),
+            "capability": np.array([self._capability(model_of(each)) for each in labels], np.float32),
             "name_hash": np.array([zlib.crc32(n.metadata.name.encode()) for n in nodes], np.uint32),
         }
         columns: dict[str, object] = {
@@ -297,9 +295,7 @@ class Nodes:
         if snapshot.in_two_pools is not None or any(len(each) > 1 for each in pools):
             known = np.zeros(snapshot.rows, bool) if snapshot.in_two_pools is None else snapshot.in_two_pools
             columns["in_two_pools"] = np.concatenate([known, [len(each) > 1 for each in pools]])
-        most = max(
-            [snapshot.capability_max, *(self._capability(each.get(MODEL_LABEL, "")) for each in labels)]
-        )
+        most = max([snapshot.capability_max, *(self._capability(model_of(each)) for each in labels)])
         return snapshot.replace(**columns, capability_max=most, model_sets=tuple(self._columns.model_sets))
 
     def pool_indexes(self, names: Sequence[str]) -> tuple[int, ...]:
@@ -340,7 +336,7 @@ def _hardware(
         return (frozenset(models) if all(models) else frozenset()), float(min(each or 0 for each in memory))
     if devices is not None and devices.gpus:
         return devices.models, devices.memory_bytes
-    model = labels.get(MODEL_LABEL, "").lower()
+    model = model_of(labels).lower()
     # In MiB, whatever the label is called. A share's is the share's own.
     memory_bytes = quantity(labels.get(MEMORY_LABEL)) * 2.0**20
     return (frozenset({model}) if model else frozenset()), max(memory_bytes, 0.0)

@@ -60,6 +60,11 @@ def is_gpu_resource(name: str) -> bool:
     return name in (GPU_RESOURCE, GPU_RESOURCE + SHARED_SUFFIX) or name.startswith(MIG_PREFIX)
 
 
+def model_of(labels: Mapping[str, str]) -> str:
+    """The model of a node's GPUs by its label, without what feature discovery appends for slices and replicas."""
+    return labels.get(MODEL_LABEL, "").partition("-MIG-")[0].removesuffix("-SHARED")
+
+
 def words(units: Units) -> str:
     """So many of some resources, as people say it."""
     return " and ".join(f"{count:g} {_noun(name, count)}" for name, count in units) or "no GPU"
@@ -88,7 +93,7 @@ def offers(
     """
     units = {name: quantity(amount) for name, amount in allocatable.items() if is_gpu_resource(name)}
     units = {name: amount for name, amount in units.items() if amount > 0}
-    labelled = _Labelled(units, labels, model or labels.get(MODEL_LABEL, ""), gpus)
+    labelled = _Labelled(units, labels, model or model_of(labels), gpus)
     found: dict[str, Offer] = {}
     wrong: list[str] = []
     for name in units:

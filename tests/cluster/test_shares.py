@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler.cluster.shares import MOST_TOLD, Offer, is_gpu_resource, offers, words
+from scheduler.cluster.shares import MOST_TOLD, Offer, is_gpu_resource, model_of, offers, words
 
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 GIB = 2.0**30
@@ -349,6 +349,24 @@ def test_whatever_is_written_a_unit_is_a_part_of_a_gpu(
 
 def _is_sliced(labels: Mapping[str, str]) -> bool:
     return "-MIG-" in labels.get("nvidia.com/gpu.product", "")
+
+
+@pytest.mark.parametrize(
+    ("label", "want_model"),
+    [
+        ("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-SXM4-80GB"),
+        ("NVIDIA-A100-SXM4-80GB-SHARED", "NVIDIA-A100-SXM4-80GB"),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "NVIDIA-A100-SXM4-40GB"),
+        ("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb.me-SHARED", "NVIDIA-A100-SXM4-40GB"),
+        ("NVIDIA-A100-SXM4-40GB-MIG-INVALID", "NVIDIA-A100-SXM4-40GB"),
+        # In the middle it is the maker's own word.
+        ("SHARED-MIGHTY-SHARED-1", "SHARED-MIGHTY-SHARED-1"),
+        ("", ""),
+    ],
+)
+def test_a_model_by_label_is_the_gpus_own_and_not_what_is_made_of_it(label: str, want_model: str) -> None:
+    assert model_of({"nvidia.com/gpu.product": label}) == want_model
+    assert model_of({}) == ""
 
 
 def test_units_read_as_people_say_them() -> None:

@@ -431,6 +431,27 @@ def test_a_node_that_is_sent_whole_is_judged_by_its_labels() -> None:
         assert codes[-2:].tolist() == [Reason.FITS, want]
 
 
+@pytest.mark.parametrize("agent_came", [False, True])
+@pytest.mark.parametrize("suffix", ["", "-SHARED", "-MIG-1g.10gb", "-MIG-1g.10gb-SHARED"])
+def test_a_model_by_label_matches_exactly_however_its_gpus_are_divided(
+    suffix: str, *, agent_came: bool
+) -> None:
+    model = "NVIDIA-A100-SXM4-80GB"
+    store = make_store(capabilities={model: 0.5})
+    node = make_node("n1", labels={"nvidia.com/gpu.product": model + suffix})
+    store.apply(Changed(Kind.NODE, node), 0.0)
+    if agent_came:
+        store.see_inventory("n1", inventory_of("n1", ("T4", 16)))
+        store.forget_inventory("n1")
+    request = make_request(gpu_models=(model.lower(),))
+    assert refused("model", request, store) == {}
+    assert store.nodes["n1"].model == model
+    assert store.snapshot.capability[store.rows["n1"]] == 0.5
+    stranger = store.with_strangers(store.snapshot, [node])
+    assert stranger.capability[-1] == 0.5
+    assert stranger.model_sets[stranger.models[-1]] == {model.lower()}
+
+
 def test_models_that_somebody_invents_without_end_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "MOST_MODEL_SETS", 3)
     store = make_store()
