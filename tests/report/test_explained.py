@@ -329,7 +329,7 @@ async def test_the_answer_is_as_it_is_described(client: Client, world: World) ->
 
 async def test_others_get_their_turn_while_a_pod_is_looked_for(world: World) -> None:
     for number in range(10_000):
-        world.see(make_pod(f"other-{number}", 1, node="n1"))
+        world.see(make_pod(f"other-{number}", 1, node=f"away-{number % 1000}"))
     asking = asyncio.ensure_future(world.explainer.explain("team-a", "nobody"))
     turns = 0
     while not asking.done():
