@@ -134,9 +134,9 @@ class Daemon:
             self.fence,
             observe=settings.mode is Mode.OBSERVE,
         )
-        self.notices = Notices(self.cluster.note, self.leadership.may_act, clock)
+        self.notices = Notices(self.cluster.note, self.leadership.may_act, clock, self.store.intents.topmost)
         self.cluster.events.may_write = self.leadership.may_act
-        self.decider.on_no_fit = self.notices.no_fit
+        self.decider.on_no_fit = lambda record, request: self.notices.no_fit(record, request.controller)
         self.store.on_faults = self._note_faults
         self.store.on_contradictions = self._note_contradictions
         self.bindings.on_past = self._tell_past

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scheduler.cluster.objects import Pod, requested
+from scheduler.cluster.intents import controller_of
+from scheduler.cluster.objects import OwnerRef, Pod, requested
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterEvent, Gone, Listed
 from scheduler.cluster.shares import is_gpu_resource
@@ -46,6 +47,7 @@ class Binding:
     """It carries the annotation of a decision, which travels in a Binding of ours."""
     daemon: bool
     """A DaemonSet's: its place was never a choice."""
+    controller: OwnerRef | None = None
 
     @classmethod
     def of(cls, pod: PodFacts) -> Binding:
@@ -58,6 +60,7 @@ class Binding:
             scheduler=pod.scheduler_name or DEFAULT_SCHEDULER,
             decided=DECISION_ANNOTATION in (pod.meta.annotations or {}),
             daemon=any(owner.kind == "DaemonSet" for owner in pod.meta.owner_references or ()),
+            controller=controller_of(pod.meta),
         )
 
     @classmethod
@@ -72,6 +75,7 @@ class Binding:
             scheduler=pod.spec.scheduler_name or DEFAULT_SCHEDULER,
             decided=DECISION_ANNOTATION in (meta.annotations or {}),
             daemon=any(owner.kind == "DaemonSet" for owner in meta.owner_references or ()),
+            controller=controller_of(meta),
         )
 
 

@@ -1,22 +1,27 @@
 """Kubernetes Events for people: why a pod waits for us, and that one was placed past us; at most a few a pod.
 
+What is the same of many pods of one Deployment or Job is told on the first few of them, and on their owner, where each
+further pod only counts. What a namespace says is told likewise, on the namespace.
+
 Composition: decisions and bindings in, EventNotes out. Written by a leader that acts, never by a standby and never in
-observe mode; queueing, series and drops are in cluster/events.py.
+observe mode; queueing, series, the limit over all and drops are in cluster/events.py.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from scheduler.bindings import Binding, Past
-from scheduler.cluster.intent import POD, Fault
+from scheduler.cluster.intent import Fault
+from scheduler.cluster.intents import controller_of
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.objects import Meta
 from scheduler.cluster.port import EventNote
 from scheduler.cluster.shares import words
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import Reason
+from scheduler.core.nouns import Controller, Reason
 from scheduler.decision.record import DecisionRecord
 
 NO_NODE_FITS = "NoNodeFits"
@@ -28,7 +33,12 @@ IN_TWO_POOLS = "NodeInTwoPools"
 SAME_AGAIN_S = 300.0
 # Something else about the same pod: reasons that flap must not become a stream of writes.
 OTHER_AGAIN_S = 30.0
-# Pods remembered; as many as decisions are.
+# Of what is the same of all pods of one owner, so many have it on themselves too: whoever describes the pods of a small
+# Deployment finds it there, and a large one makes no flood.
+PODS_TOLD = 3
+# A pod of which nothing was told for so long makes room for another: twice what one that still waits is silent.
+PODS_TOLD_AGAIN_S = 2 * SAME_AGAIN_S
+# Pods remembered, and what is told of owners; as many as decisions are.
 MOST_REMEMBERED = 10_000
 
 ADVICE: dict[str, str] = {
@@ -60,6 +70,29 @@ PAST: dict[Past, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What an event stands on."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    api_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Message:
+    """What an event says."""
+
+    reason: str
+    about: str
+    """Tells apart what is not the same again."""
+    note: str
+    warning: bool = True
+    action: str = "Scheduling"
+
+
 class Notices:
     """Makes notes of decisions and bindings, unless the same was said of the pod a short while ago.
 
@@ -67,53 +100,61 @@ class Notices:
         write: takes a note and does not wait.
         may_write: whether this replica leads and acts.
         clock: for how long ago.
+        topmost: who controls a pod in the end, by its own controller.
     """
 
     def __init__(
-        self, write: Callable[[EventNote], None], may_write: Callable[[], bool], clock: Clock
+        self,
+        write: Callable[[EventNote], None],
+        may_write: Callable[[], bool],
+        clock: Clock,
+        topmost: Callable[[Controller | None], Controller | None] = lambda controller: controller,
     ) -> None:
         self._write = write
         self._may_write = may_write
         self._clock = clock
-        self._said: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        self._topmost = topmost
+        self._said: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+        """What was said last of a pod or node and a reason, as a hash since it may be long, and when."""
+        self._first: OrderedDict[tuple[str, str, str, int], dict[str, float]] = OrderedDict()
+        """Of what is said of an owner: its pods that have it on themselves, and when they were told last."""
 
-    def no_fit(self, record: DecisionRecord) -> None:
-        """No node of those offered fits a pod."""
+    def no_fit(self, record: DecisionRecord, controller: Controller | None = None) -> None:
+        """No node of those offered fits a pod, which `controller` made."""
         about = ", ".join(sorted(record.reasons))
         if not self._is_news(record.uid, NO_NODE_FITS, about):
             return
         # Where all it has to do is wait for a pool's turn, nothing is wrong.
         wrong = any(not text.startswith(Reason.WAITING_FOR_POOL.text) for text in record.reasons)
-        pod = Meta(namespace=record.namespace, name=record.pod, uid=record.uid)
-        self._tell(pod, NO_NODE_FITS, about, _refusal(record), warning=wrong or not record.reasons)
+        warning = wrong or not record.reasons
+        message = _Message(reason=NO_NODE_FITS, about=about, note=_refusal(record), warning=warning)
+        pod = _Subject(kind="Pod", namespace=record.namespace, name=record.pod, uid=record.uid)
+        self._tell_of_pod(pod, controller, message)
 
     def past(self, binding: Binding, why: Past) -> None:
         """A pod was placed past us."""
         if binding.daemon or not self._is_news(binding.uid, PLACED_PAST_US, why.value):
             return
-        pod = Meta(namespace=binding.namespace, name=binding.name, uid=binding.uid)
         note = PAST[why].format(node=binding.node, scheduler=binding.scheduler)
-        self._tell(pod, PLACED_PAST_US, why.value, note, action="Binding")
+        message = _Message(reason=PLACED_PAST_US, about=why.value, note=note, action="Binding")
+        pod = _Subject(kind="Pod", namespace=binding.namespace, name=binding.name, uid=binding.uid)
+        self._tell_of_pod(pod, binding.controller, message)
 
-    def bad_annotations(self, pod: Meta, faults: tuple[Fault, ...]) -> None:
-        """A pod that is asked about has annotations that do not count, its own or inherited.
-
-        All of one pod in one event. What an owner or a namespace says is told on one of its pods, not on each.
-        """
-        own = [fault for fault in faults if fault.where == POD]
-        inherited = [
-            fault
-            for fault in faults
-            if fault.where != POD
-            and self._is_news(f"{pod.namespace}/{fault.where}", fault.key, fault.message)
-        ]
-        about = "; ".join(str(fault) for fault in own)
-        own_is_news = bool(own) and self._is_news(pod.uid, BAD_ANNOTATION, about)
-        if not own_is_news and not inherited:
+    def bad_annotations(self, meta: Meta, faults: tuple[Fault, ...]) -> None:
+        """A pod that is asked about has annotations that do not count, its own or inherited; all in one event."""
+        if not self._is_news(meta.uid, BAD_ANNOTATION, _listed(faults)):
             return
-        told = "; ".join(str(fault) for fault in (*own, *inherited))
-        note = f"Not used, the default holds (docs/annotations.md): {told}"
-        self._tell(pod, BAD_ANNOTATION, told, note)
+        pod = _Subject(kind="Pod", namespace=meta.namespace, name=meta.name, uid=meta.uid)
+        owner = self._owner(pod, controller_of(meta))
+        namespace = _Subject(kind="Namespace", namespace=meta.namespace, name=meta.namespace, uid="")
+        by_namespace = tuple(fault for fault in faults if fault.where == f"namespace {meta.namespace}")
+        by_others = tuple(fault for fault in faults if fault not in by_namespace)
+        told: tuple[Fault, ...] = ()
+        for subject, its in ((owner, by_others), (namespace, by_namespace)):
+            if its and self._is_told_itself(pod, subject, _bad(its)):
+                told += its
+        if told:
+            self._tell(pod, _bad(told))
 
     def contradictions(self, node: NodeRecord) -> None:
         """A node's labels claim GPUs that its allocatable does not have; or that is over, and may be told again."""
@@ -132,30 +173,59 @@ class Notices:
 
     def _tell_of_node(self, node: NodeRecord, reason: str, about: str, note: str) -> None:
         if about and self._is_news(node.uid, reason, about):
-            self._tell(Meta(name=node.name, uid=node.uid), reason, about, note, kind="Node")
+            subject = _Subject(kind="Node", namespace="", name=node.name, uid=node.uid)
+            self._tell(subject, _Message(reason=reason, about=about, note=note))
 
-    def _tell(
-        self,
-        of: Meta,
-        reason: str,
-        about: str,
-        note: str,
-        *,
-        kind: str = "Pod",
-        warning: bool = True,
-        action: str = "Scheduling",
-    ) -> None:
+    def _tell_of_pod(self, pod: _Subject, controller: Controller | None, message: _Message) -> None:
+        if self._is_told_itself(pod, self._owner(pod, controller), message):
+            self._tell(pod, message)
+
+    def _owner(self, pod: _Subject, controller: Controller | None) -> _Subject | None:
+        """On what to tell that which is the same of many pods; None where the pod stands alone."""
+        owner = self._topmost(controller)
+        # A kubelet's own pods are the node's; what has no name cannot be described.
+        if owner is None or owner.kind == "Node" or not owner.name:
+            return None
+        return _Subject(
+            kind=owner.kind,
+            namespace=pod.namespace,
+            name=owner.name,
+            uid=owner.uid,
+            api_version=owner.api_version,
+        )
+
+    def _is_told_itself(self, pod: _Subject, owner: _Subject | None, message: _Message) -> bool:
+        """Tell it on the owner, where it goes on as a series; returns whether to tell it on this pod too."""
+        if owner is None:
+            return True
+        self._tell(owner, replace(message, note=f"First of pod {pod.name}: {message.note}"))
+        now_mono_s = self._clock.mono_s()
+        key = (owner.namespace, owner.uid, message.reason, hash(message.about))
+        first = self._first.setdefault(key, {})
+        self._first.move_to_end(key)
+        if len(self._first) > MOST_REMEMBERED:
+            self._first.popitem(last=False)
+        if pod.uid not in first and len(first) >= PODS_TOLD:
+            oldest = min(first, key=first.__getitem__)
+            if now_mono_s - first[oldest] < PODS_TOLD_AGAIN_S:
+                return False
+            del first[oldest]
+        first[pod.uid] = now_mono_s
+        return True
+
+    def _tell(self, subject: _Subject, message: _Message) -> None:
         self._write(
             EventNote(
-                kind=kind,
-                namespace=of.namespace,
-                name=of.name,
-                uid=of.uid,
-                reason=reason,
-                note=note,
-                about=about,
-                warning=warning,
-                action=action,
+                kind=subject.kind,
+                namespace=subject.namespace,
+                name=subject.name,
+                uid=subject.uid,
+                api_version=subject.api_version,
+                reason=message.reason,
+                note=message.note,
+                about=message.about,
+                warning=message.warning,
+                action=message.action,
             )
         )
 
@@ -163,15 +233,25 @@ class Notices:
         """Whether it may be said now; then it is taken to be."""
         if not self._may_write():
             return False
-        now_mono_s = self._clock.mono_s()
-        said, said_mono_s = self._said.get((uid, reason), ("", float("-inf")))
-        if now_mono_s - said_mono_s < (SAME_AGAIN_S if said == about else OTHER_AGAIN_S):
+        now_mono_s, this = self._clock.mono_s(), hash(about)
+        said, said_mono_s = self._said.get((uid, reason), (0, float("-inf")))
+        if now_mono_s - said_mono_s < (SAME_AGAIN_S if said == this else OTHER_AGAIN_S):
             return False
-        self._said[uid, reason] = (about, now_mono_s)
+        self._said[uid, reason] = (this, now_mono_s)
         self._said.move_to_end((uid, reason))
         if len(self._said) > MOST_REMEMBERED:
             self._said.popitem(last=False)
         return True
+
+
+def _listed(faults: tuple[Fault, ...]) -> str:
+    return "; ".join(map(str, faults))
+
+
+def _bad(faults: tuple[Fault, ...]) -> _Message:
+    told = _listed(faults)
+    note = f"Not used, the default holds (docs/annotations.md): {told}"
+    return _Message(reason=BAD_ANNOTATION, about=told, note=note)
 
 
 def _refusal(record: DecisionRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec.structs
 import pytest
 
 from scheduler.bindings import Binding, Bindings, Past
@@ -229,3 +230,15 @@ def test_a_daemon_sets_pod_is_known_for_one() -> None:
     assert Binding.of(facts(a_pod(owner="DaemonSet"))).daemon
     assert Binding.of_object(a_pod(owner="DaemonSet")).daemon
     assert not Binding.of(facts(a_pod(owner="Job"))).daemon
+
+
+def test_a_binding_names_who_controls_the_pod_as_the_store_keeps_it_and_as_the_watch_brings_it() -> None:
+    pod = a_pod(owner="ReplicaSet")
+    other = OwnerRef(kind="Team", uid="t", name="team")
+    want = OwnerRef(kind="ReplicaSet", uid="o", name="web", controller=True, api_version="apps/v1")
+    owned = msgspec.structs.replace(
+        pod, metadata=msgspec.structs.replace(pod.metadata, owner_references=[other, want])
+    )
+    assert Binding.of(facts(owned)).controller == want
+    assert Binding.of_object(owned).controller == want
+    assert Binding.of(facts(a_pod())).controller is None

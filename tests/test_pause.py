@@ -323,7 +323,7 @@ async def test_a_pause_holds_a_running_leader_until_resume(
             answer = await replica.filter(world.api.get("pods", "bad", "default"), "sick")
             assert (answer["NodeNames"], sum(daemon.store.intents.errors.values())) == (["sick"], 1)
             # No event is even queued.
-            assert not daemon.cluster.counters.events_dropped
+            assert not daemon.cluster.counters.events_dropped.total()
             assert sum(daemon.bindings.past.values()) == 0
             said = await readiness(replica)
             assert (said["ready"], said["role"], said["mode"]) == (True, "leader", "act")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+EVENT_DROPS = ("full", "spam", "failed", "not_leading")
+"""Why an event is not written: too many wait, too many of one object, the API server refused it or did not answer, it
+was queued when the Lease was lost or a pause began."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -71,8 +75,8 @@ class Counters:
     throttled: int = 0
     """Answers 429."""
     events_written: int = 0
-    events_dropped: Counter[str] = field(default_factory=Counter)
-    """By reason: `full`, `spam`, `failed`, `not_leading`."""
+    events_dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(EVENT_DROPS, 0)))
+    """By reason, zeros too: a series that is not there cannot be watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

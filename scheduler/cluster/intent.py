@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from scheduler.cluster.annotations import TABLE, Value
+from scheduler.cluster.objects import OwnerRef
 from scheduler.core.nouns import PREFIX, Workload
 from scheduler.core.units import quoted
 
@@ -50,6 +51,8 @@ class Intent:
     faults: tuple[Fault, ...] = ()
     siblings_of: tuple[str, ...] = ()
     """Uids of the controllers whose pods are this one's siblings, its own first."""
+    controller: OwnerRef | None = None
+    """The pod's own."""
 
     def value(self, key: str) -> Value:
         """What was said of a key; None if nothing, or nothing good."""

@@ -17,7 +17,7 @@ from scheduler.cluster.annotations import MOST_UNKNOWN, TABLE, Value, ours, read
 from scheduler.cluster.intent import CONFIGURATION, POD, Fault, Intent, IntentSettings, Word, contradictions
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Kind
-from scheduler.core.nouns import Workload
+from scheduler.core.nouns import Controller, Workload
 from scheduler.core.units import quoted
 
 # Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
@@ -49,8 +49,17 @@ class Owner:
     kind: Kind
     name: str
     annotations: dict[str, str]
-    parent_uid: str
-    parent_kind: str
+    parent: OwnerRef | None
+
+    @property
+    def parent_uid(self) -> str:
+        """Empty if nothing controls it."""
+        return self.parent.uid if self.parent is not None else ""
+
+    @property
+    def parent_kind(self) -> str:
+        """Empty if nothing controls it."""
+        return self.parent.kind if self.parent is not None else ""
 
     @property
     def where(self) -> str:
@@ -96,11 +105,11 @@ class Intents:
             self._plain.setdefault(kind, set()).add(hash(meta.uid))
             return
         self._plain.get(kind, set()).discard(hash(meta.uid))
-        parent_uid, parent_kind = (controller.uid, controller.kind) if controller else ("", "")
+        parent_uid = controller.uid if controller is not None else ""
         before = self.owners.get(meta.uid)
         if before is not None and before.parent_uid != parent_uid:
             self.forget_owner(meta.uid)
-        now = Owner(kind, meta.name, annotations, parent_uid, parent_kind)
+        now = Owner(kind, meta.name, annotations, controller)
         self.generation += before != now
         self.owners[meta.uid] = now
         beside = self._replica_sets.get(parent_uid, ())
@@ -159,7 +168,12 @@ class Intents:
         for fault in faults:
             self._count(meta.uid, fault)
         return Intent(
-            workload=found, workload_by=by, words=words, faults=tuple(faults), siblings_of=siblings_of
+            workload=found,
+            workload_by=by,
+            words=words,
+            faults=tuple(faults),
+            siblings_of=siblings_of,
+            controller=controller_of(meta),
         )
 
     def _siblings_of(self, meta: Meta) -> tuple[str, ...]:
@@ -170,6 +184,17 @@ class Intents:
         owner = self.owners.get(controller.uid)
         beside = self._replica_sets.get(owner.parent_uid, ()) if owner is not None else ()
         return (controller.uid, *(uid for uid in beside if uid != controller.uid))
+
+    def topmost(self, controller: Controller | None) -> Controller | None:
+        """Who controls a pod in the end, as far as it is known: of a ReplicaSet its Deployment."""
+        seen: set[str] = set()
+        while controller is not None and len(seen) < LONGEST_CHAIN:
+            seen.add(controller.uid)
+            owner = self.owners.get(controller.uid)
+            if owner is None or owner.parent is None or owner.parent.uid in seen:
+                break
+            controller = owner.parent
+        return controller
 
     def workload(self, meta: Meta, priority_class: str) -> Workload:
         """The pod's class of work."""

@@ -24,6 +24,8 @@ class OwnerRef(Slim, frozen=True):
     kind: str = ""
     uid: str = ""
     controller: bool | None = None
+    name: str = ""
+    api_version: str = ""
 
 
 class Meta(Slim, frozen=True):

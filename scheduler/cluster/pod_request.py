@@ -61,4 +61,5 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         waits_for_volume=waits_for_volume,
         siblings_of=intent.siblings_of,
         images=images,
+        controller=intent.controller,
     )

@@ -150,7 +150,17 @@ def waits_for_volume(pod: Pod) -> bool:
 
 def _slimmed(meta: Meta) -> Meta:
     annotations = {PREFIX + key: text for key, text in ours(meta.annotations).items()}
-    owners = [OwnerRef(kind=o.kind, uid=o.uid, controller=o.controller) for o in meta.owner_references or ()]
+    # The names of what owns 50,000 pods are few.
+    owners = [
+        OwnerRef(
+            kind=intern(o.kind),
+            uid=intern(o.uid),
+            controller=o.controller,
+            name=intern(o.name),
+            api_version=intern(o.api_version),
+        )
+        for o in meta.owner_references or ()
+    ]
     return Meta(
         name=meta.name,
         namespace=meta.namespace,

@@ -92,6 +92,8 @@ class EventNote:
     """Tells apart what is not the same event again, though its reason is; figures in `note` do not."""
     warning: bool = False
     action: str = "Scheduling"
+    api_version: str = ""
+    """Of the regarding object; empty: the usual one of its kind."""
 
 
 class ClusterPort(Protocol):

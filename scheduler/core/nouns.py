@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Protocol
 
 from scheduler.core.preferences import Preferences
 
@@ -15,6 +16,30 @@ DECISION_ANNOTATION = PREFIX + "decision"
 
 Units = tuple[tuple[str, float], ...]
 """Resource names, each with how many units of it; a resource is there at most once."""
+
+
+class Controller(Protocol):
+    """Which object controls a pod, or controls what controls it."""
+
+    @property
+    def kind(self) -> str:
+        """Such as `ReplicaSet`."""
+        ...
+
+    @property
+    def uid(self) -> str:
+        """Empty if it is not known; so are the others."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """In the pod's namespace."""
+        ...
+
+    @property
+    def api_version(self) -> str:
+        """Such as `apps/v1`."""
+        ...
 
 
 class Workload(StrEnum):
@@ -118,6 +143,8 @@ class PodRequest:
     """Uids of controllers whose pods are its siblings: its own first, then those of one Deployment; empty: none."""
     images: tuple[str, ...] = ()
     """The image of each container, by its full name; empty where that is not known any more."""
+    controller: Controller | None = None
+    """Its own, for what is told of all pods of one."""
 
     @property
     def units(self) -> Units:

@@ -73,7 +73,7 @@ class Decider:
         """(verb, profile, result) -> count."""
         self.disagreements = 0
         """Nodes offered with room that our count says are full."""
-        self.on_no_fit: Callable[[DecisionRecord], None] | None = None
+        self.on_no_fit: Callable[[DecisionRecord, PodRequest], None] | None = None
         """Told of each filter decision that left no node."""
         self.on_observed: Callable[[Outcome, float], None] | None = None
         """Told of each filter decision that was left to kube-scheduler, since its place is only observed."""
@@ -178,7 +178,7 @@ class Decider:
             unknown=unknown,
         )
         if result == "no_fit" and self.on_no_fit is not None:
-            self.on_no_fit(record)
+            self.on_no_fit(record, request)
         outcome = Outcome(request, judgement, kept, profile.placement, result, reserved, record)
         if result == "observed" and self.on_observed is not None:
             self.on_observed(outcome, now_mono_s)

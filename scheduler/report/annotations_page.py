@@ -21,11 +21,14 @@ namespace, or in the configuration, under `{PREFIX}`. For each key the nearest w
 
 **A bad value never keeps a pod from being placed.** The default holds for that key, and for that key alone: a farther
 word does not take its place. The pod gets one Warning event, `BadAnnotation`, that names each key, what was expected
-and what stands there, and `wattbalance_annotation_errors_total` counts it by key. The same goes for a key that nobody
-knows (`unknown`), for words that contradict each other (`min-power` above `max-power`, `gang` without `gang-size`,
-`max-latency` without `client-region`, `flex` beside `power: firm`, `checkpoint-interval` beside `preemptible: false`),
-and for pools that are not in the configuration. Of the unknown keys of one object sixteen are named, and that there
-are more.
+and what stands there, and `wattbalance_annotation_errors_total` counts it by key. Where many pods of one Deployment or
+Job say the same, the first three get it, and their owner, where it counts them; what a namespace says is told on the
+namespace.
+
+The same goes for a key that nobody knows (`unknown`), for words that contradict each other (`min-power` above
+`max-power`, `gang` without `gang-size`, `max-latency` without `client-region`, `flex` beside `power: firm`,
+`checkpoint-interval` beside `preemptible: false`), and for pools that are not in the configuration. Of the unknown keys
+of one object sixteen are named, and that there are more.
 
 Amounts carry their unit (`250W`, `40Gi`, `4h30m`, `5%`); units are case-sensitive.
 

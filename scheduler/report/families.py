@@ -215,8 +215,8 @@ class Sources:
     undecodable_objects: By = _counter(
         "Kubernetes objects that were skipped because they are not what their kind should be.", "kind"
     )
-    events_written: Count = _counter("Kubernetes Events written.")
-    events_dropped: By = _counter("Kubernetes Events not written.", "reason")
+    events_written: Count = _counter("Kubernetes Events written, and counts in them.")
+    events_dropped: By = _counter("Kubernetes Events, and counts in them, that were not written.", "reason")
 
 
 FAMILIES: tuple[Family, ...] = tuple(

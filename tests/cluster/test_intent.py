@@ -283,3 +283,63 @@ def test_as_many_unknown_keys_as_are_named_are_all_there_are() -> None:
     said = {f"{PREFIX}k{index:05}": "" for index in range(MOST_UNKNOWN)}
     faults = Intents().resolve(make_pod("p1", annotations=said).metadata, "").faults
     assert [fault.key for fault in faults] == [key.removeprefix(PREFIX) for key in said]
+
+
+# --- who controls ----------------------------------------------------------------------------------------------------
+
+
+def controlled(intents: Intents, name: str, by: OwnerRef | None, kind: Kind = Kind.JOB) -> None:
+    found = Meta(name=name, uid=f"uid-{name}", owner_references=[by] if by else None)
+    intents.see_owner(kind, Partial(metadata=found))
+
+
+def by_name(kind: str, name: str) -> OwnerRef:
+    return OwnerRef(
+        kind=kind, uid=f"uid-{name}", name=name, controller=True, api_version=f"{kind.lower()}s/v1"
+    )
+
+
+def test_who_controls_in_the_end_is_known_by_name_though_it_says_nothing_itself() -> None:
+    intents = Intents()
+    replicas, deployment = by_name("ReplicaSet", "web-7f"), by_name("Deployment", "web")
+    assert intents.topmost(None) is None
+    # Before the watch has told of the ReplicaSet, and where owners may not be read.
+    assert intents.topmost(replicas) == replicas
+    controlled(intents, "web", None, Kind.DEPLOYMENT)
+    controlled(intents, "web-7f", deployment, Kind.REPLICASET)
+    assert intents.topmost(replicas) == deployment
+    # Of a kind that is not read: its name is in what it owns.
+    controlled(intents, "set-0", by_name("JobSet", "set"))
+    found = intents.topmost(by_name("Job", "set-0"))
+    assert found is not None
+    assert (found.kind, found.name, found.uid, found.api_version) == (
+        "JobSet",
+        "set",
+        "uid-set",
+        "jobsets/v1",
+    )
+    intents.forget_owner("uid-web-7f")
+    assert intents.topmost(replicas) == replicas
+
+
+def test_owners_that_control_each_other_or_are_a_long_chain_come_to_one_end() -> None:
+    intents = Intents()
+    controlled(intents, "a", by_name("Job", "b"))
+    controlled(intents, "b", by_name("Job", "a"))
+    controlled(intents, "self", by_name("Job", "self"))
+    for name, want in (("a", "b"), ("b", "a"), ("self", "self")):
+        found = intents.topmost(by_name("Job", name))
+        assert found is not None
+        assert found.name == want
+    for number in range(20):
+        controlled(intents, f"o{number}", by_name("Job", f"o{number + 1}"))
+    found = intents.topmost(by_name("Job", "o0"))
+    assert found is not None
+    assert found.name == f"o{intent_module.LONGEST_CHAIN}"
+
+
+def test_what_is_wanted_of_a_pod_names_its_own_controller() -> None:
+    assert Intents().resolve(meta(owner="rs"), "").controller == OwnerRef(
+        kind="ReplicaSet", uid="rs", controller=True
+    )
+    assert Intents().resolve(meta(), "").controller is None
