@@ -49,8 +49,8 @@ MOST_KEYS = 16
 # As the API server validates them.
 MOST_WEIGHT = 100
 MOST_SKEW = 2**31 - 1
-# As Go's strconv.ParseInt reads it: no blanks, no underscores.
-_WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
+# As Go's strconv.ParseInt reads it: no blanks, no underscores, any number of zeros before. A label has 63 characters.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,63}")
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 

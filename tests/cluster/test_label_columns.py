@@ -17,18 +17,22 @@ THINGS: list[dict[str, str]] = [
     {"size": ""},
     {"size": "7_0"},
     {"size": "99999999999999999999"},
+    # The first number beyond each end of 64 bits, and one in more digits than the longest of these has.
+    {"size": "9223372036854775808"},
+    {"size": "-9223372036854775809"},
+    {"size": "00000000000000000000009"},
     {},
 ]
 CASES = [
     (Operator.IN, ("7", "seven"), [0, 4]),
     (Operator.IN, ("8",), []),
-    (Operator.NOT_IN, ("7", "seven"), [1, 2, 3, 5, 6, 7, 8]),
-    (Operator.EXISTS, (), [0, 1, 2, 3, 4, 5, 6, 7]),
-    (Operator.DOES_NOT_EXIST, (), [8]),
-    (Operator.GT, ("6",), [0, 1, 3]),
-    (Operator.GT, ("7",), [3]),
+    (Operator.NOT_IN, ("7", "seven"), [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]),
+    (Operator.EXISTS, (), list(range(11))),
+    (Operator.DOES_NOT_EXIST, (), [11]),
+    (Operator.GT, ("6",), [0, 1, 3, 10]),
+    (Operator.GT, ("7",), [3, 10]),
     (Operator.LT, ("7",), [2]),
-    (Operator.LT, ("9223372036854775807",), [0, 1, 2, 3]),
+    (Operator.LT, ("9223372036854775807",), [0, 1, 2, 3, 10]),
 ]
 
 

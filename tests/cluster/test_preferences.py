@@ -169,6 +169,22 @@ def test_what_a_spread_honours_is_kept_and_nothing_else() -> None:
             ),
             "operator Gt on a label of pods",
         ),
+        (
+            spread(labelSelector={"matchExpressions": [expression("Lt", "1")]}),
+            "operator Lt on a label of pods",
+        ),
+        (
+            pod_with(affinity=node_affinity((1, {"matchExpressions": [expression("Lt", str(2**63))]}))),
+            "operator Lt of 'k'",
+        ),
+        (
+            pod_with(
+                affinity=node_affinity(
+                    (1, {"matchFields": [expression("In", "n", key="metadata.name")] * (MOST_TERMS + 1)})
+                )
+            ),
+            f"more than {MOST_TERMS} expressions",
+        ),
         (pod_with(affinity=pod_affinity("podAntiAffinity", 1, labelSelector={})), "no topologyKey"),
         (pod_with(affinity=node_affinity((101, {"matchExpressions": [expression("Exists")]}))), "weight"),
         (pod_with(affinity=node_affinity((-1, {"matchExpressions": [expression("Exists")]}))), "weight"),
@@ -224,13 +240,72 @@ def test_what_is_not_understood_is_named_and_left_over(pod: Pod, want: str) -> N
     assert preferences.not_weighed(preferences.kinds) == (text,)
 
 
+NEAR_WHAT = {"matchExpressions": [expression("Near")]}
+EVERY_NODE = {"matchExpressions": [expression("Exists")]}
+
+
 def test_one_term_that_is_not_understood_leaves_the_others() -> None:
-    good = {"matchExpressions": [expression("Exists")]}
+    """Those after it, too."""
+    good, bad = {"podAffinityTerm": EVERY_POD, "weight": 1}, {"podAffinityTerm": {}, "weight": 2}
+    anyway = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone"}
     preferences = read(
-        pod_with(affinity=node_affinity((1, good), (2, {"matchExpressions": [expression("Near")]})))
+        pod_with(
+            affinity=node_affinity((1, EVERY_NODE), (2, NEAR_WHAT), (3, EVERY_NODE))
+            | {"podAffinity": {PREFERRED: [bad, good]}},
+            topologySpreadConstraints=[anyway | {"maxSkew": 0}, anyway],
+            tolerations=[{"key": "a", "operator": "Lt"}, {"key": "b"}],
+        )
     )
-    assert [term.weight for term in preferences.nodes] == [1]
-    assert len(preferences.not_understood) == 1
+    assert [term.weight for term in preferences.nodes] == [1, 3]
+    assert [term.weight for term in preferences.pods] == [1]
+    assert [term.max_skew for term in preferences.spreads] == [1]
+    assert [each.key for each in preferences.tolerations] == ["b"]
+    assert len(preferences.not_understood) == 4
+
+
+def test_a_spread_whose_conditions_on_nodes_are_not_understood_is_left_out() -> None:
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [NEAR_WHAT]}}
+    anyway = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone"}
+    preferences = read(
+        pod_with(
+            affinity={"nodeAffinity": required, **pod_affinity("podAffinity", 1, **EVERY_POD)},
+            topologySpreadConstraints=[anyway, anyway | {"nodeAffinityPolicy": "Ignore"}],
+        )
+    )
+    assert not preferences.spreads
+    assert len(preferences.pods) == 1
+    [text] = preferences.not_understood
+    assert text.startswith("node affinity that a topology spread honours: operator 'Near'")
+
+
+def test_of_too_many_label_keys_nothing_is_weighed() -> None:
+    keys = [expression("Exists", key=f"k{i}") for i in range(MOST_KEYS)]
+    spreads = [{"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone"}]
+    few = node_affinity((1, {"matchExpressions": keys}))
+    assert not read(pod_with(affinity=few)).not_understood
+    many = few | pod_affinity("podAffinity", 1, **EVERY_POD)
+    preferences = read(pod_with(affinity=many, topologySpreadConstraints=spreads))
+    assert (preferences.nodes, preferences.pods, preferences.spreads) == ((), (), ())
+    assert preferences.not_understood == (f"more than {MOST_KEYS} different label keys",)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"affinity": node_affinity(*[(1, EVERY_NODE)] * MOST_TERMS)},
+        {"affinity": node_affinity((1, {"matchExpressions": [expression("Exists")] * MOST_TERMS}))},
+        {"affinity": node_affinity((100, {"matchExpressions": [expression("In", *["x"] * MOST_VALUES)]}))},
+        {"affinity": pod_affinity("podAffinity", 100, **EVERY_POD, namespaces=["x"] * MOST_VALUES)},
+        {"affinity": node_affinity((1, {"matchExpressions": [expression("Gt", "0" * 40 + "1")]}))},
+        {"affinity": node_affinity((1, {"matchExpressions": [expression("Lt", str(2**63 - 1))]}))},
+    ],
+)
+def test_at_its_limit_everything_is_understood(spec: dict[str, Any]) -> None:
+    assert not read(pod_with(**spec)).not_understood
+
+
+def test_a_spread_of_another_kind_than_we_know_is_not_weighed() -> None:
+    assert preferences_of(spread(whenUnsatisfiable="ScheduleSomehow")) is None
 
 
 # --- in the store -----------------------------------------------------------------------------------------------------
@@ -352,6 +427,32 @@ def test_namespaces_are_chosen_by_their_labels_once_these_are_known() -> None:
     assert near(store, store.request(pod, 0.0, PROFILES)) == {"n0": 0, "n1": 3}
     store.apply(Listed(Kind.NAMESPACE, frozenset()), 0.0)
     assert near(store, store.request(pod, 0.0, PROFILES)) == {"n0": 0, "n1": 0}
+
+
+def test_without_namespaces_a_term_of_all_of_them_is_weighed_and_what_else_is_unclear_still_said() -> None:
+    store = world()
+    store.synced.discard(Kind.NAMESPACE)
+    see_pod(store, other("theirs", "n1"))
+    every = {"labelSelector": {}, "namespaceSelector": {}, "topologyKey": HOST}
+    some = every | {"namespaceSelector": {"matchLabels": {"kind": "lab"}}}
+    terms = [{"weight": weight, "podAffinityTerm": term} for weight, term in ((3, every), (5, some), (7, {}))]
+    request = store.request(pod_with(affinity={"podAffinity": {PREFERRED: terms}}), 0.0, PROFILES)
+    assert near(store, request) == {"n0": 0, "n1": 3}
+    assert request.preferences is not None
+    assert [text.rpartition(": ")[2] for text in request.preferences.not_understood] == [
+        "no topologyKey",
+        "namespaceSelector, since namespaces are not listed",
+    ]
+
+
+def test_nodes_that_have_gone_are_not_compared() -> None:
+    """Neither by a pod that needs no GPU at all, for which every node is large enough."""
+    store = world()
+    store.apply(Listed(Kind.NODE, frozenset({"n1"})), 0.0)
+    pod = pod_with(affinity=NEAR_X, containers=[{}])
+    compared = store.snapshot_for(store.request(pod, 0.0, PROFILES)).compared
+    assert compared is not None
+    assert compared.nonzero()[0].tolist() == [store.rows["n1"]]
 
 
 def test_a_soft_taint_matters_while_a_node_has_it_that_is_large_enough() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from scheduler.policy import registry
 from scheduler.policy.base import Conditional, Score
 from tests.builders import make_store
 from tests.properties.preference_reference import Cluster
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 PROFILES = {workload: (workload.value, 0.9) for workload in Workload}
 KEYS = ("zone", "rack", "size", "kubernetes.io/hostname")
@@ -99,9 +102,9 @@ spreads = st.fixed_dictionaries(
         "whenUnsatisfiable": st.sampled_from(("ScheduleAnyway", "ScheduleAnyway", "DoNotSchedule")),
         "topologyKey": st.sampled_from(KEYS),
         "maxSkew": st.integers(1, 3),
-        "labelSelector": selectors,
     },
     optional={
+        "labelSelector": selectors,
         "matchLabelKeys": st.lists(st.sampled_from(("hash", "absent")), max_size=2),
         "nodeAffinityPolicy": st.sampled_from(("Honor", "Ignore")),
         "nodeTaintsPolicy": st.sampled_from(("Honor", "Ignore")),
@@ -153,48 +156,51 @@ ABOUT_SPREAD = st.fixed_dictionaries(
 ANYTHING = st.sampled_from((ABOUT_NODES, ABOUT_PODS, ABOUT_SPREAD)).flatmap(lambda each: each)
 
 
-@st.composite
-def nodes(draw: st.DrawFn, name: str) -> Node:
-    taints = st.fixed_dictionaries(
-        {
-            "key": st.sampled_from(("old", "noisy")),
-            "value": st.sampled_from(("yes", "no")),
-            "effect": st.sampled_from(TAINTS),
-        }
-    )
+taints = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from(("old", "noisy")),
+        "value": st.sampled_from(("yes", "no")),
+        "effect": st.sampled_from(TAINTS),
+    }
+)
+# Strategies that a function would make anew for each node and pod; to check them takes longer than to draw.
+of_nodes = st.tuples(labels, st.lists(taints, max_size=3))
+of_pods = st.fixed_dictionaries(
+    {
+        "namespace": st.sampled_from(NAMESPACES),
+        "labels": pod_labels,
+        "deletionTimestamp": st.sampled_from((None, None, None, "2026-11-21T00:00:00Z")),
+        "limits": st.sampled_from(({"cpu": "1"}, {"nvidia.com/gpu": "1"})),
+        "nodeName": st.sampled_from((*NODES, *NODES, "gone", "")),
+        "phase": st.sampled_from(("Running", "Running", "Running", "Pending", "Succeeded", "Failed")),
+    }
+)
+of_namespaces = st.sampled_from(({}, {"kind": "lab"}, {"kind": "shop"}))
+
+
+def draw_node(draw: Draw, name: str) -> Node:
+    its_labels, its_taints = draw(of_nodes)
     return msgspec.convert(
         {
-            "metadata": {"name": name, "labels": draw(labels)},
-            "spec": {"taints": draw(st.lists(taints, max_size=3))},
+            "metadata": {"name": name, "labels": its_labels},
+            "spec": {"taints": its_taints},
             "status": {"allocatable": {"nvidia.com/gpu": "8"}},
         },
         Node,
     )
 
 
-@st.composite
-def pods(draw: st.DrawFn, index: int) -> Pod:
-    meta: dict[str, Any] = {
-        "name": f"p{index}",
-        "uid": f"uid-{index}",
-        "namespace": draw(st.sampled_from(NAMESPACES)),
-        "labels": draw(pod_labels),
-    }
-    if draw(st.integers(0, 3)) == 0:
-        meta["deletionTimestamp"] = "2026-11-21T00:00:00Z"
-    limits = {"nvidia.com/gpu": "1"} if draw(st.booleans()) else {"cpu": "1"}
+def draw_pod(draw: Draw, index: int) -> Pod:
+    found = draw(of_pods)
+    meta = {each: found[each] for each in ("namespace", "labels", "deletionTimestamp")}
     return msgspec.convert(
         {
-            "metadata": meta,
+            "metadata": {"name": f"p{index}", "uid": f"uid-{index}", **meta},
             "spec": {
-                "nodeName": draw(st.sampled_from((*NODES, *NODES, "gone", ""))),
-                "containers": [{"resources": {"limits": limits}}],
+                "nodeName": found["nodeName"],
+                "containers": [{"resources": {"limits": found["limits"]}}],
             },
-            "status": {
-                "phase": draw(
-                    st.sampled_from(("Running", "Running", "Running", "Pending", "Succeeded", "Failed"))
-                )
-            },
+            "status": {"phase": found["phase"]},
         },
         Pod,
     )
@@ -204,17 +210,21 @@ def pods(draw: st.DrawFn, index: int) -> Pod:
 def clusters(draw: st.DrawFn) -> tuple[Store, Cluster]:
     """A store that has come to what there is on a crooked way, and what there is."""
     store = make_store()
-    namespaces = {name: draw(st.sampled_from(({}, {"kind": "lab"}, {"kind": "shop"}))) for name in NAMESPACES}
+    namespaces = {name: draw(of_namespaces) for name in NAMESPACES}
     for name, found in namespaces.items():
         partial = msgspec.convert({"metadata": {"name": name, "labels": found}}, Partial)
         store.apply(Changed(Kind.NAMESPACE, partial), 0.0)
     store.apply(Listed(Kind.NAMESPACE, frozenset(namespaces)), 0.0)
-    there = {name: draw(nodes(name)) for name in NODES[: draw(st.integers(2, len(NODES)))]}
-    here = {f"uid-{index}": draw(pods(index)) for index in range(draw(st.integers(3, 10)))}
+    there = {name: draw_node(draw, name) for name in NODES[: draw(st.integers(2, len(NODES)))]}
+    here = {f"uid-{index}": draw_pod(draw, index) for index in range(draw(st.integers(3, 10)))}
     steps: list[Node | Pod] = draw(st.permutations([*there.values(), *here.values()]))
     if draw(st.booleans()):
         # Others before, which became these; or went.
-        steps = [*(draw(nodes(name)) for name in NODES), *(draw(pods(index)) for index in range(10)), *steps]
+        steps = [
+            *(draw_node(draw, name) for name in NODES),
+            *(draw_pod(draw, index) for index in range(10)),
+            *steps,
+        ]
     asking = draw(st.sampled_from((None, *steps)))
     for step in steps:
         store.apply(Changed(Kind.NODE if isinstance(step, Node) else Kind.POD, step), 0.0)
@@ -278,7 +288,7 @@ def test_a_node_that_is_only_sent_with_the_question_is_judged_alike(
 ) -> None:
     """Its pods are not known to anybody, and labels and taints are in the object."""
     store, cluster = world
-    stranger = last.draw(nodes("stranger"))
+    stranger = draw_node(last.draw, "stranger")
     pod = msgspec.convert(
         {
             "metadata": {"name": "new", "uid": "uid-new", "namespace": "team-a"},
