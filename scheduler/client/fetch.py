@@ -21,11 +21,20 @@ PATIENCE_S = 15.0
 MOST_BYTES = 64 * 2**20
 PAGE = 500
 
+NEXT = (
+    "Next: give --server the URL that `wattbalance demo` prints, or that of the listener that serves `api` (9441); or "
+    "leave --server and WATTBALANCE_SERVER away to go through kubectl."
+)
+
 T = TypeVar("T")
 
 
 class NoDaemon(SchedulerError):
     """Nothing that answers as a daemon does; the text says where, why, and what to try."""
+
+
+class Unanswered(NoDaemon):
+    """The address is there, and who answers is no daemon, or nobody does."""
 
 
 class NoSuchPod(SchedulerError):
@@ -52,10 +61,14 @@ class Daemon:
 
     Args:
         url: Such as `http://127.0.0.1:9441`.
+        called: Its name in messages, where people know it by another than its URL.
+        then: What to do where it does not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, called: str = "", then: str = NEXT) -> None:
         self.url = url.rstrip("/")
+        self._called = called or self.url
+        self._then = f"\n{then}" if then else ""
         self.paused = ""
         """Who has paused the daemon, as its last answer said; empty if nobody."""
         self._parts = urllib.parse.urlsplit(self.url)
@@ -117,36 +130,37 @@ class Daemon:
             connection.request("GET", parts.path + path, headers={"Accept": "application/json"})
             answer = connection.getresponse()
             body = answer.read(MOST_BYTES + 1)
+            # Read up to a size, it does not say by itself that the connection ended before, even among the headers.
+            if not (answer.chunked or answer.length == 0 or len(body) > MOST_BYTES):
+                raise http.client.IncompleteRead(body, answer.length)
             self.paused = urllib.parse.unquote(answer.getheader(PAUSED_HEADER, ""))
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # The last is of a name that no host can have.
             why = str(error) or type(error).__name__
-            raise NoDaemon(f"no daemon answers at {self.url}: {why}\n{NEXT}") from error
+            if isinstance(error, http.client.IncompleteRead):
+                why = "its answer breaks off in the middle"
+            raise Unanswered(f"no daemon answers at {self._called}: {why}{self._then}") from error
         finally:
             connection.close()
         if len(body) > MOST_BYTES:
-            raise NoDaemon(f"{self.url} sends more than {MOST_BYTES >> 20} MiB: no daemon of ours\n{NEXT}")
+            raise Unanswered(
+                f"{self._called} sends more than {MOST_BYTES >> 20} MiB: no daemon of ours{self._then}"
+            )
         return answer.status, body
 
     def _check(self, status: int, body: bytes) -> None:
         if status != HTTPStatus.OK:
             told = self._decoded(body, _Error).error
-            raise NoDaemon(f"{self.url} answers {status}: {told}")
+            raise NoDaemon(f"{self._called} answers {status}: {told}")
 
     def _decoded(self, body: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
-            raise NoDaemon(
-                f"{self.url} answers, but not as the api of a daemon of this version does ({error}). "
-                f"Compare `wattbalance version` with {self.url}/api/v1\n{NEXT}"
+            raise Unanswered(
+                f"{self._called} answers, but not as the api of a daemon of this version does ({error}). "
+                f"Compare `wattbalance version` with what /api/v1 says there{self._then}"
             ) from error
-
-
-NEXT = (
-    "Next: give --server the URL that `wattbalance demo` prints, or that of the listener that serves `api` (9441); or "
-    "leave --server and WATTBALANCE_SERVER away to go through kubectl."
-)
 
 
 def _quoted(name: str) -> str:

@@ -168,12 +168,17 @@ def kubectl(folder: Path, script: str) -> str:
     return f"{folder}:/usr/bin:/bin"
 
 
-PODS = {
-    "items": [
-        {"metadata": {"name": "old", "namespace": "wb"}, "status": {"phase": "Failed"}},
-        {"metadata": {"name": "wb-0", "namespace": "wb"}, "status": {"phase": "Running"}},
-    ]
-}
+def pod(
+    name: str, namespace: str, *, phase: str = "Running", ready: str = "", **metadata: str
+) -> dict[str, object]:
+    conditions = [{"type": "Ready", "status": ready}] if ready else []
+    return {
+        "metadata": {"name": name, "namespace": namespace, **metadata},
+        "status": {"phase": phase, "conditions": conditions},
+    }
+
+
+PODS = {"items": [pod("old", "wb", phase="Failed"), pod("wb-0", "wb")]}
 
 
 def forwarding(port: int, pods: object = PODS) -> str:
@@ -356,21 +361,109 @@ def test_without_an_address_the_leader_is_reached_through_kubectl_which_is_ended
     [
         pytest.param(forwarding(1, {"items": []}), "no running pod carries the label", id="no leader"),
         pytest.param("echo 'E1121 12 log.go] x' >&2; echo 'Error: Forbidden: you may not' >&2; exit 1",
-                     "Error: Forbidden: you may not\nName the daemon's namespace with --daemon-namespace",
+                     "Error: Forbidden: you may not\nIn the daemon's namespace it takes `get` and `list` on pods",
                      id="forbidden"),
         pytest.param(f"case \"$*\" in *get*) echo '{json.dumps(PODS)}';; *) echo 'error: lost' >&2; exit 1;; esac",
                      "kubectl port-forward to wb/wb-0: error: lost", id="no forward"),
         pytest.param("echo surprise", "printed no list of pods", id="another kubectl"),
+        pytest.param(forwarding(1, {"items": [pod("a", "ns-2"), pod("b", "ns-1")]}),
+                     "pods of several namespaces carry the label wattbalance.io/role=leader: ns-1/b, ns-2/a\n"
+                     "Say which daemon is meant, with --daemon-namespace NAME", id="two daemons"),
     ],
 )  # fmt: skip
-def test_what_kubectl_lacks_is_told_in_its_own_words_and_what_to_type(
+def test_what_kubectl_lacks_is_told_in_its_own_words_and_what_to_do(
     tmp_path: Path, script: str, want_text: str
 ) -> None:
     done = call("nodes", PATH=kubectl(tmp_path, script))
     assert [done.returncode, done.stdout] == [1, ""]
     assert want_text in done.stderr
-    assert "--server http://127.0.0.1:9441" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_who_may_look_into_single_namespaces_only_finds_the_daemon_in_the_usual_one(
+    daemon: StandIn, tmp_path: Path
+) -> None:
+    refusing = 'case "$*" in *all-namespaces*) echo "Error from server (Forbidden)" >&2; exit 1 ;; esac'
+    path = kubectl(tmp_path, refusing + forwarding(int(daemon.server_address[1])))
+    done = call("nodes", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "get pods -n wattbalance -l wattbalance.io/role=leader" in (tmp_path / "asked").read_text()
+    # Where a namespace is named, it is the only one.
+    call("nodes", "--daemon-namespace", "gpu", PATH=path)
+    asked = (tmp_path / "asked").read_text()
+    assert "get pods -n gpu " in asked
+    assert asked.count("--all-namespaces") == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"deletionTimestamp": "2026-01-01T00:00:00Z"}, id="being deleted"),
+        pytest.param({"ready": "False"}, id="unready"),
+        pytest.param({"phase": "Failed"}, id="failed"),
+    ],
+)
+def test_of_two_pods_with_the_leaders_label_the_living_one_is_taken(
+    daemon: StandIn, tmp_path: Path, other: dict[str, str]
+) -> None:
+    pods = {"items": [pod("old", "wb", **other), pod("new", "wb", ready="True")]}
+    done = call("nodes", PATH=kubectl(tmp_path, forwarding(int(daemon.server_address[1]), pods)))
+    assert done.returncode == 0, done.stderr
+    assert "pod/new :9441" in (tmp_path / "asked").read_text().splitlines()[1]
+
+
+LOST = """\
+echo 'E1122 10:00:00.1 12 portforward.go:4] "Unhandled Error" err="an error occurred forwarding 1 -> 9441: refused"'
+echo 'error: lost connection to pod'
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "want_lines"),
+    [
+        (
+            LOST,
+            [
+                "kubectl: an error occurred forwarding 1 -> 9441: refused",
+                "kubectl: error: lost connection to pod",
+                "Does it serve `api` on 9441",
+            ],
+        ),
+        (
+            "echo 'error: lost connection to pod'",
+            ["kubectl: error: lost connection to pod", "The connection broke"],
+        ),
+        ("exec sleep 600", ["Does it serve `api` on 9441"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nConte", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_a_forward_that_breaks_is_told_with_what_kubectl_says_of_it(
+    tmp_path: Path, words: str, want_lines: list[str], answer: bytes
+) -> None:
+    """Before an answer, among its headers, in its body."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def break_off() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(answer)
+            (tmp_path / "broken").touch()
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+        # kubectl says so once it is broken.
+        words = f"while [ ! -e {tmp_path}/broken ]; do sleep 0.05; done; {words}"
+        script = forwarding(int(listening.getsockname()[1])).replace("exec sleep 600", words)
+        done = call("nodes", PATH=kubectl(tmp_path, script))
+        thread.join()
+    assert [done.returncode, done.stdout] == [1, ""]
+    first, *rest = done.stderr.splitlines()
+    assert "no daemon answers at port 9441 of pod wb/wb-0: " in first
+    assert len(rest) == len(want_lines)
+    assert all(line.startswith(want) for line, want in zip(rest, want_lines, strict=True)), rest
 
 
 def test_without_kubectl_it_says_what_to_type(tmp_path: Path) -> None:

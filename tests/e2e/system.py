@@ -271,9 +271,12 @@ class System:
         given.update(spec)
         self.plane.apply(manifest)
 
-    def add_own_pod(self, name: str) -> None:
-        """Create the pod that a replica takes itself for; the leader labels it."""
-        self.plane.apply(pod_manifest(name, namespace=NAMESPACE, gpus=0))
+    def add_own_pod(self, name: str, node: str = "") -> None:
+        """Create the pod that a replica takes itself for; the leader labels it. On a node it runs."""
+        self.plane.apply(pod_manifest(name, namespace=NAMESPACE, gpus=0, node=node))
+        if node:
+            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/status"
+            self.plane.request("PATCH", path, {"status": {"phase": "Running"}})
 
     def pod(self, name: str, namespace: str = "default") -> dict[str, Any]:
         """Read a pod."""

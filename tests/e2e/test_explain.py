@@ -141,7 +141,7 @@ def test_nodes_are_listed(system: System, replica: Replica) -> None:
 
 
 def test_the_leader_is_found_by_a_real_kubectl_which_says_why_it_cannot_forward(system: System) -> None:
-    """No kubelet runs here to forward anything; up to there it is the real way."""
+    """The pod's node has no kubelet; with one, see test_kubectl.py."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not on the path")
 
@@ -159,14 +159,11 @@ def test_the_leader_is_found_by_a_real_kubectl_which_says_why_it_cannot_forward(
     done = nodes()
     assert done.returncode == 1
     assert "no running pod carries the label wattbalance.io/role=leader" in done.stderr
-    system.add_own_pod("wattbalance-0")
-    system.plane.request(
-        "PATCH",
-        f"/api/v1/namespaces/{NAMESPACE}/pods/wattbalance-0/status",
-        {"status": {"phase": "Running"}},
-    )
+    system.add_node("no-kubelet")
+    system.add_own_pod("wattbalance-0", node="no-kubelet")
     system.serve("wattbalance-0")
     done = wait_for("it leads", lambda: "no running pod" not in (told := nodes()).stderr and told)
     assert done.returncode == 1
     assert f"kubectl port-forward to {NAMESPACE}/wattbalance-0: " in done.stderr
-    assert "--server http://127.0.0.1:9441" in done.stderr
+    assert "error upgrading connection: " in done.stderr
+    assert "--server URL" in done.stderr
