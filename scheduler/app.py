@@ -327,8 +327,6 @@ class Daemon:
     def _inherit(self) -> None:
         until_mono_s = self.clock.mono_s() + float(self.settings.extender.reservation_s)
         self.bindings.inherit(self.store.waiting, until_mono_s)
-        names = self.settings.scheduler_names
-        self.nudges.inherit(uid for uid, pod in self.store.waiting.items() if pod.scheduler_name in names)
         for node in self.store.nodes.values():
             # Told when they were seen, and not written by whoever did not lead then.
             if node.contradictions or node.in_pools:

@@ -3,6 +3,9 @@
 A refused pod waits for an event of the cluster, at the latest for some minutes. What we refuse for, Kubernetes cannot
 see, so it tells nobody when that ends. A change of the pod itself makes kube-scheduler of every version try exactly
 this pod again, and no node is written. Who waits, and who would fit, is in decision/refused.py.
+
+What another replica refused, beside its own kube-scheduler or before we led, and what found nobody to ask, is found by
+the status that kube-scheduler wrote on the pod (cluster/pod_status.py): whoever was asked, the leader wakes.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Protocol, Self
+from collections.abc import Callable, Collection, Generator
+from math import inf
+from typing import Protocol, Self, TypeVar
 
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.pods import PodFacts
@@ -21,8 +25,10 @@ from scheduler.config_settings import Settings
 from scheduler.core.clock import Clock
 from scheduler.core.log import kv
 from scheduler.core.nouns import PREFIX
+from scheduler.core.units import parse_instant
 from scheduler.decision.decider import Decider, Outcome
-from scheduler.decision.refused import Choice, Refused
+from scheduler.decision.refused import Refused
+from scheduler.decision.waiters import Choice
 from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
@@ -31,23 +37,31 @@ from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, REJECTED, WRITTEN, Pod
 log = logging.getLogger(__name__)
 
 RETRY_ANNOTATION = PREFIX + "retry"
-# Pods that wait when we begin to lead may have met nobody, or somebody before us: kube-scheduler asks about most of
-# them by itself within its longest back-off (3 s as we print it).
-INHERITED_S = 5.0
+# How often those are looked for that we did not refuse: 2 ms of it while 10,000 pods wait, in turns.
+SEEK_S = 1.0
+SEEN_A_TURN = 100
 # How often the store is looked at while anybody waits: 0.05 ms of it at 5,000 nodes.
 LOOK_S = 0.1
-# Judging holds the loop no longer than this at a time.
-TURN_S = 0.002
-# Where we may not write, or nobody answers, the next try is not the next pod's. What is wrong with one pod (an
-# admission plugin's no, annotations that are full) is no word on the next, and that pod has its turn much later.
+# Judging and looking hold the loop no longer than this at a time, give or take one step.
+TURN_S = 0.0005
+# What is wrong with one pod (an admission plugin's no, annotations that are full, a fault of the server's over it) is
+# no word on the next: that pod has its turn later, each time it fails twice as much later, up to this.
+MOST_REST_S = 60.0
+# Several different pods in a row, and none between them that could be written: then it is not the pods. The next try is
+# not the next pod's while nobody answers, and much later where we may not write.
+SEVERAL = 3
 REFUSED_AGAIN_S = 60.0
 FAILED_AGAIN_S = 1.0
+# A pod that takes no annotation takes none soon.
+REJECTED_AGAIN_S = 120.0
 # Writes without an answer yet: a slow API server shall not set the pace, nor get a crowd.
 MOST_OPEN = 16
 # Of whom it is known when they were woken last; as many as decisions are.
 MOST_KEPT = 10_000
 # A number that somebody else wrote there has no more digits than this.
 MOST_DIGITS = 9
+
+T = TypeVar("T")
 
 
 class Running(Protocol):
@@ -71,6 +85,7 @@ class Nudges:
         clock: for the pace.
         settings: those in force.
         may_act: whether this replica leads and acts, and knows enough.
+        scheduler_names: whose pods come past us.
     """
 
     def __init__(
@@ -80,20 +95,24 @@ class Nudges:
         clock: Clock,
         settings: Callable[[], NudgeSettings],
         may_act: Callable[[], bool],
+        scheduler_names: Callable[[], Collection[str]],
     ) -> None:
         self.results: Counter[str] = Counter(dict.fromkeys((WRITTEN, GONE, FAILED), 0))
         """written | gone (the pod) | failed; zeros too: a series that is not there cannot be watched."""
         self.last_unix_s: OrderedDict[str, float] = OrderedDict()
         """When each pod was woken last."""
         self._refused = Refused(decider)
-        self._decisions = decider.log
+        self._store = decider.store
         self._clock = clock
         self._settings = settings
         self._may_act = may_act
+        self._scheduler_names = scheduler_names
         self._writes = PodWrites(cluster, self.results, "pods cannot be woken", lambda: settings().most_per_s)
-        self._inherited: tuple[str, ...] = ()
-        self._inherited_mono_s = 0.0
-        self._wake = asyncio.Event()
+        self._sought_mono_s = -inf
+        self._failures: dict[str, float] = {}
+        """How long each pod that could not be written was left alone after that."""
+        self._in_a_row: dict[str, None] = {}
+        """Pods that could not be written since one was."""
         self._slots = asyncio.Semaphore(MOST_OPEN)
         self._trouble = ""
         """Why writing is not gone on with for now; empty while it is."""
@@ -107,6 +126,7 @@ class Nudges:
             running.clock,
             lambda: running.settings.nudge,
             lambda: running.leadership.may_act() and running.knowledge.not_ready() is None,
+            lambda: running.settings.scheduler_names,
         )
         running.decider.on_outcome = nudges.see
         if running.verbs.binder is not None:
@@ -115,42 +135,22 @@ class Nudges:
 
     @property
     def waiting(self) -> int:
-        """How many pods wait for us that we refused."""
+        """How many pods wait for us that were refused."""
         return len(self._refused)
 
     def see(self, outcome: Outcome, now_mono_s: float) -> None:
         """Take a decision of filter."""
         self._refused.see(outcome, now_mono_s)
-        if self._refused:
-            self._wake.set()
 
     def see_unbound(self, uid: str) -> None:
         """A Binding of this pod was refused since somebody has paused us."""
         self._refused.see_unbound(uid, self._clock.mono_s())
-        self._wake.set()
-
-    def inherit(self, uids: Iterable[str]) -> None:
-        """Pods wait though we have just begun to lead: those about which nobody asks soon are woken once they fit."""
-        self._inherited = tuple(uids)
-        self._inherited_mono_s = self._clock.mono_s() + INHERITED_S
-        self._wake.set()
-
-    def _take_inherited(self) -> None:
-        if self._inherited and self._clock.mono_s() >= self._inherited_mono_s:
-            for uid in self._inherited:
-                if self._decisions.of_pod(uid) is None:
-                    self._refused.see_unbound(uid, self._clock.mono_s())
-            self._inherited = ()
 
     async def run(self) -> None:
-        """Wake for ever; costs nothing while nobody waits."""
+        """Wake for ever; costs next to nothing while nobody waits."""
         while True:
-            await self._wake.wait()
-            while self._refused or self._inherited:
-                await asyncio.sleep(LOOK_S)
-                self._take_inherited()
-                await self.wake()
-            self._wake.clear()
+            await asyncio.sleep(LOOK_S)
+            await self.wake()
 
     async def wake(self) -> None:
         """Wake those who fit now, one after the other, at the pace; an answer is not waited for before the next."""
@@ -173,14 +173,43 @@ class Nudges:
         return self._settings().enabled and self._may_act()
 
     async def _find(self) -> Choice | None:
-        steps = self._refused.find(self._clock.mono_s())
+        now_mono_s = self._clock.mono_s()
+        if now_mono_s - self._sought_mono_s >= SEEK_S:
+            self._sought_mono_s = now_mono_s
+            await self._in_turns(self._seek())
+        if not self._refused:
+            return None
+        return await self._in_turns(self._refused.find(self._clock.mono_s()))
+
+    def _seek(self) -> Generator[None, None, None]:
+        """Find pods that wait for one of us, and were not refused by us."""
+        names = self._scheduler_names()
+        for index, facts in enumerate(list(self._store.waiting.values())):
+            if facts.refused and facts.scheduler_name in names and facts.uid not in self._refused:
+                self._take_on(facts)
+                yield
+            elif index % SEEN_A_TURN == 0:
+                yield
+        for uid in [uid for uid in self._failures if uid not in self._store.waiting]:
+            del self._failures[uid]
+
+    def _take_on(self, facts: PodFacts) -> None:
+        if self._store.reservations.get(facts.uid) is not None:
+            # It is on its way; its status says so once it is bound.
+            return
+        unix_s = self._clock.unix_s()
+        self._refused.see_elsewhere(
+            facts, max(unix_s - _created_unix_s(facts, unix_s), 0.0), self._clock.mono_s()
+        )
+
+    async def _in_turns(self, steps: Generator[None, None, T]) -> T:
         began_mono_s = self._clock.mono_s()
         while True:
             try:
                 next(steps)
             except StopIteration as end:
-                found: Choice | None = end.value
-                return found
+                result: T = end.value
+                return result
             if self._clock.mono_s() - began_mono_s > TURN_S:
                 await asyncio.sleep(0)
                 began_mono_s = self._clock.mono_s()
@@ -192,13 +221,11 @@ class Nudges:
         finally:
             self._slots.release()
         if result != WRITTEN:
-            # Longer than the pause: else the first in the queue would be tried for ever, and nobody beside it.
-            rest_s = 2 * REFUSED_AGAIN_S if result in {REJECTED, FORBIDDEN} else 0.0
-            self._refused.not_woken(choice, self._clock.mono_s() + rest_s)
-            if result in {FAILED, FORBIDDEN}:
-                self._trouble = result
+            self._not_woken(choice, result)
             return
-        self._refused.woken(choice)
+        self._in_a_row.clear()
+        self._failures.pop(pod.uid, None)
+        self._refused.woken(choice, self._clock.mono_s())
         self.last_unix_s[pod.uid] = self._clock.unix_s()
         self.last_unix_s.move_to_end(pod.uid)
         if len(self.last_unix_s) > MOST_KEPT:
@@ -208,6 +235,34 @@ class Nudges:
             "woke a pod",
             extra=kv(pod=f"{pod.namespace}/{pod.name}", fits=choice.node, waited_s=waited_s, retry=count),
         )
+
+    def _not_woken(self, choice: Choice, result: str) -> None:
+        uid, rest_s = choice.pod.uid, 0.0
+        if result in {GONE, REJECTED}:
+            # The server is there, and lets us write.
+            self._in_a_row.clear()
+            rest_s = REJECTED_AGAIN_S if result == REJECTED else 0.0
+        else:
+            rest_s = self._rest_s(uid)
+            self._in_a_row[uid] = None
+            if len(self._in_a_row) >= SEVERAL:
+                self._trouble = result
+                self._failures.clear()
+        self._refused.not_woken(choice, self._clock.mono_s() + rest_s)
+
+    def _rest_s(self, uid: str) -> float:
+        """How long a pod that could not be written is left alone."""
+        before_s = self._failures.get(uid)
+        rest_s = float(self._settings().again_s) if before_s is None else min(2 * before_s, MOST_REST_S)
+        self._failures[uid] = rest_s
+        return rest_s
+
+
+def _created_unix_s(pod: PodFacts, else_unix_s: float) -> float:
+    try:
+        return parse_instant(pod.meta.creation_timestamp or "")
+    except ValueError:
+        return else_unix_s
 
 
 def _count(pod: PodFacts) -> int:

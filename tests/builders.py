@@ -16,6 +16,7 @@ from scheduler.cluster.objects import (
     NodeStatus,
     OwnerRef,
     Pod,
+    PodCondition,
     PodSpec,
     PodStatus,
 )
@@ -65,11 +66,15 @@ def make_pod(
     priority_class: str = "",
     deleted: str | None = None,
     shares: Mapping[str, int] | None = None,
+    refused: str = "",
+    created: str | None = None,
 ) -> Pod:
     """A pod with one container that asks for GPUs, or for what `shares` has instead.
 
-    `deleted` is when its deletion began.
+    `deleted` is when its deletion began; `refused` what kube-scheduler wrote on it when it could not place it, and its
+    scheduler is ours then.
     """
+    unplaced = PodCondition(type="PodScheduled", status="False", reason="Unschedulable", message=refused)
     amounts = {GPU_RESOURCE: gpus} if shares is None else shares
     limits: Amounts = {each: str(amount) for each, amount in amounts.items()}
     return Pod(
@@ -80,14 +85,20 @@ def make_pod(
             annotations=annotations,
             owner_references=[owner] if owner else None,
             deletion_timestamp=deleted,
+            creation_timestamp=created,
         ),
         spec=PodSpec(
+            scheduler_name="wattbalance" if refused else "",
             node_name=node,
             priority=priority,
             priority_class_name=priority_class,
             containers=[Container(resources=ContainerResources(limits=limits))],
         ),
-        status=PodStatus(phase=phase, nominated_node_name=nominated),
+        status=PodStatus(
+            phase=phase,
+            nominated_node_name=nominated,
+            conditions=[unplaced] if refused else None,
+        ),
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from scheduler import nudges, pod_writes
@@ -20,9 +22,11 @@ from scheduler.core.errors import (
     ApiUnavailable,
     ClusterError,
 )
+from scheduler.core.units import format_instant
 from scheduler.nudges import RETRY_ANNOTATION, Nudges
 from tests.builders import (
     all_rows,
+    lose_pod,
     make_decider,
     make_inventory,
     make_node,
@@ -76,7 +80,12 @@ class World:
         self.leads = True
         self.settings = NudgeSettings(most_per_s=1000)
         self.nudges = Nudges(
-            self.cluster, self.decider, self.clock, lambda: self.settings, lambda: self.leads
+            self.cluster,
+            self.decider,
+            self.clock,
+            lambda: self.settings,
+            lambda: self.leads,
+            lambda: ("wattbalance",),
         )
         self.decider.on_outcome = self.nudges.see
         see_node(self.store, "n1", 8, SICK)
@@ -325,20 +334,134 @@ async def test_a_reading_that_comes_wakes(world: World) -> None:
     assert world.cluster.names == ["p1"]
 
 
-async def test_who_begins_to_lead_wakes_pods_that_wait_already_and_fit(world: World) -> None:
-    """Somebody refused them before us, or nobody answered: kube-scheduler may not ask for minutes."""
-    world.refuse("asked-since")
-    for name, gpus in (("fits", 2), ("fits-not", 16)):
-        see_pod(world.store, make_pod(name, gpus), world.clock.mono_s())
-    world.heal()
+async def test_pods_that_somebody_else_refused_are_woken_by_who_acts(world: World) -> None:
+    """Another replica, or nobody who answered: the status says so, and there is no decision of ours."""
+    world.leads = False
+    for name, words in (
+        ("theirs", "0/1 nodes are available: 1 node in quarantine."),
+        ("not-ours", "1 no CPU."),
+    ):
+        see_pod(world.store, make_pod(name, refused=words))
+    see_pod(world.store, make_pod("never-tried"))
+    stranger = make_pod("stranger", refused="1 node in quarantine")
+    spec = msgspec.structs.replace(stranger.spec, scheduler_name="another")
+    see_pod(world.store, msgspec.structs.replace(stranger, spec=spec))
     async with beside(world.nudges.run()):
-        await eventually(lambda: "asked-since" in world.cluster.names)
-        world.nudges.inherit(list(world.store.waiting))
         await world.some_looks()
-        # kube-scheduler asks about most of them by itself.
-        assert world.cluster.names == ["asked-since"]
-        world.clock.advance(nudges.INHERITED_S)
-        await eventually(lambda: "fits" in world.cluster.names)
+        assert world.nudges.waiting == 0
+        world.leads = True
+        await eventually(lambda: world.nudges.waiting == 1)
+        await world.some_looks()
+        assert world.cluster.written == []
+        world.heal()
+        await eventually(lambda: bool(world.cluster.written))
         world.clock.advance(60.0)
         await world.some_looks()
-    assert world.cluster.names == ["asked-since", "fits"]
+    assert world.cluster.names == ["theirs"]
+
+
+async def test_a_pod_that_was_placed_and_is_not_bound_yet_is_not_sought(world: World) -> None:
+    see_node(world.store, "n2")
+    pod = make_pod("p1", refused="1 node in quarantine")
+    see_pod(world.store, pod)
+    request = world.store.request(pod, 0.0, world.decider.profile_facts)
+    assert world.decider.place(request, all_rows(world.store), world.clock.mono_s(), 0.0).reserved
+    async with beside(world.nudges.run()):
+        await world.some_looks()
+        assert world.nudges.waiting == 0
+        world.store.release("uid-p1", world.clock.mono_s())
+        world.clock.advance(nudges.SEEK_S)
+        await eventually(lambda: world.cluster.names == ["p1"])
+
+
+async def test_its_age_counts_from_its_creation_whenever_it_is_found(world: World) -> None:
+    """`spill.after` and the queue go by it."""
+    for name, age_s in (("young", 10.0), ("old", 300.0)):
+        created = format_instant(world.clock.unix_s() - age_s)
+        see_pod(world.store, make_pod(name, refused="1 node in quarantine", created=created))
+    see_pod(world.store, make_pod("timeless", refused="1 node in quarantine", created="soon"))
+    async with beside(world.nudges.run()):
+        await eventually(lambda: world.nudges.waiting == 3)
+        world.heal()
+        await eventually(lambda: len(world.cluster.written) == 3)
+    assert world.cluster.names == ["old", "young", "timeless"]
+
+
+async def test_those_that_others_refused_are_found_while_many_are_woken(world: World) -> None:
+    """A burst of hundreds takes a minute: whoever is refused meanwhile has his place in the queue."""
+    world.settings = NudgeSettings(most_per_s=20)
+    for index in range(6):
+        world.refuse(f"p{index}")
+    world.heal()
+    async with beside(world.nudges.run()):
+        await eventually(lambda: bool(world.cluster.written))
+        dear = make_pod("dear", refused="1 node in quarantine", priority=9)
+        see_pod(world.store, dear)
+        world.clock.advance(nudges.SEEK_S)
+        await eventually(lambda: len(world.cluster.written) == 7)
+    assert "dear" in world.cluster.names[:-1]
+
+
+async def test_a_pod_whose_patch_always_fails_holds_nobody_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody could wait for it.
+    monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 3600.0)
+    world.cluster.never = {"poor": ApiUnavailable("a fault", status=500)}
+    world.refuse("poor")
+    tries_s: list[float] = []
+    for index in range(40):
+        see_node(world.store, "n1", 8, SICK)
+        world.refuse(f"p{index}")
+        world.heal()
+        await world.nudges.wake()
+        assert world.cluster.names[-1:] == [f"p{index}"]
+        lose_pod(world.store, make_pod(f"p{index}"))
+        tries_s += [world.clock.mono_s()] * (world.nudges.results["failed"] - len(tries_s))
+        world.clock.advance(5.0)
+    gaps_s = [round(after - before) for before, after in itertools.pairwise(tries_s)]
+    assert gaps_s == [10, 20, 40, 60, 60]
+
+
+async def test_several_different_pods_that_fail_in_a_row_are_the_server_s_trouble(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        slept.append(delay_s)
+        await sleep(0 if delay_s == 77.0 else delay_s)
+
+    monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 77.0)
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    for index in range(nudges.SEVERAL + 2):
+        world.refuse(f"p{index}")
+    world.heal()
+    world.cluster.fails = [ApiUnavailable("away")] * nudges.SEVERAL
+    await world.nudges.wake()
+    assert slept.count(77.0) == 1
+    assert len(world.cluster.instants_s) <= nudges.SEVERAL + 1
+    # One that is written ends it.
+    await world.nudges.wake()
+    assert len(world.cluster.written) == 2
+    # Those that failed were not to blame: they rest no longer than any other.
+    world.clock.advance(10.1)
+    await world.nudges.wake()
+    assert len(world.cluster.written) == nudges.SEVERAL + 2
+    assert slept.count(77.0) == 1
+
+
+async def test_failures_with_successes_between_them_pause_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 3600.0)
+    world.settings = NudgeSettings(most_per_s=50)
+    names = [f"{kind}{index}" for index in range(4) for kind in ("bad", "good")]
+    world.cluster.never = {name: ApiUnavailable("a fault", status=500) for name in names if "bad" in name}
+    for name in names:
+        world.refuse(name)
+    world.heal()
+    await world.nudges.wake()
+    assert world.cluster.names == ["good0", "good1", "good2", "good3"]
+    assert world.nudges.results["failed"] == 4

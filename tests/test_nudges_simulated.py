@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import nudges
 from scheduler.core.clock import SystemClock
+from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.nudges import RETRY_ANNOTATION
 from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.kubescheduler import KubeScheduler, SchedulerConfig
@@ -140,16 +140,71 @@ async def test_of_many_that_wait_no_more_are_woken_than_fit(world: World, rules:
         assert woken == 8 if rules is Rules.V1_20 else 1 <= woken <= 8
 
 
-async def test_pods_of_our_scheduler_that_wait_when_we_begin_to_lead_are_woken(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rules", list(Rules))
+async def test_the_leader_wakes_a_pod_that_a_standby_refused_beside_its_own_kube_scheduler(
+    world: World, rules: Rules
 ) -> None:
-    """Nobody answered kube-scheduler before us; another scheduler's pods are its own affair."""
-    monkeypatch.setattr(nudges, "INHERITED_S", 0.1)
     world.api.create("nodes", node("n1", gpu=8))
-    for name, scheduler in (("theirs", "default-scheduler"), ("ours", "wattbalance")):
+    async with world.replica() as leader:
+        await leader.knows("n1")
+        await leader.leads()
+        async with world.replica() as standby, scheduling(world, standby, rules) as scheduler:
+            await standby.knows("n1")
+            add_pod(world, "p1")
+            await refused(scheduler, standby, pods=1)
+            # It has only the pod's status to go by.
+            await eventually(lambda: leader.daemon.nudges.waiting == 1)
+            assert [node_of(world, "p1"), retries(world, "p1")] == ["", ""]
+            assert not list(leader.daemon.decider.log)
+            for replica in (leader, standby):
+                replica.daemon.store.see_inventory("n1", make_inventory("n1"))
+            await eventually(lambda: node_of(world, "p1") == "n1")
+            assert not standby.daemon.leadership.leads()
+            assert retries(world, "p1") == "1"
+            written = [each.daemon.nudges.results["written"] for each in (leader, standby)]
+            assert written == [1, 0]
+            # Who leads does not know the decision, and who knows it may not write.
+            await asyncio.sleep(LONGER_S)
+            assert (
+                DECISION_ANNOTATION not in world.api.get("pods", "p1", "default")["metadata"]["annotations"]
+            )
+        await eventually(lambda: leader.daemon.nudges.waiting == 0)
+
+
+@pytest.mark.parametrize("rules", list(Rules))
+async def test_a_standby_that_takes_over_wakes_what_the_leader_had_refused(
+    world: World, rules: Rules
+) -> None:
+    world.api.create("nodes", node("n1", gpu=8))
+    async with world.replica() as leader:
+        await leader.leads()
+        async with world.replica() as standby, scheduling(world, leader, rules) as scheduler:
+            await leader.knows("n1")
+            add_pod(world, "p1")
+            await refused(scheduler, leader, pods=1)
+            leader.daemon.stopping.set()
+            await standby.leads()
+            await eventually(lambda: standby.daemon.nudges.waiting == 1)
+            assert retries(world, "p1") == ""
+            standby.daemon.store.see_inventory("n1", make_inventory("n1"))
+            await eventually(lambda: retries(world, "p1") == "1")
+
+
+async def test_pods_of_our_scheduler_that_nobody_answered_for_are_woken(world: World) -> None:
+    """Another scheduler's are its own affair, and so is what was never tried or is refused for reasons of its own."""
+    world.api.create("nodes", node("n1", gpu=8))
+    for name, scheduler, reason in (
+        ("theirs", "default-scheduler", "SchedulerError"),
+        ("ours", "wattbalance", "SchedulerError"),
+        ("its-own", "wattbalance", "Unschedulable"),
+        ("untried", "wattbalance", ""),
+    ):
         world.api.create("pods", pod(name, gpu=1, schedulerName=scheduler))
+        told = {"type": "PodScheduled", "status": "False", "reason": reason, "message": "connection refused"}
+        if reason:
+            world.api.patch("pods", name, "default", {"status": {"conditions": [told]}}, status=True)
     async with world.replica() as replica:
         await eventually(lambda: retries(world, "ours") == "1")
         await asyncio.sleep(LONGER_S)
-        assert retries(world, "theirs") == ""
+        assert [retries(world, name) for name in ("theirs", "its-own", "untried")] == ["", "", ""]
         assert replica.daemon.nudges.results["written"] == 1

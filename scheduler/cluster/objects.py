@@ -86,11 +86,21 @@ class PodSpec(Slim, frozen=True):
     resource_claims: list[Present] | None = None
 
 
+class PodCondition(Slim, frozen=True):
+    """One condition of a pod; we read the one that says why it was not placed."""
+
+    type: str | None = None
+    status: str | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
 class PodStatus(Slim, frozen=True):
     """status of a pod."""
 
     phase: str = ""
     nominated_node_name: str = ""
+    conditions: list[PodCondition] | None = None
 
 
 class Pod(Slim, frozen=True):

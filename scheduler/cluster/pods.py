@@ -17,6 +17,7 @@ from scheduler.cluster.objects import (
     quantity,
     requested,
 )
+from scheduler.cluster.pod_status import is_refused
 from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import GPU_RESOURCE, PREFIX, Units
@@ -48,6 +49,8 @@ class PodFacts:
     images: tuple[str, ...] = ()
     """Of its containers, by full names; kept while it waits."""
     preferences: Preferences | None = None
+    refused: bool = False
+    """Whether kube-scheduler wrote on it that it was not placed, and not for reasons of its own (pod_status.py)."""
 
     @property
     def units(self) -> Units:
@@ -55,11 +58,11 @@ class PodFacts:
         return ((GPU_RESOURCE, self.gpus), *self.shares) if self.gpus else self.shares
 
 
-def pod_facts(pod: Pod, before: PodFacts | None = None) -> PodFacts | None:
+def pod_facts(pod: Pod, before: PodFacts | None = None, *, with_status: bool = False) -> PodFacts | None:
     """Read a pod; None if it holds no GPU now and will not: none asked for, or finished.
 
     A terminating pod still holds its GPUs until it is gone or its containers have ended. `before` is what was read of
-    it: once it was bound, nobody changes what it preferred.
+    it: once it was bound, nobody changes what it preferred. `with_status`: whether to read why it waits, too.
     """
     gpus = requested(pod.spec)
     shares = _shares(pod.spec)
@@ -82,6 +85,7 @@ def pod_facts(pod: Pod, before: PodFacts | None = None) -> PodFacts | None:
         preferences=before.preferences
         if before is not None and before.node
         else _shared(preferences_of(pod)),
+        refused=with_status and is_refused(pod),
     )
 
 

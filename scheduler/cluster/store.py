@@ -150,7 +150,7 @@ class Store:
         gone = isinstance(event, Gone)
         if isinstance(thing, Pod):
             self.claimers.see(thing, gone=gone)
-            facts = None if gone else pod_facts(thing, self.pods.get(thing.metadata.uid))
+            facts = None if gone else pod_facts(thing, self.pods.get(thing.metadata.uid), with_status=True)
             self._beside.preferred.see_pod(thing, facts, gone=gone or thing.status.phase in FINISHED)
             if facts is None:
                 self._holdings.forget(thing.metadata.uid, now_mono_s)

@@ -4,6 +4,10 @@ kube-scheduler offers us what passes its own filters, so a refusal is for what i
 are the nodes that were offered then: what opens elsewhere in Kubernetes' eyes, Kubernetes tells kube-scheduler itself.
 Pods that ask for the same and were offered the same are one group, judged once. A group is judged again when something
 has opened among its nodes (openings.py), when time has (`spill.after`), or a what-if has closed what it fitted.
+
+A pod that waits since somebody else refused it, a replica beside another kube-scheduler or one before us, or since
+nobody answered, is judged by all nodes: it is not known which it was offered. It is woken once if it fits, and from
+then on where a reason of ours has ended since.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
 
@@ -22,6 +26,7 @@ from scheduler.core.nouns import PodRequest, Reason
 from scheduler.decision.cycle import Mask, PolicyFailures
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.openings import Openings, widened
+from scheduler.decision.waiters import Choice, Group, Key, Rank, Waiter
 
 # As many as decisions are kept; beyond that, whoever was refused first is left to kube-scheduler.
 MOST_REFUSED = 10_000
@@ -29,67 +34,6 @@ MOST_REFUSED = 10_000
 JUDGE_ALL_S = 5.0
 # The question may come before the watch tells of the pod; a pod that nobody knows by then has gone.
 UNKNOWN_S = 60.0
-
-_Rank = tuple[int, float, int]
-_Key = tuple[PodRequest, bytes, bool]
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """Pods that one judgement serves."""
-
-    key: _Key
-    offered: Mask
-    pods: set[str] = field(default_factory=set)
-    queue: list[tuple[_Rank, str]] = field(default_factory=list)
-    """A heap of its pods; those that left it stay until they come up."""
-    dirty: bool = True
-    fits: Mask | None = None
-    """Where one more would fit; None if nowhere."""
-    choice: int = -1
-
-    @property
-    def request(self) -> PodRequest:
-        """What they ask for, without what is a pod's own."""
-        return self.key[0]
-
-    @property
-    def new_nodes(self) -> bool:
-        """Some nodes that were offered were not known to us: what comes to be known may be one of them."""
-        return self.key[2]
-
-
-@dataclass(slots=True, eq=False)
-class _Pod:
-    """One pod that waits for us."""
-
-    request: PodRequest
-    created_mono_s: float
-    refused_mono_s: float
-    order: int
-    """By which pods of one second keep their order."""
-    offered: Mask | None
-    """None: every node that there is."""
-    new_nodes: bool
-    group: _Group | None = None
-    older_mono_s: float = inf
-    """When the next pool opens to it by its age alone."""
-
-    @property
-    def rank(self) -> _Rank:
-        """Its place in the queue: by priority, then by age."""
-        return -self.request.priority, round(self.created_mono_s), self.order
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A pod to wake, and where it would fit."""
-
-    pod: PodFacts
-    node: str
-    waited_s: float
-    refused_mono_s: float
-    """Which refusal it ends."""
 
 
 class Refused:
@@ -103,8 +47,8 @@ class Refused:
         self._decider = decider
         self._store = decider.store
         self._openings = Openings(decider)
-        self._pods: OrderedDict[str, _Pod] = OrderedDict()
-        self._groups: dict[_Key, _Group] = {}
+        self._pods: OrderedDict[str, Waiter] = OrderedDict()
+        self._groups: dict[Key, Group] = {}
         self._ungrouped: OrderedDict[str, None] = OrderedDict()
         self._on_their_way: dict[str, tuple[PodFacts, float]] = {}
         """Pods that were woken, with the node where they fit, until they are bound or their time is over."""
@@ -115,6 +59,9 @@ class Refused:
 
     def __len__(self) -> int:
         return len(self._pods)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._pods
 
     # --- what happens to pods ------------------------------------------------------------------------------------
 
@@ -142,13 +89,27 @@ class Refused:
         if facts is not None:
             self._wait(self._request(facts, 0.0), None, now_mono_s, new_nodes=True)
 
-    def _wait(self, request: PodRequest, offered: Mask | None, now_mono_s: float, *, new_nodes: bool) -> None:
+    def see_elsewhere(self, facts: PodFacts, waited_s: float, now_mono_s: float) -> None:
+        """A pod waits that we did not refuse, though its status says that one of us did, or that nobody answered."""
+        if facts.uid not in self._pods and len(self._pods) < MOST_REFUSED:
+            request = self._request(facts, waited_s)
+            self._wait(request, None, now_mono_s, new_nodes=True, elsewhere=True)
+
+    def _wait(
+        self,
+        request: PodRequest,
+        offered: Mask | None,
+        now_mono_s: float,
+        *,
+        new_nodes: bool,
+        elsewhere: bool = False,
+    ) -> None:
         self._note_rows()
         before = self._pods.pop(request.uid, None)
         self._leave(request.uid, before)
         if before is None:
             self._arrivals += 1
-        self._pods[request.uid] = _Pod(
+        self._pods[request.uid] = Waiter(
             request=request,
             # A pod keeps its place: what its clock and ours differ by is not the same each time.
             created_mono_s=before.created_mono_s if before else now_mono_s - request.waited_s,
@@ -156,6 +117,7 @@ class Refused:
             order=before.order if before else self._arrivals,
             offered=offered,
             new_nodes=new_nodes,
+            elsewhere=elsewhere,
         )
         self._ungrouped[request.uid] = None
         if len(self._pods) > MOST_REFUSED:
@@ -164,7 +126,7 @@ class Refused:
     def _forget(self, uid: str) -> None:
         self._leave(uid, self._pods.pop(uid, None))
 
-    def _leave(self, uid: str, pod: _Pod | None) -> None:
+    def _leave(self, uid: str, pod: Waiter | None) -> None:
         self._ungrouped.pop(uid, None)
         group = pod.group if pod is not None else None
         if pod is None or group is None:
@@ -189,8 +151,9 @@ class Refused:
         while heads := list(self._heads(now_mono_s)):
             _, uid, group = min(heads, key=lambda head: head[0])
             pod, facts, name = self._pods[uid], self._store.waiting.get(uid), self._store.names[group.choice]
-            if facts is not None and name:
-                return Choice(facts, name, now_mono_s - pod.created_mono_s, pod.refused_mono_s)
+            if facts is not None and name and pod.waits_still(facts):
+                waited_s = now_mono_s - pod.created_mono_s
+                return Choice(facts, name, waited_s, pod.refused_mono_s, group.against)
             self._drop_unknown(uid, pod, now_mono_s)
         return None
 
@@ -204,12 +167,17 @@ class Refused:
             if group.fits is not None and group.fits[row]:
                 group.dirty = True
 
-    def woken(self, choice: Choice) -> None:
+    def woken(self, choice: Choice, now_mono_s: float) -> None:
         """It was: that refusal is over, and kube-scheduler asks again or has reasons of its own."""
         pod = self._pods.get(choice.pod.uid)
         # kube-scheduler may have asked again before we were told that it was woken.
-        if pod is not None and pod.refused_mono_s == choice.refused_mono_s:
+        if pod is None or pod.refused_mono_s != choice.refused_mono_s:
+            return
+        if choice.against is None:
             self._forget(choice.pod.uid)
+        else:
+            # Nobody tells us what becomes of it. Where it has no reason of ours against it, kube-scheduler has one.
+            self._wait(pod.request, choice.against.copy(), now_mono_s, new_nodes=False, elsewhere=True)
 
     def not_woken(self, choice: Choice, until_mono_s: float = -inf) -> None:
         """It was not: nothing is on its way, and it waits on; others have their turn until then."""
@@ -217,7 +185,7 @@ class Refused:
         self._end_way(uid)
         self._rests[uid] = max(self._rests.get(uid, -inf), until_mono_s)
 
-    def _heads(self, now_mono_s: float) -> Iterator[tuple[_Rank, str, _Group]]:
+    def _heads(self, now_mono_s: float) -> Iterator[tuple[Rank, str, Group]]:
         """The first pod that may be woken of each group that fits somewhere."""
         for group in list(self._groups.values()):
             resting = []
@@ -233,7 +201,7 @@ class Refused:
             for each in resting:
                 heappush(queue, each)
 
-    def _drop_unknown(self, uid: str, pod: _Pod, now_mono_s: float) -> None:
+    def _drop_unknown(self, uid: str, pod: Waiter, now_mono_s: float) -> None:
         """Forget a pod that waits no more; one of which the watch has not told yet is looked at again later."""
         if uid in self._store.pods or now_mono_s - pod.refused_mono_s > UNKNOWN_S:
             self._forget(uid)
@@ -254,7 +222,8 @@ class Refused:
                 self._drop_unknown(uid, self._pods[uid], now_mono_s)
         if opened is not None:
             for group in self._groups.values():
-                group.dirty = group.dirty or bool((opened & group.offered).any())
+                # A reason that comes counts for those of which we do not know what they were offered.
+                group.dirty = group.dirty or group.elsewhere or bool((opened & group.offered).any())
         if self._openings.asks_otherwise() or every:
             # What is wanted of pods, or how it is judged, may be another by now.
             for uid in self._pods:
@@ -274,6 +243,9 @@ class Refused:
         waited_s = now_mono_s - pod.created_mono_s
         facts = self._store.waiting.get(uid)
         if facts is not None:
+            if not pod.waits_still(facts):
+                self._forget(uid)
+                return
             pod.request = self._request(facts, waited_s)
         ages_s = sorted({pool.spill_after_s for pool in self._store.settings.pools} | {0.0})
         at = bisect_right(ages_s, waited_s)
@@ -286,14 +258,15 @@ class Refused:
             namespace="",
             waited_s=ages_s[max(at - 1, 0)],
             siblings_of=(),
+            controller=None,
             images=(),
         )
         offered = pod.offered if pod.offered is not None else self._store.snapshot.present.copy()
-        key = (request, np.packbits(offered).tobytes(), pod.new_nodes)
+        key = (request, np.packbits(offered).tobytes(), pod.new_nodes, pod.elsewhere)
         group = self._groups.get(key)
         if group is None or group is not pod.group:
             self._leave(uid, pod)
-            group = self._groups.setdefault(key, group or _Group(key, offered))
+            group = self._groups.setdefault(key, group or Group(key, offered))
             group.pods.add(uid)
             heappush(group.queue, (pod.rank, uid))
             pod.group, pod.offered = group, group.offered
@@ -304,7 +277,7 @@ class Refused:
         profile = self._decider.profile_facts[intent.workload]
         return self._store.request_again(facts, intent, waited_s, profile)
 
-    def _judge(self, group: _Group, now_mono_s: float) -> None:
+    def _judge(self, group: Group, now_mono_s: float) -> None:
         """Find where one more of the group would fit, beside those that are on their way."""
         group.dirty = False
         snapshot = self._store.snapshot
@@ -323,6 +296,12 @@ class Refused:
         )
         group.fits = judgement.fits if judgement.fitting else None
         group.choice = judgement.choice
+        if group.elsewhere:
+            group.against = (judgement.codes > 0) & snapshot.present
+            if (group.against & ~widened(group.offered, snapshot.rows)).any():
+                # When that ends there, too, it is news.
+                del self._groups[group.key]
+                self._scatter(group, widened(group.offered, snapshot.rows) | group.against)
 
     def _note_rows(self) -> None:
         """Rows may stand for other nodes than when pods were offered them."""
@@ -343,7 +322,7 @@ class Refused:
                 pod.offered = widened(pod.offered, len(changed))
                 pod.offered[changed] = pod.new_nodes
 
-    def _scatter(self, group: _Group, offered: Mask) -> None:
+    def _scatter(self, group: Group, offered: Mask) -> None:
         for uid in group.pods:
             pod = self._pods[uid]
             pod.group, pod.offered = None, offered

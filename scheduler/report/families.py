@@ -172,7 +172,9 @@ class Sources:
         "Pods that we had refused and woke once they fitted, by result: written, gone (the pod), failed.",
         "result",
     )
-    refused_pods: Count = _gauge("Pods that we refused, and that wait since.")
+    refused_pods: Count = _gauge(
+        "Pods that this replica refused, and that wait since; the leader counts those that others refused, too."
+    )
     extender_requests: ByTwo = _counter("Extender requests by what became of them.", "verb", "result")
     extender_bad_requests: By = _counter("Extender requests that could not be answered.", "reason")
     extender_full_node_requests: Count = _counter(

@@ -14,7 +14,8 @@ from scheduler.core.nouns import PodRequest, PoolSpec
 from scheduler.decision import refused
 from scheduler.decision.cycle import Judgement
 from scheduler.decision.decider import Decider
-from scheduler.decision.refused import Choice, Refused
+from scheduler.decision.refused import Refused
+from scheduler.decision.waiters import Choice
 from tests.builders import (
     all_rows,
     lose_pod,
@@ -81,7 +82,7 @@ class World:
         if choice is None:
             return ""
         self.refused.take(choice, self.clock.mono_s() + AGAIN_S)
-        self.refused.woken(choice)
+        self.refused.woken(choice, self.clock.mono_s())
         return choice.pod.name
 
     def wake_all(self) -> list[str]:
@@ -352,7 +353,7 @@ def test_a_refusal_that_came_before_we_heard_of_the_waking_still_stands(world: W
     world.quarantine("n1")
     world.clock.advance(0.1)
     assert world.ask("p1") == "no_fit"
-    world.refused.woken(choice)
+    world.refused.woken(choice, world.clock.mono_s())
     assert len(world.refused) == 1
     world.quarantine("n1", ends=True)
     assert world.wake_all() == []

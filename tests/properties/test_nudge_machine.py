@@ -124,7 +124,7 @@ class NudgeMachine(RuleBasedStateMachine):
             assert self._left(node) >= self.gpus[name]
             until = self.now + AGAIN_S
             self.world.refused.take(choice, until)
-            self.world.refused.woken(choice)
+            self.world.refused.woken(choice, self.now)
             del self.refused[name]
             self.on_their_way[name] = (node, until)
             self.rests[name] = until
