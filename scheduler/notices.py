@@ -198,7 +198,7 @@ class Notices:
         """Tell it on the owner, where it goes on as a series; returns whether to tell it on this pod too."""
         if owner is None:
             return True
-        self._tell(owner, replace(message, note=f"First of pod {pod.name}: {message.note}"))
+        self._tell(owner, replace(message, note=f"First pod {pod.name}: {message.note}"))
         now_mono_s = self._clock.mono_s()
         key = (owner.namespace, owner.uid, message.reason, hash(message.about))
         first = self._first.setdefault(key, {})

@@ -240,7 +240,7 @@ def test_what_is_the_same_of_all_pods_of_an_owner_is_told_on_the_first_few_and_c
     # The same again: cluster/events.py makes one series of them, which counts the pods.
     assert len(on_owner) == 500
     assert len({(note.reason, note.about, note.warning, note.action) for note in on_owner}) == 1
-    assert on_owner[0].note.startswith("First of pod p0: Not used")
+    assert on_owner[0].note.startswith("First pod p0: Not used")
     assert "wattbalance.io/power (pod): expected 40Gi" in on_owner[0].note
 
 

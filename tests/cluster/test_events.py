@@ -222,11 +222,11 @@ def test_500_pods_of_one_owner_are_one_event_and_one_patch_that_counts_them() ->
     async def story(world: World) -> None:
         async with world.running():
             for number in range(500):
-                world.note("web", kind="Deployment", note=f"First of pod p{number}")
+                world.note("web", kind="Deployment", note=f"First pod p{number}")
                 await asyncio.sleep(COUNTED_AFTER_S / 1000)
             await asyncio.sleep(2 * COUNTED_AFTER_S)
         create, patch = world.server.taken()
-        assert (create.verb, create.count, create.body["note"]) == ("create", 1, "First of pod p0")
+        assert (create.verb, create.count, create.body["note"]) == ("create", 1, "First pod p0")
         assert (patch.verb, patch.count) == ("patch", 500)
         metadata = create.body["metadata"]
         assert isinstance(metadata, dict)
