@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -46,7 +47,7 @@ def owners(system: System, replica: Replica, scheduler: Daemon, controllers: Dae
             system.plane.request("DELETE", path, BACKGROUND)
         for path in made_here:
             name = path.rpartition("/")[2]
-            wait_for(f"the pods of {name} are gone", lambda name=name: ended(system, name))
+            wait_for(f"the pods of {name} are gone", partial(ended, system, name))
         system.plane.request("DELETE", EVENTS)
 
 
