@@ -13,7 +13,6 @@ then on where a reason of ours has ended since.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -34,6 +33,8 @@ MOST_REFUSED = 10_000
 JUDGE_ALL_S = 5.0
 # The question may come before the watch tells of the pod; a pod that nobody knows by then has gone.
 UNKNOWN_S = 60.0
+# Groups looked at in a step: a tenth of a millisecond.
+GROUPS_A_STEP = 50
 
 
 class Refused:
@@ -47,9 +48,11 @@ class Refused:
         self._decider = decider
         self._store = decider.store
         self._openings = Openings(decider)
-        self._pods: OrderedDict[str, Waiter] = OrderedDict()
+        self._pods: dict[str, Waiter] = {}
         self._groups: dict[Key, Group] = {}
-        self._ungrouped: OrderedDict[str, None] = OrderedDict()
+        self._ungrouped: dict[str, None] = {}
+        self._ages: list[tuple[float, str]] = []
+        """A heap of the instants at which a pool opens to a pod by its age alone."""
         self._on_their_way: dict[str, tuple[PodFacts, float]] = {}
         """Pods that were woken, with the node where they fit, until they are bound or their time is over."""
         self._rests: dict[str, float] = {}
@@ -131,7 +134,7 @@ class Refused:
         group = pod.group if pod is not None else None
         if pod is None or group is None:
             return
-        pod.group = None
+        pod.group, pod.offered = None, group.offered
         group.pods.discard(uid)
         if not group.pods and self._groups.get(group.key) is group:
             del self._groups[group.key]
@@ -140,7 +143,7 @@ class Refused:
 
     def find(self, now_mono_s: float) -> Generator[None, None, Choice | None]:
         """Find the first pod in the queue that would fit now, in steps of a fraction of a millisecond."""
-        self._look(now_mono_s)
+        yield from self._look(now_mono_s)
         for uid in list(self._ungrouped):
             self._join(uid, now_mono_s)
             yield
@@ -148,10 +151,13 @@ class Refused:
             if group.dirty:
                 self._judge(group, now_mono_s)
                 yield
-        while heads := list(self._heads(now_mono_s)):
-            _, uid, group = min(heads, key=lambda head: head[0])
+        while (head := (yield from self._head(now_mono_s))) is not None:
+            uid, group = head
+            if uid not in group.pods or group.fits is None:
+                # It was asked about meanwhile.
+                continue
             pod, facts, name = self._pods[uid], self._store.waiting.get(uid), self._store.names[group.choice]
-            if facts is not None and name and pod.waits_still(facts):
+            if facts is not None and name and not self._is_over(uid, pod, facts, now_mono_s):
                 waited_s = now_mono_s - pod.created_mono_s
                 return Choice(facts, name, waited_s, pod.refused_mono_s, group.against)
             self._drop_unknown(uid, pod, now_mono_s)
@@ -185,54 +191,71 @@ class Refused:
         self._end_way(uid)
         self._rests[uid] = max(self._rests.get(uid, -inf), until_mono_s)
 
-    def _heads(self, now_mono_s: float) -> Iterator[tuple[Rank, str, Group]]:
-        """The first pod that may be woken of each group that fits somewhere."""
-        for group in list(self._groups.values()):
-            resting = []
-            queue = group.queue if group.fits is not None else []
-            while queue:
-                rank, uid = queue[0]
-                if uid in group.pods and self._rests.get(uid, -inf) <= now_mono_s:
-                    yield rank, uid, group
+    def _head(self, now_mono_s: float) -> Generator[None, None, tuple[str, Group] | None]:
+        """The first pod in the queue that may be woken of all groups that fit somewhere."""
+        first: tuple[Rank, str, Group] | None = None
+        for index, group in enumerate(list(self._groups.values())):
+            if group.fits is not None and (head := self._head_of(group, now_mono_s)) is not None:
+                first = (*head, group) if first is None or head[0] < first[0] else first
+            if index % GROUPS_A_STEP == GROUPS_A_STEP - 1:
+                yield
+        return first[1:] if first is not None else None
+
+    def _head_of(self, group: Group, now_mono_s: float) -> tuple[Rank, str] | None:
+        resting, found = [], None
+        while group.queue:
+            found = group.queue[0]
+            if found[1] in group.pods:
+                if self._rests.get(found[1], -inf) <= now_mono_s:
                     break
-                heappop(queue)
-                if uid in group.pods:
-                    resting.append((rank, uid))
-            for each in resting:
-                heappush(queue, each)
+                resting.append(found)
+            heappop(group.queue)
+            found = None
+        for each in resting:
+            heappush(group.queue, each)
+        return found
 
     def _drop_unknown(self, uid: str, pod: Waiter, now_mono_s: float) -> None:
         """Forget a pod that waits no more; one of which the watch has not told yet is looked at again later."""
-        if uid in self._store.pods or now_mono_s - pod.refused_mono_s > UNKNOWN_S:
+        if self._is_over(uid, pod, self._store.waiting.get(uid), now_mono_s):
             self._forget(uid)
         else:
             self._rests[uid] = now_mono_s + JUDGE_ALL_S
 
+    def _is_over(self, uid: str, pod: Waiter, facts: PodFacts | None, now_mono_s: float) -> bool:
+        """Whether a pod waits for us no more; of one that was refused elsewhere only its status tells."""
+        if facts is not None:
+            return pod.elsewhere and not facts.refused
+        return uid in self._store.pods or now_mono_s - pod.refused_mono_s > UNKNOWN_S
+
     # --- groups --------------------------------------------------------------------------------------------------
 
-    def _look(self, now_mono_s: float) -> None:
+    def _look(self, now_mono_s: float) -> Iterator[None]:
         """See what has opened since the last look, and whose time has come."""
         self._note_rows()
         self._pass_time(now_mono_s)
         opened = self._openings.look()
+        yield
         every = now_mono_s - self._all_judged_mono_s >= JUDGE_ALL_S
         if every:
             self._all_judged_mono_s = now_mono_s
-            for uid in [uid for uid in self._pods if uid not in self._store.waiting]:
-                self._drop_unknown(uid, self._pods[uid], now_mono_s)
-        if opened is not None:
-            for group in self._groups.values():
-                # A reason that comes counts for those of which we do not know what they were offered.
-                group.dirty = group.dirty or group.elsewhere or bool((opened & group.offered).any())
-        if self._openings.asks_otherwise() or every:
+        if all_of_them := self._openings.asks_otherwise() or every:
             # What is wanted of pods, or how it is judged, may be another by now.
-            for uid in self._pods:
+            self._ungrouped = dict.fromkeys(self._pods)
+            yield
+        while self._ages and self._ages[0][0] <= now_mono_s:
+            _, uid = heappop(self._ages)
+            if uid in self._pods:
+                self._pods[uid].older_mono_s = inf
                 self._ungrouped[uid] = None
-            for group in self._groups.values():
+        if opened is None and not all_of_them:
+            return
+        for index, group in enumerate(list(self._groups.values())):
+            # A reason that comes counts for those of which we do not know what they were offered.
+            if all_of_them or group.elsewhere or (opened is not None and _any_of(opened, group.offered)):
                 group.dirty = True
-        for uid, pod in self._pods.items():
-            if pod.older_mono_s <= now_mono_s:
-                self._ungrouped[uid] = None
+            if index % GROUPS_A_STEP == GROUPS_A_STEP - 1:
+                yield
 
     def _join(self, uid: str, now_mono_s: float) -> None:
         """Put a pod into the group of those that ask for the same, as its annotations are now."""
@@ -242,14 +265,15 @@ class Refused:
             return
         waited_s = now_mono_s - pod.created_mono_s
         facts = self._store.waiting.get(uid)
+        if self._is_over(uid, pod, facts, now_mono_s):
+            self._forget(uid)
+            return
         if facts is not None:
-            if not pod.waits_still(facts):
-                self._forget(uid)
-                return
             pod.request = self._request(facts, waited_s)
         ages_s = sorted({pool.spill_after_s for pool in self._store.settings.pools} | {0.0})
         at = bisect_right(ages_s, waited_s)
-        pod.older_mono_s = pod.created_mono_s + ages_s[at] if at < len(ages_s) else inf
+        if at < len(ages_s):
+            self._note_age(pod, pod.created_mono_s + ages_s[at])
         # What is a pod's own, or its owner's, and rules no node out: pods that ask for the same are judged together.
         request = replace(
             pod.request,
@@ -261,7 +285,9 @@ class Refused:
             controller=None,
             images=(),
         )
-        offered = pod.offered if pod.offered is not None else self._store.snapshot.present.copy()
+        offered = pod.offered if pod.group is None else pod.group.offered
+        if offered is None:
+            offered = self._store.snapshot.present.copy()
         key = (request, np.packbits(offered).tobytes(), pod.new_nodes, pod.elsewhere)
         group = self._groups.get(key)
         if group is None or group is not pod.group:
@@ -269,7 +295,7 @@ class Refused:
             group = self._groups.setdefault(key, group or Group(key, offered))
             group.pods.add(uid)
             heappush(group.queue, (pod.rank, uid))
-            pod.group, pod.offered = group, group.offered
+            pod.group = group
         self._ungrouped.pop(uid, None)
 
     def _request(self, facts: PodFacts, waited_s: float) -> PodRequest:
@@ -298,35 +324,47 @@ class Refused:
         group.choice = judgement.choice
         if group.elsewhere:
             group.against = (judgement.codes > 0) & snapshot.present
-            if (group.against & ~widened(group.offered, snapshot.rows)).any():
+            offered = widened(group.offered, snapshot.rows)
+            if (group.against & ~offered).any():
                 # When that ends there, too, it is news.
-                del self._groups[group.key]
-                self._scatter(group, widened(group.offered, snapshot.rows) | group.against)
+                self._offer(group, offered | group.against)
 
     def _note_rows(self) -> None:
         """Rows may stand for other nodes than when pods were offered them."""
         changed = self._openings.changed_rows()
         if changed is None:
             return
-        for key, group in list(self._groups.items()):
+        for group in list(self._groups.values()):
             offered = widened(group.offered, len(changed))
             if len(offered) == len(group.offered) and (offered[changed] == group.new_nodes).all():
                 continue
             # A node that kube-scheduler learns of now is told to it; one that only we did not know is not.
+            offered = offered.copy()
             offered[changed] = group.new_nodes
-            del self._groups[key]
-            self._scatter(group, offered)
+            self._offer(group, offered)
         for uid in self._ungrouped:
             pod = self._pods[uid]
             if pod.group is None and pod.offered is not None:
                 pod.offered = widened(pod.offered, len(changed))
                 pod.offered[changed] = pod.new_nodes
 
-    def _scatter(self, group: Group, offered: Mask) -> None:
+    def _offer(self, group: Group, offered: Mask) -> None:
+        """Let a group be of other nodes from now on; if there is such a group, its pods join that one later."""
+        del self._groups[group.key]
+        group.offered, group.dirty = offered, True
+        group.key = (group.key[0], np.packbits(offered).tobytes(), *group.key[2:])
+        if group.key not in self._groups:
+            self._groups[group.key] = group
+            return
         for uid in group.pods:
             pod = self._pods[uid]
             pod.group, pod.offered = None, offered
             self._ungrouped[uid] = None
+
+    def _note_age(self, pod: Waiter, at_mono_s: float) -> None:
+        if pod.older_mono_s != at_mono_s:
+            pod.older_mono_s = at_mono_s
+            heappush(self._ages, (at_mono_s, pod.request.uid))
 
     # --- those on their way --------------------------------------------------------------------------------------
 
@@ -346,3 +384,9 @@ class Refused:
         for group in self._groups.values():
             if row < len(group.offered) and group.offered[row]:
                 group.dirty = True
+
+
+def _any_of(some: Mask, offered: Mask) -> bool:
+    # Nodes may have come between two steps.
+    count = min(len(some), len(offered))
+    return bool((some[:count] & offered[:count]).any())

@@ -60,16 +60,12 @@ class Waiter:
     elsewhere: bool
     group: Group | None = None
     older_mono_s: float = inf
-    """When the next pool opens to it by its age alone."""
+    """When the next pool opens to it by its age alone, as it was noted last."""
 
     @property
     def rank(self) -> Rank:
         """Its place in the queue: by priority, then by age."""
         return -self.request.priority, round(self.created_mono_s), self.order
-
-    def waits_still(self, facts: PodFacts) -> bool:
-        """Whether it waits for us yet: of one that was refused elsewhere only its status tells."""
-        return facts.refused or not self.elsewhere
 
 
 @dataclass(frozen=True, slots=True)
