@@ -49,9 +49,7 @@ class _Interned:
         return number, True
 
     def drop(self, number: int) -> None:
-        """It is held once less."""
-        if number == NOBODY:
-            return
+        """It is held once less; NOBODY has no name, and is never free."""
         self._holders[number] -= 1
         name = self.names[number]
         if not self._holders[number] and name is not None:
@@ -183,12 +181,11 @@ class PodLabels:
             rows: How many nodes there may be.
             without: A pod that does not count.
             ending: Whether pods count whose deletion has begun.
-            promised: Pods that wait, with the rows that are promised to them.
+            promised: Pods that wait, and none that is bound, with the rows that are promised to them.
         """
         if namespaces is not None:
             selector = (Requirement(NAMESPACE_KEY, Operator.IN, tuple(namespaces)), *selector)
         sets = self._columns.match(selector, len(self._sets.names))
-        sets[NOBODY] = False
         matched = sets[self._set]
         if not ending:
             matched &= ~self._ending
@@ -198,6 +195,6 @@ class PodLabels:
         counts = np.bincount(at + 1, minlength=rows + 1)[1 : rows + 1].astype(np.float64)
         for uid, row in promised:
             place = self._place_of.get(uid)
-            if place is not None and matched[place] and self._node[place] == NOBODY:
+            if place is not None and matched[place]:
                 counts[row] += 1
         return counts

@@ -138,9 +138,7 @@ class Preferred:
         """Pods other than this one with the row that is promised to each: kube-scheduler counts them there already."""
         rows = self.rows
         return [
-            (held.uid, rows[held.node])
-            for held in self._reservations.made_before(np.inf)
-            if held.uid != uid and held.node in rows
+            (held.uid, rows[held.node]) for held in self._reservations.made_before(np.inf) if held.uid != uid
         ]
 
 
@@ -267,9 +265,7 @@ class _Question:
     def _spread(self, terms: Sequence[SpreadTerm], compared: Mask) -> Amounts:
         """How crowded each node's places are; -1 where a node lacks one of the labels."""
         found = [self._places(term.topology_key) for term in terms]
-        placed = self._snapshot.present.copy()
-        for codes, _ in found:
-            placed &= codes != ABSENT
+        placed: Mask = np.logical_and.reduce([codes != ABSENT for codes, _ in found])
         among = compared & placed
         crowd = np.zeros(self._snapshot.rows, np.float64)
         for term, (codes, places) in zip(terms, found, strict=True):

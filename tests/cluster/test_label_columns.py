@@ -110,9 +110,11 @@ def test_of_too_many_values_whole_columns_go_but_never_the_one_asked_for(
 
     def find(key: str) -> list[tuple[int, str]]:
         made.append(key)
-        return [(index, f"{key}{index}") for index in range(4)]
+        return [(index, f"{key}{index}") for index in range(9 if key == "long" else 4)]
 
     columns = LabelColumns(find)
     for key in ("a", "b", "b", "a"):
         assert columns.column(key, 4).count == 4
-    assert made == ["a", "b", "a"]
+    for _ in range(2):
+        assert columns.column("long", 9).count == 9, "though it is too long by itself"
+    assert made == ["a", "b", "a", "long"]

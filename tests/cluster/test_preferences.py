@@ -107,7 +107,7 @@ def test_a_spread_takes_the_pods_own_labels_by_their_keys() -> None:
 
 def test_what_a_spread_honours_is_kept_and_nothing_else() -> None:
     required = {"nodeSelectorTerms": [{"matchExpressions": [expression("Exists")]}]}
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    affinity: Any = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     constraint = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": "zone", "maxSkew": 2}
     tolerations = [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}, {"key": "b", "value": "x"}]
 
@@ -473,3 +473,85 @@ def test_a_soft_taint_matters_while_a_node_has_it_that_is_large_enough() -> None
     assert store.snapshot_for(store.request(large, 0.0, PROFILES)).untolerated_taints is None
     store.apply(Changed(Kind.NODE, msgspec.convert(tainted | {"spec": {}}, Node)), 0.0)
     assert store.snapshot_for(plain) is store.snapshot
+
+
+def test_a_node_that_is_only_sent_with_the_question_is_near_those_in_its_zone() -> None:
+    store = make_store()
+    for name, zone in (("n0", "a"), ("n1", "b")):
+        see_node(store, name, labels={"zone": zone})
+    see_pod(store, other("there", "n1"))
+    term = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "zone"}
+    request = store.request(pod_with(affinity=pod_affinity("podAffinity", 10, **term)), 0.0, PROFILES)
+    strangers = [
+        msgspec.convert(
+            {
+                "metadata": {"name": name, "labels": {"zone": name}},
+                "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+            },
+            Node,
+        )
+        # Two in zones that nobody knows, one in a known one.
+        for name in ("c", "d", "b")
+    ]
+    column = store.with_strangers(store.snapshot_for(request), strangers, request).pod_affinity
+    assert column is not None
+    assert column[[store.rows["n0"], store.rows["n1"]]].tolist() == [0, 10]
+    assert column[store.snapshot.rows :].tolist() == [0, 0, 10]
+
+
+def crowd(store: Store, pod: Pod) -> dict[str, float]:
+    column = store.snapshot_for(store.request(pod, 0.0, PROFILES)).topology_spread
+    assert column is not None
+    return {name: float(column[row]) for name, row in store.rows.items()}
+
+
+def over(key: str, **more: Any) -> dict[str, Any]:
+    every = {"whenUnsatisfiable": "ScheduleAnyway", "topologyKey": key, "labelSelector": {}}
+    return every | more
+
+
+def test_a_spread_weighs_a_pod_by_the_places_that_are_large_enough() -> None:
+    """By the logarithm of how many there are and two: of two a pod counts 1.4, of three 1.6."""
+    store = make_store()
+    for name, gpus in (("n0", 8), ("n1", 8), ("small", 1)):
+        see_node(store, name, gpus, labels={"zone": name})
+    see_pod(store, other("there", "n0"))
+    one, two = (
+        pod_with(
+            topologySpreadConstraints=[over("zone")],
+            containers=[{"resources": {"limits": {"nvidia.com/gpu": gpus}}}],
+        )
+        for gpus in ("1", "2")
+    )
+    assert crowd(store, one) == {"n0": 2, "n1": 0, "small": 0}
+    assert crowd(store, two) == {"n0": 1, "n1": 0, "small": 0}
+
+
+def test_a_node_that_lacks_one_of_the_labels_counts_for_none_of_them() -> None:
+    store = make_store()
+    for name, found in (("n0", {"rack": "r0"}), ("n1", {"rack": "r1"}), ("bare", {})):
+        see_node(store, name, labels={"zone": "a", **found})
+    for name in ("q", "r", "s"):
+        see_pod(store, other(name, "bare"))
+    assert crowd(store, pod_with(topologySpreadConstraints=[over("zone"), over("rack")])) == {
+        "n0": 0,
+        "n1": 0,
+        "bare": -1,
+    }
+    assert crowd(store, pod_with(topologySpreadConstraints=[over("zone")]))["n0"] == 3
+
+
+def test_required_node_affinity_without_terms_is_met_by_no_node() -> None:
+    store = world()
+    for name in ("n0", "n1"):
+        see_node(store, name, labels={"zone": name})
+        see_pod(store, other(name, name))
+    affinity: Any = {
+        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
+    }
+    honoured = pod_with(affinity=affinity, topologySpreadConstraints=[over("zone")])
+    assert crowd(store, honoured) == {"n0": 0, "n1": 0}
+    ignored = pod_with(
+        affinity=affinity, topologySpreadConstraints=[over("zone", nodeAffinityPolicy="Ignore")]
+    )
+    assert crowd(store, ignored) == {"n0": 1, "n1": 1}
