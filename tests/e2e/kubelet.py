@@ -76,7 +76,7 @@ class Kubelet:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._server: asyncio.Server | None = None
-        self._open: dict[_Forward, asyncio.Task[None]] = {}
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self.port = 0
         self.asked: list[tuple[str, str]] = []
         """Each upgraded connection so far: the pod's namespace and name."""
@@ -117,10 +117,12 @@ class Kubelet:
     async def _stop(self) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = list(self._open.values())
-        for task in tasks:
+        left = dict(self._open)
+        for writer, task in left.items():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            # kubectl may not be there any more to take leave of.
+            writer.transport.abort()
+        await asyncio.gather(*left.values(), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -138,11 +140,11 @@ class Kubelet:
                 )
                 self.asked.append((namespace, pod))
                 forward = _Forward(reader, writer, self._ports.get(pod, {}), self.cut_after_bytes)
-                self._open[forward] = task
+                self._open[writer] = task
                 try:
                     await forward.run()
                 finally:
-                    del self._open[forward]
+                    del self._open[writer]
             else:
                 writer.write(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n")
                 await writer.drain()
