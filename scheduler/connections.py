@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from scheduler.handshakes import Handshake
+
 _log = logging.getLogger(__name__)
 
 SILENT_S = 120.0  # longer than Go's 90 s: the client must be the one that closes an idle connection
 LINGER_S = 1.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
-HANDSHAKE_S = 10.0  # a whole one takes two round trips and 2 ms; asyncio's own limit is 60 s
 STUCK_S = 30.0  # an answer of which the client takes nothing for so long ends its connection
 # kube-scheduler keeps a handful, a browser six. Four listeners stay at half of the usual 1,024 open files.
 CONNECTIONS = 128
@@ -117,6 +117,26 @@ class Connection(RequestHandler):
         return self._next_keepalive_close_time if self._request_count else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """What a connection goes through before it can be asked: the loop's task that accepts it, then the handshake."""
+
+    accepting: asyncio.Task[object] | None
+    handshake: Handshake | None
+
+    @property
+    def going_on(self) -> bool:
+        return (self.accepting is not None and not self.accepting.done()) or (
+            self.handshake is not None and not self.handshake.over
+        )
+
+    def end(self) -> None:
+        if self.accepting is not None:
+            self.accepting.cancel()
+        if self.handshake is not None:
+            self.handshake.abort()
+
+
 class Gate:
     """Lets so many connections in and no more: beyond that, each that comes sends another away.
 
@@ -126,27 +146,40 @@ class Gate:
     """
 
     def __init__(
-        self, make: Callable[[], Connection], address: str, connections: int, counters: ConnectionCounters
+        self,
+        make: Callable[[], Connection],
+        address: str,
+        connections: int,
+        counters: ConnectionCounters,
+        secured: Callable[[Connection], Handshake] | None = None,
     ) -> None:
         self._make = make
         self._address = address
         self._connections = connections
         self._counters = counters
-        # In the order they came, each with the loop's own task that accepts it, which ends with the handshake.
-        self._open: dict[Connection, asyncio.Task[object] | None] = {}
+        self._secured = secured
+        # In the order they came.
+        self._open: dict[Connection, _Coming] = {}
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> Connection | Handshake:
         """Make the protocol of a connection that was just accepted; the loop calls this."""
         self._open = {
-            connection: accepting
-            for connection, accepting in self._open.items()
-            if connection.transport is not None or (accepting is not None and not accepting.done())
+            connection: coming
+            for connection, coming in self._open.items()
+            if connection.transport is not None or coming.going_on
         }
         if len(self._open) >= self._connections:
             self._make_room()
         connection = self._make()
-        self._open[connection] = asyncio.current_task()
-        return connection
+        handshake = self._secured(connection) if self._secured is not None else None
+        self._open[connection] = _Coming(asyncio.current_task(), handshake)
+        return handshake or connection
+
+    def end_handshakes(self) -> None:
+        """End what has been accepted and cannot be asked yet."""
+        for connection, coming in self._open.items():
+            if connection.transport is None and coming.going_on:
+                coming.end()
 
     def _make_room(self) -> None:
         if not self._counters.crowded:
@@ -159,26 +192,19 @@ class Gate:
                 accepting.cancel()
             return
         first = min(silent, key=Connection.silent_until_s)
-        accepting = self._open.pop(first)
+        coming = self._open.pop(first)
         if first.transport is not None:
             # Not `close()`: that ends the idle handler and leaves its socket open, with nobody behind it.
             first.force_close()
-        elif accepting is not None:
-            accepting.cancel()
+        else:
+            coming.end()
 
 
 class Site(web.BaseSite):
-    """aiohttp's TCPSite, behind a gate, and with limits on handshakes and on answers that nobody takes."""
+    """aiohttp's TCPSite, behind a gate, and with a limit on answers that nobody takes."""
 
-    def __init__(
-        self,
-        runner: web.AppRunner,
-        gate: Gate,
-        host: str | None,
-        port: int,
-        ssl_context: ssl.SSLContext | None,
-    ) -> None:
-        super().__init__(runner, ssl_context=ssl_context)
+    def __init__(self, runner: web.AppRunner, gate: Gate, host: str | None, port: int) -> None:
+        super().__init__(runner)
         self._gate = gate
         self._host = host
         self._port = port
@@ -195,13 +221,9 @@ class Site(web.BaseSite):
             OSError: the address cannot be bound.
         """
         await super().start()
+        # Without its `ssl`, which would say nothing of a refused handshake: the gate's protocols do that.
         server = await asyncio.get_running_loop().create_server(
-            self._gate,
-            self._host,
-            self._port,
-            backlog=self._backlog,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
+            self._gate, self._host, self._port, backlog=self._backlog
         )
         self._server = server
         if sys.platform == "linux":

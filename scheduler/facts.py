@@ -248,6 +248,7 @@ def sources(replica: Replica) -> Sources:
         extender_request_seconds=lambda: counters.latency,
         binds=lambda: replica.verbs.binds,
         connections_refused=lambda: asdict(replica.listeners.refused),
+        tls_handshakes_refused=lambda: replica.listeners.refused_handshakes,
         certificate_reloads=lambda: asdict(replica.listeners.reloads),
         samples=lambda: subscriber.received,
         samples_dropped=dropped,

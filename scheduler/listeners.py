@@ -24,6 +24,7 @@ from scheduler.connections import CONNECTIONS, SILENT_S, Connection, ConnectionC
 from scheduler.core.errors import CannotListen
 from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
+from scheduler.handshakes import Handshake, Refusals, no_refusals
 from scheduler.hosts import guarded
 from scheduler.report.views import PAUSED_HEADER
 
@@ -215,11 +216,14 @@ class Listeners:
         self._silent_s = silent_s
         self._connections = connections
         self._runners: list[web.AppRunner] = []
+        self._gates: list[Gate] = []
         self._certificates: list[tuple[Certificates, web.AppRunner]] = []
         self._outdated: set[RequestHandler] = set()
         self._stopping = False
         self.reloads = ReloadCounters()
         self.refused = ConnectionCounters()
+        self.refused_handshakes = no_refusals()
+        """By reason. Plain numbers that report reads."""
         self.ready = asyncio.Event()
         self.paused: Callable[[], str] = lambda: ""
         """Who has paused us, since when and why; empty while nobody has."""
@@ -269,6 +273,7 @@ class Listeners:
         self.ready.clear()
         self._stopping = True
         runners, self._runners, self._certificates = self._runners, [], []
+        gates, self._gates = self._gates, []
         # 1. No listener takes another connection, before the first of them waits for its answers.
         for runner in runners:
             for site in list(runner.sites):
@@ -289,7 +294,9 @@ class Listeners:
                 _, late = await asyncio.wait(ends, timeout=self._grace_s * (1 - LAST_FRAC))
                 for end in late:
                     end.cancel()
-            # 4. What has not ended by then is cut off.
+            # 4. What has not ended by then is cut off, and who has not even said hello.
+            for gate in gates:
+                gate.end_handshakes()
             for runner in runners:
                 group.create_task(runner.cleanup(), name="listeners.stop")
 
@@ -318,6 +325,10 @@ class Listeners:
         # People ask there, and programs that have no place for it in the body; kube-scheduler would only drop it.
         if request.path.startswith(API) and (paused := self.paused()):
             response.headers[PAUSED_HEADER] = quote(paused, safe=" :,;()")
+
+    def _secured(self, address: str, context: ssl.SSLContext) -> Callable[[Connection], Handshake]:
+        refusals = Refusals(address, self.refused_handshakes)
+        return lambda connection: Handshake(connection, context, refusals)
 
     async def _listen(self, spec: ListenerSpec) -> None:
         host, port = spec.host_port()
@@ -350,9 +361,11 @@ class Listeners:
                 logger=HttpLog(self.refused),
                 silent_s=self._silent_s,
             )
-            gate = Gate(make, spec.address, self._connections, self.refused)
-            await Site(runner, gate, host, port, certificates.front if certificates else None).start()
+            secured = self._secured(spec.address, certificates.front) if certificates is not None else None
+            gate = Gate(make, spec.address, self._connections, self.refused, secured)
+            await Site(runner, gate, host, port).start()
             undo.pop_all()
         self._runners.append(runner)
+        self._gates.append(gate)
         if certificates is not None:
             self._certificates.append((certificates, runner))

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from scheduler import connections as connections_module
+from scheduler import handshakes as handshakes_module
 from scheduler.connections import SILENT_S, Connection
 from scheduler.listeners import Listeners, ListenerSpec, TlsFiles
 from tests.certs import Authority
@@ -405,7 +406,7 @@ async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> 
 
 
 async def test_a_tls_handshake_that_never_comes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections_module, "HANDSHAKE_S", 0.3)
+    monkeypatch.setattr(handshakes_module, "HANDSHAKE_S", 0.3)
     site = Site(tmp_path)
     async with (
         listening(spec(site.files)) as listeners,

@@ -193,6 +193,11 @@ class Sources:
         "the one that was silent longest goes).",
         "reason",
     )
+    tls_handshakes_refused: By = _counter(
+        "TLS handshakes that listeners refused: no_certificate, bad_certificate (of another CA, expired), not_tls, "
+        "old_version (before TLS 1.3), distrusts_us (the client does not accept our certificate), other.",
+        "reason",
+    )
     certificate_reloads: By = _counter(
         "Certificates of listeners that changed on disk: ok, or failed, when the one before is still served.",
         "result",
