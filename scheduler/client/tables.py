@@ -104,7 +104,9 @@ def print_explanation(out: Console, told: Explanation, *, wide: bool) -> None:
     if told.decision is not None:
         _print_decision(out, told.decision, now_unix_s, wide=wide)
     else:
-        heading(out, "Decision: none is kept")
+        heading(out, f"Decision: none {'about its place ' if told.room is not None else ''}is kept")
+    if told.room is not None:
+        _print_decision(out, told.room, now_unix_s, wide=wide, what="Room for it")
     if told.now is not None:
         _print_now(out, told.now, wide=wide)
         _print_unblock(out, told.now)
@@ -134,11 +136,13 @@ def _print_pod(out: Console, told: Explanation) -> None:
         line(out, f"{name:<9} {text}")
 
 
-def _print_decision(out: Console, decision: Decision, now_unix_s: float | None, *, wide: bool) -> None:
+def _print_decision(
+    out: Console, decision: Decision, now_unix_s: float | None, *, wide: bool, what: str = "Decision"
+) -> None:
     ago = "" if now_unix_s is None else f", {span(max(now_unix_s - decision.unix_s, 0))} ago"
     where = f" on {decision.chosen}" if decision.chosen else ""
     kept = ", GPUs promised" if decision.reserved else ""
-    heading(out, f"Decision {decision.cycle} ({decision.verb}{ago}): {decision.result}{where}{kept}")
+    heading(out, f"{what} {decision.cycle} ({decision.verb}{ago}): {decision.result}{where}{kept}")
     offered = "1 node" if decision.asked == 1 else f"{decision.asked:,} nodes"
     line(out, f"  {offered} offered, {decision.fitting:,} fit; {_by(decision)}")
     for reason, count in sorted(decision.reasons.items(), key=lambda each: -each[1]):

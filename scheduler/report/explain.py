@@ -24,7 +24,7 @@ from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
 from scheduler.decision.explain import evaluate
-from scheduler.decision.record import RECORDS_KEPT, DecisionRecord, Said, said_in
+from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord, Said, said_in
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
 from scheduler.report.queries import without_query
@@ -79,6 +79,10 @@ STRANGER = (
 )
 NO_CLASS = "no DeviceClass has extendedResourceName"
 NOT_OFFERED = "So kube-scheduler offers this pod none of them."
+ROOM = (
+    "kube-scheduler asked us on which nodes others may make room for it (preempt): that answer is kept, and is no "
+    "decision about its place."
+)
 GONE = (
     "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
     "about it."
@@ -127,16 +131,17 @@ class Explainer:
     async def explain(self, namespace: str, name: str) -> Explanation | NotFound:
         """Explain one pod. In turns of the loop until it is found, in one turn from then on."""
         facts, living = await self._living(namespace, name)
-        record, recorded = await self._recorded(namespace, name)
+        record, room, recorded = await self._recorded(namespace, name)
         if facts is not None:
             # The store went on while we looked.
             facts = self._decider.store.pods.get(facts.uid, facts)
-            return self._known(facts, self._decider.log.of_pod(facts.uid) or record)
+            record = self._decider.log.of_pod(facts.uid) or record
+            return self._known(facts, record, room if room is not None and room.uid == facts.uid else None)
         claimer = self._decider.store.claimers.find(namespace, name)
         if claimer is not None:
             return self._by_claims(claimer)
-        if record is not None:
-            return self._gone(record)
+        if (last := record or room) is not None:
+            return self._gone(last)
         return self._unknown(namespace, name, sorted(living | recorded))
 
     async def _living(self, namespace: str, name: str) -> tuple[PodFacts | None, set[str]]:
@@ -152,20 +157,34 @@ class Explainer:
             await asyncio.sleep(0)
         return None, namespaces
 
-    async def _recorded(self, namespace: str, name: str) -> tuple[DecisionRecord | None, set[str]]:
-        """The newest decision about the place of a pod of this name, and the namespaces that had one."""
+    async def _recorded(
+        self, namespace: str, name: str
+    ) -> tuple[DecisionRecord | None, DecisionRecord | None, set[str]]:
+        """The newest decision about the place of a pod of this name, and the namespaces that had one.
+
+        Between them, where it is newer or the only one: the newest about where room may be made for such a pod.
+        """
         namespaces: set[str] = set()
+        room = None
         records = list(self._decider.log)
         for start in range(0, len(records), NAMES_A_TURN):
             for record in records[start : start + NAMES_A_TURN]:
-                if record.pod == name and record.verb != "preempt":
-                    if record.namespace == namespace:
-                        return record, namespaces
+                if record.pod != name:
+                    continue
+                if record.namespace != namespace:
                     namespaces.add(record.namespace)
+                elif record.verb != PREEMPT:
+                    return record, room, namespaces
+                elif room is None:
+                    room = record
             await asyncio.sleep(0)
-        return None, namespaces
+        return None, room, namespaces
 
-    def _known(self, facts: PodFacts, record: DecisionRecord | None) -> Explanation:
+    def _known(
+        self, facts: PodFacts, record: DecisionRecord | None, room: DecisionRecord | None
+    ) -> Explanation:
+        if record is not None and record.uid == facts.uid:
+            room = None
         decider, unix_s = self._decider, self._clock.unix_s()
         store = decider.store
         created_unix_s = created(facts.meta.creation_timestamp)
@@ -194,11 +213,13 @@ class Explainer:
             reserved_node=held.node if held else "",
             notes=[
                 *self._notes(facts, record, now),
+                *([ROOM] if room is not None else []),
                 *self._preferences(request),
                 *gaps(store.intents, facts.meta, synced=store.synced, refused=self._refused()),
                 NOW + (NOW_BOUND if facts.node else ""),
             ],
             decision=decision_of(record) if record is not None else None,
+            room=decision_of(room) if room is not None else None,
             now=with_points(now) if advisory else now,
         )
 
@@ -299,6 +320,7 @@ class Explainer:
         )
 
     def _gone(self, record: DecisionRecord) -> Explanation:
+        of_room = record.verb == PREEMPT
         return Explanation(
             namespace=record.namespace,
             name=record.pod,
@@ -308,8 +330,9 @@ class Explainer:
             resources=record.resources,
             workload=record.profile,
             workload_from="the decision",
-            notes=[GONE],
-            decision=decision_of(record),
+            notes=[GONE, ROOM] if of_room else [GONE],
+            decision=None if of_room else decision_of(record),
+            room=decision_of(record) if of_room else None,
         )
 
     def _unknown(self, namespace: str, name: str, elsewhere: list[str]) -> NotFound:

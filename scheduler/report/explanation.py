@@ -13,14 +13,14 @@ from scheduler.report.views import View
 
 
 class Decision(View, frozen=True):
-    """The last decision about a pod's place, as it was made."""
+    """The last decision about a pod's place, or about where room may be made for it, as it was made."""
 
     cycle: str
     """Names it in the log and in the pod's annotation."""
     unix_s: float
     """When."""
     verb: str
-    """filter | prioritize"""
+    """filter | prioritize; of `room` preempt"""
     uid: str
     """Of which pod: another of the same name, if it is not this one's."""
     profile: str
@@ -30,11 +30,12 @@ class Decision(View, frozen=True):
     asked: int
     """How many nodes kube-scheduler offered."""
     fitting: int
-    """How many of them had no reason against them and room by our count."""
+    """How many of them had no reason against them and room by our count; of preempt, which makes room: no reason."""
     chosen: str
     """The node; empty if none fits, or if kube-scheduler chooses."""
     result: str
-    """placed | advised | no_fit | passed_soft (prefers what we cannot weigh) | full_by_our_count | observed"""
+    """placed | advised | no_fit | passed_soft (prefers what we cannot weigh) | full_by_our_count | observed
+    | accepted (of preempt: some of the candidates)"""
     reserved: bool
     """Whether its GPUs were kept for the pod."""
     reasons: dict[str, int]
@@ -90,6 +91,8 @@ class Explanation(View, frozen=True):
     """What a reader should know of this answer: what is missing in it, and why."""
     decision: Decision | None = None
     """Null if there is none: `notes` says why."""
+    room: Decision | None = None
+    """Where no decision about this pod's place is kept: the last one about where others may make room for it."""
     now: Evaluation | None = None
     """A fresh evaluation; null if the pod has gone."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -502,6 +503,20 @@ def test_a_waiting_pod_shows_what_would_unblock_it_and_when() -> None:
     assert "  1 node closed. Opens in 3m20s. (aws-1)" in text
     assert "Decision: none is kept" in text
     assert "GPUs of n9" in text
+
+
+def test_where_only_room_was_asked_for_that_is_shown_below() -> None:
+    told = explanation(state="waiting", node="", decision=None)
+    decision = explanation().decision
+    assert decision is not None
+    room = msgspec.structs.replace(
+        decision, cycle="7", verb="preempt", result="accepted", chosen="", reserved=False
+    )
+    text = printed(msgspec.structs.replace(told, room=room))
+    assert "Decision: none about its place is kept" in text
+    assert re.search(r"\nRoom for it 7 \(preempt(, .* ago)?\): accepted\n", text)
+    assert text.index("none about its place") < text.index("Room for it 7") < text.index("\nNow: ")
+    assert "Room for it" not in printed(told)
 
 
 def test_a_full_node_is_not_said_to_take_the_pod() -> None:

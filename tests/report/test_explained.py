@@ -26,7 +26,7 @@ from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Placement, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionLog, decision_annotation
-from scheduler.report.explain import Explainer
+from scheduler.report.explain import GONE, ROOM, Explainer
 from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.openapi import openapi
 from tests.builders import all_rows, lose_pod, make_decider, make_pod, make_store, see_node, see_pod
@@ -60,6 +60,14 @@ class World:
         request = self.store.request(pod, 0.0, self.decider.profile_facts)
         outcome = self.decider.place(request, all_rows(self.store), self.clock.mono_s(), self.clock.unix_s())
         return outcome.record.chosen
+
+    def make_room(self, pod: Pod) -> str:
+        """As kube-scheduler asks before others make room; returns the decision's cycle."""
+        request = self.store.request(pod, 0.0, self.decider.profile_facts)
+        _, record = self.decider.acceptable(
+            request, all_rows(self.store), self.clock.mono_s(), self.clock.unix_s()
+        )
+        return record.cycle
 
     async def explained(self, name: str, namespace: str = "team-a") -> Explanation:
         found = await self.explainer.explain(namespace, name)
@@ -189,6 +197,71 @@ async def test_a_pod_that_has_gone_leaves_its_last_decision(world: World) -> Non
     assert told.decision is not None
     assert told.decision.best
     assert "ended or was deleted" in told.notes[0]
+
+
+async def test_where_only_room_was_asked_for_that_answer_is_shown_and_is_no_decision(world: World) -> None:
+    pod = world.see(make_pod("p1", 4))
+    elsewhere = make_pod("p1", uid="elsewhere")
+    world.make_room(
+        msgspec.structs.replace(
+            elsewhere, metadata=msgspec.structs.replace(elsewhere.metadata, namespace="team-b")
+        )
+    )
+    world.make_room(make_pod("other"))
+    cycle = world.make_room(pod)
+    world.make_room(make_pod("other"))
+    told = await world.explained("p1")
+    assert told.decision is None
+    assert told.room is not None
+    assert [told.room.cycle, told.room.verb, told.room.result, told.room.asked] == [
+        cycle,
+        "preempt",
+        "accepted",
+        2,
+    ]
+    assert ROOM in told.notes
+    assert any("kube-scheduler has not asked us about it yet" in note for note in told.notes)
+    newer = world.make_room(pod)
+    told = await world.explained("p1")
+    assert told.room is not None
+    assert told.room.cycle == newer
+    lose_pod(world.store, pod)
+    told = await world.explained("p1")
+    assert [told.state, told.decision, told.gpus, told.notes] == ["gone", None, 4, [GONE, ROOM]]
+    assert told.room is not None
+    assert told.room.cycle == newer
+
+
+async def test_beside_a_decision_about_its_place_no_other_is_shown(world: World) -> None:
+    pod = world.see(make_pod("p1"))
+    world.make_room(pod)
+    world.decide(pod)
+    world.make_room(pod)
+    told = await world.explained("p1")
+    assert told.decision is not None
+    assert [told.decision.verb, told.room] == ["filter", None]
+    assert ROOM not in told.notes
+    lose_pod(world.store, pod)
+    told = await world.explained("p1")
+    assert told.decision is not None
+    assert [told.decision.verb, told.room, told.notes] == ["filter", None, [GONE]]
+
+
+async def test_room_for_an_earlier_pod_of_the_name_is_none_for_this_one(world: World) -> None:
+    first = world.see(make_pod("p1", uid="first"))
+    world.decide(first)
+    world.make_room(first)
+    lose_pod(world.store, first)
+    second = world.see(make_pod("p1", uid="second"))
+    told = await world.explained("p1")
+    assert told.decision is not None
+    assert [told.uid, told.decision.uid, told.room] == ["second", "first", None]
+    world.make_room(second)
+    told = await world.explained("p1")
+    assert told.decision is not None
+    assert told.room is not None
+    assert [told.decision.uid, told.room.uid] == ["first", "second"]
+    assert ROOM in told.notes
 
 
 async def test_of_two_pods_of_one_name_the_decision_of_the_earlier_is_said_to_be_that(world: World) -> None:
