@@ -34,6 +34,7 @@ from scheduler.core.aio import guard, tell_unhandled
 from scheduler.core.clock import Clock, SystemClock
 from scheduler.core.errors import ConfigError
 from scheduler.core.log import kv, setup
+from scheduler.decision.explain import Waking
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
@@ -168,6 +169,7 @@ class Daemon:
             self.nudges.last_unix_s.get,
             lambda: self.cluster.refused,
             lambda: self.bindings.scheduler_names,
+            waking=self._waking,
         )
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
@@ -331,6 +333,13 @@ class Daemon:
             # Told when they were seen, and not written by whoever did not lead then.
             if node.contradictions or node.in_pools:
                 self._note_contradictions(node)
+
+    def _waking(self) -> Waking:
+        if self.leadership.observing:
+            return Waking.OBSERVED
+        if self.pause.now is not None:
+            return Waking.PAUSED
+        return Waking.SOON if self.settings.nudge.enabled else Waking.OFF
 
     def _is_asked(self) -> bool:
         """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""

@@ -42,7 +42,7 @@ SEEK_S = 1.0
 SEEN_A_TURN = 100
 # How often the store is looked at while anybody waits: 0.05 ms of it at 5,000 nodes.
 LOOK_S = 0.1
-# Judging and looking hold the loop so long at a time and one step more, of a tenth or two of a millisecond: half of one.
+# Judging and looking hold the loop so long at a time and one step more, of 0.1 to 0.2 ms: for half a millisecond.
 TURN_S = 0.0003
 # What is wrong with one pod (an admission plugin's no, annotations that are full, a fault of the server's over it) is
 # no word on the next: that pod has its turn later, each time it fails twice as much later, up to this.

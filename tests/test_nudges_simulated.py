@@ -208,3 +208,24 @@ async def test_pods_of_our_scheduler_that_nobody_answered_for_are_woken(world: W
         await asyncio.sleep(LONGER_S)
         assert [retries(world, name) for name in ("theirs", "its-own", "untried")] == ["", "", ""]
         assert replica.daemon.nudges.results["written"] == 1
+
+
+async def test_explain_says_of_a_pod_that_fits_whether_anybody_wakes_it(world: World) -> None:
+    world.api.create("nodes", node("n1", gpu=8))
+    world.api.create("pods", pod("p1", gpu=1, schedulerName="wattbalance"))
+
+    async def says(replica: Replica, words: str) -> bool:
+        await replica.knows("n1")
+        await eventually(lambda: bool(replica.daemon.store.waiting))
+        page = await replica.session.get("/api/v1/explain/default/p1")
+        return words in (await page.json())["now"]["unblock"][0]["text"]
+
+    async with world.replica(mode="observe") as replica:
+        assert await says(replica, "Here we only observe")
+    async with world.replica(nudge={"enabled": False}) as replica:
+        assert await says(replica, "nudge.enabled is off")
+    async with world.replica() as replica:
+        assert await says(replica, "woken within seconds")
+        world.api.create("configmaps", {"metadata": {"name": "wattbalance-pause", "namespace": NAMESPACE}})
+        await eventually(lambda: replica.daemon.pause.now is not None)
+        assert await says(replica, "While we are paused")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -32,6 +34,7 @@ from scheduler.decision.cycle import (
 )
 from scheduler.decision.decider import BEST_KEPT, Decider
 from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term
+from scheduler.decision.observed_pools import ObservedPools
 from scheduler.policy.base import POOL_CODES
 
 # What a person reads at a glance; the count beside tells of the rest.
@@ -49,8 +52,37 @@ UNTOLD = {Reason.UNKNOWN_MODEL: "nvidia.com/gpu.product", Reason.UNKNOWN_MEMORY:
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
 
 
+class Waking(Enum):
+    """Whether a pod that fits again, and that was refused before, is woken; the value is for a person."""
+
+    SOON = (
+        "If we had refused it, it is woken within seconds; else kube-scheduler asks again at the next event of the "
+        "cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it "
+        "from these nodes"
+    )
+    OFF = (
+        "Nobody wakes it (nudge.enabled is off): kube-scheduler asks again at the next event of the cluster, at the "
+        "latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these nodes"
+    )
+    PAUSED = (
+        "While we are paused nothing of ours keeps it from any node, and nobody is woken: kube-scheduler asks again at "
+        "the next event of the cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's "
+        "own filters keep it from these nodes"
+    )
+    OBSERVED = (
+        "Here we only observe: nothing of ours keeps it from these nodes, and nobody wakes it. If it waits, "
+        "kube-scheduler's own filters keep it from them"
+    )
+
+
 def evaluate(
-    decider: Decider, request: PodRequest, now_mono_s: float, unix_s: float, *, held_on: str = ""
+    decider: Decider,
+    request: PodRequest,
+    now_mono_s: float,
+    unix_s: float,
+    *,
+    held_on: str = "",
+    waking: Waking = Waking.SOON,
 ) -> Evaluation:
     """Judge a pod at the present state.
 
@@ -60,6 +92,7 @@ def evaluate(
         now_mono_s: The instant.
         unix_s: The same, for people.
         held_on: Where it is bound; empty while it waits.
+        waking: What becomes of it if it waits and fits.
     """
     store = decider.store
     failures = PolicyFailures()
@@ -86,7 +119,7 @@ def evaluate(
         ruled_out=look.ruled_out(),
         best=tuple(look.candidate(row) for row in best_rows(judgement, BEST_KEPT).tolist()),
         own=look.candidate(own) if own >= 0 else None,
-        unblock=() if held_on else look.unblock(),
+        unblock=() if held_on else look.unblock(waking),
         failed_policies=tuple(sorted(failures.counts)),
     )
 
@@ -153,7 +186,7 @@ class _Look:
 
     # --- what would unblock it -----------------------------------------------------------------------------------
 
-    def unblock(self) -> tuple[Hindrance, ...]:
+    def unblock(self, waking: Waking) -> tuple[Hindrance, ...]:
         judgement = self.judgement
         if not (judgement.offered | self.closed | self.small).any():
             return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),)
@@ -171,7 +204,7 @@ class _Look:
         told = sorted((each for each in found if each is not None), key=lambda each: -each.helps)
         if judgement.fitting:
             # kube-scheduler may not offer those that fit; what would open others is worth knowing then.
-            return (self._fits(), *(each for each in told if each.helps))
+            return (self._fits(waking), *(each for each in told if each.helps))
         return tuple(told)
 
     def _node_size(self) -> Hindrance:
@@ -194,12 +227,13 @@ class _Look:
         )
         return Hindrance("node_size", text, nodes=self.examples(self.small))
 
-    def _fits(self) -> Hindrance:
+    def _fits(self, waking: Waking) -> Hindrance:
+        observed = ObservedPools(self.decider.store.settings.pools).rows(self.judgement.snapshot)
+        if not (self.judgement.fits & ~observed).any():
+            waking = Waking.OBSERVED
         text = (
-            "It fits now, by what we know. If we had refused it, it is woken within seconds; else kube-scheduler asks "
-            "again at the next event of the cluster, at the latest after five minutes. If the pod goes on waiting, "
-            "kube-scheduler's own filters keep it from these nodes (taints, affinity, CPU, memory, "
-            "volumes): kubectl describe pod tells."
+            f"It fits now, by what we know. {waking.value} (taints, affinity, CPU, memory, volumes): "
+            "kubectl describe pod tells."
         )
         return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))
 
@@ -243,8 +277,15 @@ class _Look:
         both = self.judgement.snapshot.in_two_pools
         if both is None or not (concerned := self.judgement.offered & both).any():
             return None
-        helped = self._again(change=lambda now: now.replace(in_two_pools=None))
-        nodes = self.decider.store.nodes
+        nodes, pool_names = self.decider.store.nodes, self.decider.store.pool_names
+        pools_of = {row: nodes[self.name(row)].in_pools for row in np.flatnonzero(concerned).tolist()}
+        helped = np.zeros_like(concerned)
+        # It may stay in any of them.
+        for turn in range(max(map(len, pools_of.values()))):
+            pool = self.judgement.snapshot.pool.copy()
+            for row, names in pools_of.items():
+                pool[row] = pool_names.index(names[min(turn, len(names) - 1)])
+            helped |= self._again(change=partial(Snapshot.replace, in_two_pools=None, pool=pool))
         told = "; ".join(f"{name}: {' and '.join(nodes[name].in_pools)}" for name in self.examples(concerned))
         remedy = f"{told}. Change the labels of the nodes, or the pools' selectors."
         return self._hindrance("two_pools", concerned, helped, "taken by the selectors of two pools", remedy)

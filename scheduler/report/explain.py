@@ -23,7 +23,7 @@ from scheduler.core.nouns import DECISION_ANNOTATION, Placement, PodRequest
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
-from scheduler.decision.explain import evaluate
+from scheduler.decision.explain import Waking, evaluate
 from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord, Said, said_in
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
@@ -99,6 +99,7 @@ class Explainer:
         woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
         refused: Kinds that cannot be listed, each with the reason.
         scheduler_names: Whose pods should come to us; none: nothing is known of that.
+        waking: What becomes of a pod that waits and fits.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Explainer:
         woken_unix_s: Callable[[str], float | None] = lambda _: None,
         refused: Callable[[], Mapping[Kind, str]] = dict,
         scheduler_names: Callable[[], Collection[str]] = frozenset,
+        *,
+        waking: Callable[[], Waking] = lambda: Waking.SOON,
     ) -> None:
         self._decider = decider
         self._clock = clock
@@ -116,6 +119,7 @@ class Explainer:
         self._woken_unix_s = woken_unix_s
         self._refused = refused
         self._scheduler_names = scheduler_names
+        self._waking = waking
         self._began_unix_s = clock.unix_s()
 
     def routes(self) -> list[web.RouteDef]:
@@ -193,7 +197,9 @@ class Explainer:
         workload = intent.workload
         held = store.reservations.get(facts.uid)
         request = store.request_again(facts, intent, age_s, decider.profile_facts[workload])
-        now = evaluate(decider, request, self._clock.mono_s(), unix_s, held_on=facts.node)
+        now = evaluate(
+            decider, request, self._clock.mono_s(), unix_s, held_on=facts.node, waking=self._waking()
+        )
         advisory = now.placement == Placement.ADVISORY
         return Explanation(
             namespace=facts.namespace,

@@ -89,6 +89,28 @@ def test_explain_says_which_two_and_that_it_would_help() -> None:
     assert "both: own and rented" in hindrance.text
 
 
+def test_explain_counts_it_for_a_pod_that_either_pool_would_take() -> None:
+    """Its labels may be changed so that it stays in the pool that the pod asks for, be it the first or not."""
+    store = make_store(POOLS)
+    see_node(store, "both", labels=BOTH)
+    for pools, want_helps in (((0,), 1), ((1,), 1), ((0, 1), 1), ((2,), 0)):
+        told = evaluate(make_decider(store), make_request(pools=pools), NOW, 0.0)
+        [hindrance] = told.unblock
+        assert (hindrance.kind, hindrance.helps) == ("two_pools", want_helps), pools
+        assert ("that alone would not" in hindrance.text) == (not want_helps)
+
+
+def test_explain_counts_each_node_by_its_own_pools() -> None:
+    third = PoolSpec(name="third", selector={"tier": "3"})
+    store = make_store((*POOLS, third))
+    see_node(store, "n1", labels=BOTH)
+    see_node(store, "n2", labels={**BOTH, "tier": "3"})
+    for pools, want_nodes in (((1,), {"n1", "n2"}), ((2,), {"n2"})):
+        [hindrance] = evaluate(make_decider(store), make_request(pools=pools), NOW, 0.0).unblock
+        assert set(hindrance.nodes) == want_nodes
+        assert hindrance.helps == len(want_nodes)
+
+
 def test_a_template_that_two_pools_take_is_no_better_than_a_node() -> None:
     store = make_store(POOLS)
     see_node(store, "rented-1", labels={"paid": "hourly"})
