@@ -274,7 +274,12 @@ class LogSettings(Strict, frozen=True, kw_only=True):
     """The daemon's own lines on stderr."""
 
     level: Annotated[LogLevel, Meta(description="From which severity on.")] = LogLevel.INFO
-    format: Annotated[LogFormat, Meta(description="json for machines, text for people.")] = LogFormat.JSON
+    format: Annotated[
+        LogFormat,
+        Meta(
+            description="json for machines, with all of a decision; text for people, who get it in a line."
+        ),
+    ] = LogFormat.JSON
 
 
 class ShutdownSettings(Strict, frozen=True, kw_only=True):

@@ -71,12 +71,15 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00.000 INFO  scheduler.app: message  key=value`, for people."""
+    """`12:00:00.000 INFO  scheduler.app: message  key=value`, for people.
+
+    A value that has `in_words()` says by itself what a person wants to know of it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line without its end; tracebacks follow on lines of their own."""
         instant = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        fields = "".join(f"  {key}={_text(value)}" for key, value in _fields(record).items())
+        fields = "".join(f"  {_words(key, value)}" for key, value in _fields(record).items())
         line = f"{instant} {record.levelname:<7} {record.name}: {record.getMessage()}{fields}"
         error = _error(record)
         return f"{line}\n{error}" if error else line
@@ -91,6 +94,13 @@ def _error(record: logging.LogRecord) -> str:
     if record.exc_info and record.exc_info[0] is not None:
         return "".join(traceback.format_exception(*record.exc_info)).rstrip()
     return record.exc_text or ""
+
+
+def _words(key: str, value: object) -> str:
+    in_words = getattr(value, "in_words", None)
+    if not callable(in_words):
+        return f"{key}={_text(value)}"
+    return "".join(each if each.isprintable() else "?" for each in str(in_words()))
 
 
 def _text(value: object) -> str:

@@ -83,6 +83,24 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
         """What each policy added to the node's score."""
         return [score * each.weight for each, score in zip(self.policies, ranked.scores, strict=True)]
 
+    def in_words(self) -> str:
+        """One line for a person who reads a log; what each policy gave is not in it."""
+        score = next((best.score for best in self.best if best.node == self.chosen), None)
+        parts = [
+            f"{self.namespace}/{self.pod} -> {self.chosen or 'no node'}",
+            f"{self.result}{', promised' if self.reserved else ''}",
+            f"{self.verb}, profile {self.profile}, {self.placement}",
+            *([f"score {score:.3f}"] if score is not None else []),
+            f"{self.asked} asked, {self.fitting} fit",
+            *(f"{count} {reason}" for reason, count in sorted(self.reasons.items(), key=_most_first)),
+            f"cycle {self.cycle}",
+        ]
+        return "; ".join(parts)
+
+
+def _most_first(reason: tuple[str, int]) -> tuple[int, str]:
+    return -reason[1], reason[0]
+
 
 def decision_annotation(record: DecisionRecord | None, node: str, term: int) -> dict[str, str]:
     """What stands on a pod that was bound by a decision: where to, and how to find the record of it.

@@ -89,6 +89,18 @@ def test_a_text_line_quotes_only_where_needed() -> None:
     assert line.endswith("room.file: bound  node=n1  why='two words'  empty=''")
 
 
+class Told:
+    """What has more to say than a person wants to read in a line."""
+
+    def in_words(self) -> str:
+        return "all that\x1b[2J\nmatters"
+
+
+def test_a_text_line_tells_in_words_what_has_words_and_nothing_that_drives_a_terminal() -> None:
+    line = log.TextFormatter().format(record_of("decision", **kv(decision=Told(), node="n1")))
+    assert line.endswith("room.file: decision  all that?[2J?matters  node=n1")
+
+
 def test_lines_arrive_in_order_and_stop_writes_what_is_left(pipe: tuple[int, int]) -> None:
     writer = log.LogWriter(pipe[1])
     writer.setFormatter(log.JsonFormatter())
