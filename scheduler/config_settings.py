@@ -276,9 +276,7 @@ class LogSettings(Strict, frozen=True, kw_only=True):
     level: Annotated[LogLevel, Meta(description="From which severity on.")] = LogLevel.INFO
     format: Annotated[
         LogFormat,
-        Meta(
-            description="json for machines, with all of a decision; text for people, who get it in a line."
-        ),
+        Meta(description="json for machines, with all of a decision; text for people, who get it in a line."),
     ] = LogFormat.JSON
 
 
