@@ -70,7 +70,7 @@ def asks_daemon(command: Command) -> Command:
             "--daemon-namespace",
             type=Named(),
             metavar="NAME",
-            help="Where the daemon's pods are; default: looked for in all namespaces, or in `wattbalance` if you may not.",
+            help="Where the daemon's pods are; default: looked for in all namespaces, or `wattbalance` if you may not.",
         ),
         click.option(
             "--context", type=Named(), metavar="NAME", help="Context of the kubeconfig, for kubectl."
