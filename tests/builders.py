@@ -32,6 +32,8 @@ from scheduler.policy.base import Score
 from scheduler.policy.profiles import NamedFilter, Profile, Weighted
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 
+SHARED_RESOURCE = "nvidia.com/gpu.shared"
+GIB = 2**30
 FILTERS = ("quarantine", "devices", "pools", "model", "memory")
 
 
@@ -204,3 +206,58 @@ def added_up(candidate: Candidate) -> float:
     for each in candidate.terms:
         total += each.term
     return total
+
+
+def see_sharing_node(
+    store: Store,
+    name: str = "n1",
+    *,
+    gpus: int = 1,
+    replicas: int = 4,
+    whole: int = 0,
+    memory_gib: int = 80,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Tell a store of a node some of whose GPUs are shared, those behind the whole ones, and what its agent found."""
+    said = {**(labels or {}), f"{GPU_RESOURCE}.replicas": str(replicas)}
+    offered = {GPU_RESOURCE: whole, SHARED_RESOURCE: gpus * replicas}
+    store.apply(Changed(Kind.NODE, make_node(name, labels=said, shares=offered)), 0.0)
+    found = [
+        GpuInventory(uuid=f"{name}-{i}", model="H100", memory_total_bytes=memory_gib * GIB)
+        for i in range(whole + gpus)
+    ]
+    store.see_inventory(name, Inventory(v=1, node=name, gpus=found))
+
+
+def measure_memory(
+    store: Store,
+    *used_gib: float | None,
+    node: str = "n1",
+    state: list[str] | None = None,
+    now_mono_s: float = 1.0,
+) -> None:
+    """Tell a store what is used of the memory of each GPU of a node."""
+    sample = make_sample(node, [0.5] * len(used_gib), state)
+    values = {each: getattr(sample, each) for each in Sample.__struct_fields__}
+    used = [None if each is None else int(each * GIB) for each in used_gib]
+    store.see_samples([(node, Sample(**{**values, "mem_used_bytes": used}), now_mono_s)])
+
+
+def make_sharing_pod(
+    name: str = "p1",
+    gib: int | None = None,
+    *,
+    units: int = 1,
+    node: str = "",
+    nominated: str = "",
+    priority: int = 0,
+) -> Pod:
+    """A pod that asks for units that share a GPU, and for so much memory of each."""
+    return make_pod(
+        name,
+        shares={SHARED_RESOURCE: units},
+        node=node,
+        nominated=nominated,
+        priority=priority,
+        annotations=None if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"},
+    )

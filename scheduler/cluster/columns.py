@@ -301,14 +301,19 @@ class Columns:
         return free, (free * each).sum(0)
 
     def _fold_memory(self, rows: Rows) -> None:
-        free = self.shared_memory_free_bytes(
-            rows, self.memory_bound_bytes[:, rows], self.memory_reserved_bytes[:, rows]
-        )
+        bound, reserved = self.memory_bound_bytes[:, rows], self.memory_reserved_bytes[:, rows]
+        asked = np.array([bound[0] + reserved[0], np.maximum(bound[1], reserved[1])])
+        free = self.shared_memory_free_bytes(rows, asked)
         kept = self.unit_memory_bytes[:, rows]
         self.unit_memory_bytes[:, rows] = np.where(self.unit_shared[:, rows], free, kept)
 
     def shared_memory_free_bytes(
-        self, rows: Rows, bound_bytes: NDArray[np.float64], reserved_bytes: NDArray[np.float64]
+        self,
+        rows: Rows,
+        asked_bytes: NDArray[np.float64],
+        *,
+        ended_bytes: NDArray[np.float64] | float = 0.0,
+        own_bytes: NDArray[np.float64] | float = 0.0,
     ) -> NDArray[np.float64]:
         """What the fullest GPU of each node has free, shape (nodes,); 0 where that is not known.
 
@@ -318,17 +323,39 @@ class Columns:
 
         Args:
             rows: The nodes'.
-            bound_bytes: As `memory_asked_bytes` adds it up, shape (2, nodes).
-            reserved_bytes: Likewise.
+            asked_bytes: What is asked for, as `memory_asked_bytes` adds it up, shape (2, nodes).
+            ended_bytes: What has been taken by pods that are taken to have ended, shape (nodes,). On which GPUs they
+                were nobody tells: the fullest has at most what is left on all of them together.
+            own_bytes: What the pod that is asked about has taken of the GPU that it would come back to, likewise.
         """
-        sound = self.slot[rows] & (self.state[rows] < FIRST_BROKEN_STATE)
+        slot, whole_bytes = self.slot[rows], self.gpu_memory_bytes[rows]
+        sound = slot & (self.state[rows] < FIRST_BROKEN_STATE)
         used = np.where(sound, self.memory_used_bytes[rows], 0)
-        told = self.fresh[rows] & (self.gpu_memory_bytes[rows] > 0) & sound.any(1) & ~np.isnan(used).any(1)
-        asked = (bound_bytes[0] + reserved_bytes[0]) / np.maximum(sound.sum(1), 1)
-        asked = np.maximum(asked, np.maximum(bound_bytes[1], reserved_bytes[1]))
-        free = self.gpu_memory_bytes[rows] - np.maximum(used.max(1, initial=0), asked)
+        told = self.fresh[rows] & (whole_bytes > 0) & sound.any(1) & ~np.isnan(used).any(1)
+        # Those that have ended may have been on a broken one.
+        left = used.sum(1) + (slot & ~sound).sum(1) * whole_bytes - ended_bytes
+        fullest = np.minimum(used.max(1, initial=0) - own_bytes, left)
+        asked = np.maximum(asked_bytes[0] / self.sharing_gpus(rows), asked_bytes[1])
+        free = whole_bytes - np.maximum(np.maximum(fullest, asked), 0)
         # A full one is known: not 0, which is unknown.
         return np.where(told, np.maximum(free, 1), 0)
+
+    def sharing_gpus(self, rows: Rows | slice) -> FloatColumn:
+        """How many GPUs of each node units share, as far as these are sound; 1 at least.
+
+        A broken GPU may have been any of the node's.
+        """
+        gpus = (self.units[:, rows] * self.unit_gpus[:, rows] * self.unit_shared[:, rows]).sum(0)
+        lost = np.maximum(self.gpu_count[rows] - self.healthy[rows], 0)
+        sharing: FloatColumn = np.maximum(np.floor(gpus - lost + ROUNDING), 1)
+        return sharing
+
+    def shared_units(self, units: Units, rows: Rows | slice) -> FloatColumn:
+        """How many of these units share a GPU with others, on each node."""
+        counts = np.zeros(self.rows, np.float32)[rows]
+        for index, count in self.indexed(units):
+            counts += self.unit_shared[index, rows] * np.float32(count)
+        return counts
 
     def write_readings(
         self,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.dra import Devices
-from scheduler.cluster.intents import Intents
 from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
@@ -21,10 +20,8 @@ class Holdings:
         columns: Columns,
         records: dict[str, NodeRecord],
         promises: Promises,
-        intents: Intents,
         expected_load: Callable[[PodFacts], float],
         neighbours: Neighbours,
-        *,
         devices: Devices,
     ) -> None:
         self.pods: dict[str, PodFacts] = {}
@@ -33,7 +30,6 @@ class Holdings:
         self._columns = columns
         self._records = records
         self._promises = promises
-        self._intents = intents
         self._expected_load = expected_load
         self._neighbours = neighbours
         self._devices = devices
@@ -96,8 +92,8 @@ class Holdings:
         Anew, over one node's few pods: one absurd amount, taken off again, would leave rounding behind.
         """
         columns, row = self._columns, record.row
-        columns.memory_bound_bytes[:, row] = self._memory_asked(record) if record.shared else 0
-        self._promises.add_up_memory(record.name)
+        self._promises.memory.add_up_bound(record)
+        self._promises.memory.add_up_promised(record.name)
         totals = [0.0] * len(columns.resources)
         for facts in record.pods.values():
             for index, count in columns.indexed(facts.units):
@@ -154,16 +150,6 @@ class Holdings:
         record.pods[facts.uid] = facts
         self._neighbours.add(facts.meta, record.row)
         self.add_up(record)
-
-    def _memory_asked(self, record: NodeRecord) -> tuple[float, float]:
-        before, record.memory_bytes = record.memory_bytes, {}
-        for uid, facts in record.pods.items():
-            if uid not in before:
-                intent = self._intents.resolve(facts.meta, facts.priority_class)
-                before[uid] = intent.value("gpu-memory") or 0
-            record.memory_bytes[uid] = before[uid]
-        asks = ((facts.units, record.memory_bytes[uid]) for uid, facts in record.pods.items())
-        return self._columns.memory_asked_bytes(asks, record.row)
 
     def _load_of(self, facts: PodFacts, record: NodeRecord) -> float:
         """What a pod is expected to keep busy of a node, in GPUs."""

@@ -6,15 +6,14 @@ Pure; the store owns the only instance. Promise 5.4 of docs/architecture.md is k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import Reservation, Reservations
-from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.cluster.shared_memory import SharedMemory
 from scheduler.core.nouns import PodRequest, Units
 
 PENDING_FLOOR = 1e-3
@@ -31,17 +30,20 @@ class Promises:
         rows: Mapping[str, int],
         counters: Counter[str],
         reservations: Reservations,
+        memory: SharedMemory,
         *,
         half_life_s: float,
     ) -> None:
         self.reservations = reservations
+        self.memory = memory
         self._columns = columns
         self._rows = rows
         self._counters = counters
         self._half_life_s = half_life_s
         self.on_change: Callable[[str], None] = lambda _: None
         """Told of the pod (uid) whose promise was made or taken back."""
-        self._nominated: dict[str, PodFacts] = {}
+        self.nominated: dict[str, PodFacts] = {}
+        """Pods without a node for which kube-scheduler has others make room, by uid."""
         self._faded_mono_s = -np.inf
 
     def use(self, *, half_life_s: float, now_mono_s: float) -> None:
@@ -50,14 +52,15 @@ class Promises:
         if half_life_s == self._half_life_s:
             return
         for held in self.reservations.made_before(np.inf):
-            left = held.load * self._faded(held, self._faded_mono_s)
-            self.reservations.set_load(held.uid, left, self._faded_mono_s)
+            self.reservations.set_load(held.uid, self.pending_load_of(held), self._faded_mono_s)
         self._half_life_s = half_life_s
 
     def reserve(self, request: PodRequest, node: str, now_mono_s: float) -> bool:
         """See Store.reserve; the caller knows that the pod is not bound."""
         own = self.reservations.get(request.uid)
-        if own is not None and own.node == node and self.reservations.renew(request.uid, now_mono_s):
+        # Of other memory than before it is another promise.
+        same = own is not None and (own.node, own.memory_bytes) == (node, request.gpu_memory_bytes)
+        if same and self.reservations.renew(request.uid, now_mono_s):
             return True
         if own is not None:
             self.drop(request.uid, now_mono_s)
@@ -76,7 +79,7 @@ class Promises:
             waits_for_volume=request.waits_for_volume,
         )
         if made.memory_bytes:
-            self.add_up_memory(node)
+            self.memory.add_up_promised(node)
         for index, count in columns.indexed(request.units):
             columns.reserved_units[index, row] += count
         self.expect(row, load, now_mono_s)
@@ -103,23 +106,11 @@ class Promises:
             left = float(columns.reserved_units[index, row]) - count
             columns.reserved_units[index, row] = max(left, 0)
         if held.memory_bytes:
-            self.add_up_memory(held.node)
+            self.memory.add_up_promised(held.node)
         if not keep_load:
             self.expect(row, -held.load * self._faded(held, now_mono_s), now_mono_s)
         columns.fold_holdings(slice(row, row + 1))
         self.on_change(held.uid)
-
-    def add_up_memory(self, node: str) -> None:
-        """Sum what was promised of memory that units share there. The caller folds."""
-        row = self._rows[node]
-        self._columns.memory_reserved_bytes[:, row] = self._reserved_memory(
-            row, self.reservations.on_node(node)
-        )
-
-    def _reserved_memory(self, row: int, held: Iterable[Reservation]) -> tuple[float, float]:
-        if not self._columns.shared[row]:
-            return 0.0, 0.0
-        return self._columns.memory_asked_bytes(((each.units, each.memory_bytes) for each in held), row)
 
     def settle(self, uid: str, node: str, now_mono_s: float) -> bool:
         """A pod was bound: its promise is over. Returns whether this node had been promised to it."""
@@ -173,13 +164,13 @@ class Promises:
     def nominate(self, facts: PodFacts) -> None:
         """Note where a pod was nominated, or that it is not any more."""
         if facts.nominated_node and not facts.node:
-            self._nominated[facts.uid] = facts
+            self.nominated[facts.uid] = facts
         else:
-            self._nominated.pop(facts.uid, None)
+            self.nominated.pop(facts.uid, None)
 
     def forget_pod(self, uid: str, now_mono_s: float) -> None:
         """A pod is gone, with all that was kept for it."""
-        self._nominated.pop(uid, None)
+        self.nominated.pop(uid, None)
         self.drop(uid, now_mono_s)
         self.reservations.forget_pod(uid)
 
@@ -190,87 +181,9 @@ class Promises:
             self._give_back(held, now_mono_s)
             self._counters["reservations_expired"] += 1
 
-    def snapshot_for(
-        self, request: PodRequest, *, held_on: str = "", beside: Iterable[PodFacts] = ()
-    ) -> Snapshot:
-        """See Store.snapshot_for."""
-        columns, rows = self._columns, self._rows
-        own = self.reservations.get(request.uid)
-        others = [
-            facts
-            for facts in self._nominated.values()
-            if facts.uid != request.uid
-            and facts.priority >= request.priority
-            and facts.nominated_node in rows
-            and not self._promised(facts.uid, facts.nominated_node)
-        ]
-        others += [
-            facts
-            for facts in beside
-            if facts.uid not in (request.uid, *self._nominated)
-            and facts.nominated_node in rows
-            and not self._promised(facts.uid, facts.nominated_node)
-        ]
-        if own is None and not others and held_on not in rows:
-            return columns.snapshot
-        bound = columns.bound_units
-        if held_on in rows:
-            bound = bound.copy()
-            self._add(bound, held_on, request.units, sign=-1)
-            bound.clip(0, out=bound)
-        claim = bound + columns.reserved_units
-        if own is not None and own.node in rows:
-            self._add(claim, own.node, own.units, sign=-1)
-        for facts in others:
-            self._add(claim, facts.nominated_node, facts.units)
-        free_units, free = columns.free_beside(claim, slice(None))
-        pending = columns.pending
-        if own is not None and own.node in rows:
-            pending = pending.copy()
-            pending[rows[own.node]] -= own.load * self._faded(own, self._faded_mono_s)
-        return columns.snapshot.replace(
-            free_units=free_units,
-            free_gpus=free,
-            bound_units=bound,
-            bound_gpus=(bound * columns.unit_gpus).sum(0),
-            pending_load=pending,
-            unit_memory_bytes=self._memory_without(request, own, held_on),
-        )
-
-    def _memory_without(
-        self, request: PodRequest, own: Reservation | None, held_on: str
-    ) -> NDArray[np.float64]:
-        """What units have of memory if this pod had none of it yet, where it is promised or bound."""
-        columns = self._columns
-        node = held_on or (own.node if own is not None else "")
-        row = self._rows.get(node, -1)
-        if row < 0 or not columns.shared[row] or not request.gpu_memory_bytes:
-            return columns.unit_memory_bytes
-        rows = np.array([row])
-        others = [held for held in self.reservations.on_node(node) if held.uid != request.uid]
-        bound = columns.memory_bound_bytes[:, row].copy()
-        if held_on:
-            bound[0] -= columns.memory_asked_bytes([(request.units, request.gpu_memory_bytes)], row)[0]
-            # Whether another asked for as much is not kept.
-            bound[1] *= bound[1] > request.gpu_memory_bytes
-        reserved = np.array(self._reserved_memory(row, others))
-        free = columns.shared_memory_free_bytes(rows, bound[:, None], reserved[:, None])
-        if held_on and free[0]:
-            # What it has taken is in the measurement.
-            free += request.gpu_memory_bytes
-        memory_bytes = columns.unit_memory_bytes.copy()
-        memory_bytes[columns.unit_shared[:, row], row] = free
-        return memory_bytes
-
-    def _add(self, held: FloatColumn, node: str, units: Units, *, sign: int = 1) -> None:
-        for index, count in self._columns.indexed(units):
-            held[index, self._rows[node]] += sign * count
-
-    def _promised(self, uid: str, node: str) -> bool:
-        """Whether the pod's GPUs on this node are counted by a reservation already."""
-        held = self.reservations.get(uid)
-        return held is not None and held.node == node
+    def pending_load_of(self, held: Reservation) -> float:
+        """Which part of a promise's expected load is still in `pending`."""
+        return held.load * self._faded(held, self._faded_mono_s)
 
     def _faded(self, held: Reservation, now_mono_s: float) -> float:
-        """Which part of a promise's expected load is still in `pending`."""
         return float(2.0 ** (-max(now_mono_s - held.load_mono_s, 0) / self._half_life_s))

@@ -4,13 +4,14 @@ Everyone else reads `snapshot` (columns), `pods`, `nodes` and counters, and asks
 State is rebuilt from the API alone: nothing that matters lives only here.
 
 What the cluster's events mean for pods is in holdings.py; what they mean for nodes is in nodes.py, what agents tell in
-measurements.py, what is promised in promises.py. These four are the store's own: nobody else calls them.
+measurements.py, what is promised in promises.py, what one request finds free in vacancies.py. These are the store's
+own: nobody else calls them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,8 +32,10 @@ from scheduler.cluster.pods import FINISHED, PodFacts, pod_facts, waits_for_volu
 from scheduler.cluster.port import MAY_BE_ABSENT, ClusterEvent, Gone, Kind, Listed
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.reservations import Reservations
+from scheduler.cluster.shared_memory import SharedMemory
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store_settings import StoreSettings
+from scheduler.cluster.vacancies import NOBODY, Vacancies
 from scheduler.core.nouns import PodRequest, Workload
 from scheduler.telemetry.sample import Inventory, Sample
 
@@ -62,45 +65,34 @@ class Store:
         """Told of the bad annotations of each pod that is asked about."""
         self.on_contradictions: Callable[[NodeRecord], None] | None = None
         """Told of each node whose labels come to claim what its allocatable does not have, or several pools."""
-        self._columns = Columns(
+        columns = self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
         self.claimers = Claimers()
         """Pods that ask for devices by claims alone."""
         self.devices = Devices()
         """What DRA offers, and which claims hold it."""
-        self._nodes = Nodes(self._columns, settings.pools, settings.capabilities, self.devices)
+        nodes = self._nodes = Nodes(columns, settings.pools, settings.capabilities, self.devices)
         self._measurements = Measurements(
-            self._columns,
-            self._nodes,
-            self.counters,
-            half_life_s=settings.half_life_s,
-            stale_s=settings.stale_s,
+            columns, nodes, self.counters, half_life_s=settings.half_life_s, stale_s=settings.stale_s
         )
+        memory = SharedMemory(columns, nodes.records, self.reservations, intents)
         self._promises = Promises(
-            self._columns,
-            self._nodes.rows,
-            self.counters,
-            self.reservations,
-            half_life_s=settings.half_life_s,
+            columns, nodes.rows, self.counters, self.reservations, memory, half_life_s=settings.half_life_s
         )
-        self._beside = Beside(self.reservations, self._nodes.rows)
+        self._vacancies = Vacancies(columns, nodes.records, self._promises)
+        self._beside = Beside(self.reservations, nodes.rows)
+        neighbours = self._beside.neighbours
         self._holdings = Holdings(
-            self._columns,
-            self._nodes.records,
-            self._promises,
-            intents,
-            self._expected_load,
-            self._beside.neighbours,
-            devices=self.devices,
+            columns, nodes.records, self._promises, self._expected_load, neighbours, self.devices
         )
         self._promises.on_change = self._promise_changed
         self.pods = self._holdings.pods
         self.waiting = self._holdings.waiting
         """GPU pods without a node."""
-        self.nodes: dict[str, NodeRecord] = self._nodes.records
-        self.rows: dict[str, int] = self._nodes.rows
-        self.names: list[str | None] = self._nodes.names
+        self.nodes: dict[str, NodeRecord] = nodes.records
+        self.rows: dict[str, int] = nodes.rows
+        self.names: list[str | None] = nodes.names
         self._ticked_mono_s = -np.inf
 
     @property
@@ -304,15 +296,23 @@ class Store:
         )
 
     def snapshot_for(
-        self, request: PodRequest, *, held_on: str = "", beside: Iterable[PodFacts] = ()
+        self,
+        request: PodRequest,
+        *,
+        held_on: str = "",
+        gone: Mapping[str, Collection[str]] = NOBODY,
+        beside: Iterable[PodFacts] = (),
     ) -> Snapshot:
         """The snapshot with what only concerns this pod: its own reservation counted free, nominations honoured.
 
-        A pod with a nominated node holds its GPUs there against pods of equal or lower priority. `held_on` is for
-        what-ifs: the node on which the pod is bound, its GPUs counted free there too. So is `beside`: pods taken to be
-        on their way to their nominated node, whatever their priority.
+        A pod with a nominated node holds what it asks for there against pods of equal or lower priority. The rest is
+        for what-ifs: `held_on` is the node on which the pod is bound, what it holds counted free there too; so is
+        what is held by pods (uids) that are `gone` from their nodes; `beside` are pods on their way to their nominated
+        node, whatever their priority.
         """
-        snapshot = self._promises.snapshot_for(request, held_on=held_on, beside=beside)
+        if held_on:
+            gone = {**gone, held_on: (request.uid,)}
+        snapshot = self._vacancies.snapshot_for(request, gone, beside)
         return self._beside.add_to(snapshot, request, held_on=held_on)
 
     def with_strangers(

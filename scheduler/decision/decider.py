@@ -6,7 +6,7 @@ Plain synchronous code; `now` is handed in. The store is changed only through it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -17,6 +17,7 @@ from scheduler.cluster.objects import Node
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import RENEWALS, SEVERAL
 from scheduler.cluster.store import Store
+from scheduler.cluster.vacancies import NOBODY
 from scheduler.core.nouns import Placement, PodRequest, Reason, Workload
 from scheduler.decision.cycle import (
     BAND_FULL,
@@ -105,15 +106,15 @@ class Decider:
         strangers: Sequence[Node] = (),
         *,
         held_on: str = "",
+        gone: Mapping[str, Collection[str]] = NOBODY,
         beside: Iterable[PodFacts] = (),
         failures: PolicyFailures | None = None,
     ) -> Judgement:
         """Judge candidates at this instant, changing nothing but the passing of time.
 
         `strangers` are nodes that the store does not know, judged from the object sent; their rows count on from
-        the snapshot's. For what-ifs: `held_on` is where the pod is bound, its GPUs counted free there; `beside`
-        are pods taken to be on their way to their nominated node; `failures` counts policies that fail, instead of our
-        own count.
+        the snapshot's. For what-ifs: `held_on`, `gone` and `beside` are as in Store.snapshot_for; `failures` counts
+        policies that fail, instead of our own count.
         """
         store = self.store
         store.tick(now_mono_s)
@@ -125,7 +126,7 @@ class Decider:
         promised = store.rows.get(request.nominated_node if own is None else own.node, -1)
         if own is not None and own.renewals >= RENEWALS:
             promised = -1
-        snapshot = store.snapshot_for(request, held_on=held_on, beside=beside)
+        snapshot = store.snapshot_for(request, held_on=held_on, gone=gone, beside=beside)
         if strangers:
             snapshot = store.with_strangers(snapshot, strangers, request)
         counted = self.failures if failures is None else failures
@@ -268,15 +269,17 @@ class Decider:
         now_mono_s: float,
         unix_s: float,
         *,
+        victims: Mapping[str, Collection[str]] = NOBODY,
         unknown: int = 0,
         observe: bool = False,
     ) -> tuple[NDArray[np.bool_], DecisionRecord]:
         """For preempt: which candidates pass all filters, shape (candidates,), bool, and a record of them.
 
         Never reserves or reorders. kube-scheduler has counted the victims' GPUs free; what only we can see is all that
-        may say no. `unknown` is how many more candidates there were of which nobody knows anything but the name.
+        may say no. That is judged without the `victims` (uids, by node). `unknown` is how many more candidates there
+        were of which nobody knows anything but the name.
         """
-        judgement = self.judge(request, rows, now_mono_s)
+        judgement = self.judge(request, rows, now_mono_s, gone=victims)
         # Of what is only observed, every candidate stays.
         accepted: NDArray[np.bool_] = (judgement.codes[rows] == 0) | self._observed.rows(judgement.snapshot)[
             rows

@@ -303,7 +303,7 @@ class _Look:
             return None
 
         def repaired(now: Snapshot) -> Snapshot:
-            free = np.maximum(now.units - now.bound_units - now.reserved_units, now.free_units)
+            free = now.units - now.bound_units - now.reserved_units
             return now.replace(healthy_gpus=np.full_like(now.healthy_gpus, np.inf), free_units=free)
 
         helped = self._again(change=repaired)

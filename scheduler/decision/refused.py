@@ -313,8 +313,12 @@ class Refused:
         if any(pools):
             offered &= ~np.array([*pools, False])[snapshot.pool]
         beside = [facts for facts, _ in self._on_their_way.values()]
+        request = group.request
+        if request.nominated_node:
+            # For one of them room was made there: what is kept for it is kept for others, not from it.
+            request = replace(request, uid=next(iter(group.pods), ""))
         judgement = self._decider.judge(
-            group.request,
+            request,
             np.flatnonzero(offered),
             now_mono_s,
             beside=beside,

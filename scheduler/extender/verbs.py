@@ -218,6 +218,7 @@ class Verbs:
             rows[known],
             self.clock.mono_s(),
             self.clock.unix_s(),
+            victims={name: each.uids for name, each in args.victims.items()},
             unknown=int(np.count_nonzero(~known)),
             observe=observing,
         )

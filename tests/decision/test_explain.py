@@ -19,6 +19,8 @@ from scheduler.decision.record import DecisionRecord
 from scheduler.policy.base import Score, ScoreArray
 from scheduler.policy.profiles import Profile, Weighted
 from tests.builders import (
+    GIB,
+    SHARED_RESOURCE,
     added_up,
     all_rows,
     make_decider,
@@ -26,10 +28,14 @@ from tests.builders import (
     make_pod,
     make_request,
     make_sample,
+    make_sharing_pod,
     make_store,
+    measure_memory,
     see_node,
     see_pod,
+    see_sharing_node,
 )
+from tests.dra import gpu, make_slice
 
 NOW = 100.0
 UNIX = 5000.0
@@ -155,6 +161,61 @@ def test_a_node_that_has_shrunk_under_its_pod_is_not_counted_as_too_small_for_it
     told = look(make_decider(store), make_request(gpus=4), held_on="n1")
     assert TOO_SMALL not in [each.reason for each in told.ruled_out]
     assert told.own is not None
+
+
+def test_memory_that_a_bound_pod_asked_for_is_its_own_where_it_runs() -> None:
+    store = make_store()
+    for node, used_gib in (("n1", 70), ("n2", 30)):
+        see_sharing_node(store, node)
+        measure_memory(store, used_gib, node=node, now_mono_s=NOW)
+    for name, gib in (("own", 60), ("other", 10)):
+        see_pod(store, make_sharing_pod(name, gib, node="n1"))
+    request = make_request("own", 0, shares=((SHARED_RESOURCE, 1),), gpu_memory_bytes=60 * GIB)
+    decider = make_decider(store)
+    told = look(decider, request, held_on="n1")
+    assert told.own is not None
+    assert (told.own.band, told.own.reason) == ("fits", "")
+    assert [(each.reason, each.examples) for each in told.ruled_out] == [("not enough GPU memory", ("n2",))]
+    # What others ask for is not.
+    see_pod(store, make_sharing_pod("past-us", 30, node="n1"))
+    told = look(decider, request, held_on="n1")
+    assert told.own is not None
+    assert told.own.reason == "not enough GPU memory"
+
+
+def test_a_pod_that_holds_gpus_by_other_names_than_its_node_offers_frees_none_that_are_not_there() -> None:
+    store = make_store()
+    see_pod(store, make_pod("own", shares={SHARED_RESOURCE: 2}, node="n1"))
+    store.apply(Changed(Kind.NODE, make_node("n1", shares={})), 0.0)
+    store.apply(Changed(Kind.RESOURCESLICE, make_slice("n1", devices=[gpu(0), gpu(1)])), 0.0)
+    see_sharing_node(store, "other")
+    request = make_request("own", 0, shares=((SHARED_RESOURCE, 2),))
+    told = look(make_decider(store), request, held_on="n1")
+    assert told.own is not None
+    assert told.own.band == "full"
+
+
+def test_what_broken_gpus_would_bring_is_what_nobody_else_is_promised() -> None:
+    store = make_store()
+    see_node(store, "n1", 4)
+    decider = make_decider(store)
+    request = make_request("own", 4, priority=1)
+    assert store.reserve(request, "n1", NOW)
+    store.see_samples([("n1", make_sample("n1", [0.5] * 4, ["lost", "ok", "ok", "ok"]), NOW)])
+    assert hindrance(look(decider, request), "broken_gpus").helps == 1, "its own promise is its own"
+    see_pod(store, make_pod("nominated", 1, nominated="n1", priority=0))
+    assert hindrance(look(decider, request), "broken_gpus").helps == 1
+    see_pod(store, make_pod("nominated", 1, nominated="n1", priority=1))
+    assert hindrance(look(decider, request), "broken_gpus").helps == 0
+    see_pod(store, make_pod("nominated", 1))
+    assert store.reserve(make_request("other", 1), "n1", NOW) is False
+    store.release("uid-own", NOW)
+    assert hindrance(look(decider, request), "broken_gpus").helps == 1
+    assert store.reserve(make_request("other", 1), "n1", NOW)
+    assert hindrance(look(decider, request), "broken_gpus").helps == 0
+    store.release("uid-other", NOW)
+    see_pod(store, make_pod("bound", 1, node="n1"))
+    assert hindrance(look(decider, request), "broken_gpus").helps == 0
 
 
 def test_what_helps_only_together_is_not_said_to_help() -> None:

@@ -23,9 +23,12 @@ from tests.builders import (
     make_node,
     make_pod,
     make_sample,
+    make_sharing_pod,
     make_store,
+    measure_memory,
     see_node,
     see_pod,
+    see_sharing_node,
 )
 
 SICK = {QUARANTINE_LABEL: "xid-79"}
@@ -64,6 +67,17 @@ class World:
         if nodes:
             rows = rows[[sorted(self.store.rows).index(node) for node in nodes]]
         return self.decider.place(request, rows, self.clock.mono_s(), self.clock.unix_s()).result
+
+    def ask_for_memory(self, name: str, gib: int, *, nominated: str = "") -> str:
+        """Likewise about a pod that asks for memory of a shared GPU."""
+        pod = make_sharing_pod(name, gib, nominated=nominated)
+        see_pod(self.store, pod, self.clock.mono_s())
+        request = self.store.request(pod, 0.0, self.decider.profile_facts)
+        return self.decider.place(request, all_rows(self.store), self.clock.mono_s(), 0.0).result
+
+    def measure(self, *used_gib: float) -> None:
+        """What is used of the GPUs of n1."""
+        measure_memory(self.store, *used_gib, now_mono_s=self.clock.mono_s())
 
     def find(self) -> Choice | None:
         """Find whom to wake, a tenth of a second later."""
@@ -396,3 +410,58 @@ def test_the_oldest_refusals_make_room(world: World, monkeypatch: pytest.MonkeyP
         world.ask(name)
     world.quarantine("n1", ends=True)
     assert world.wake_all() == ["p2", "p3"]
+
+
+# --- memory of shared GPUs ------------------------------------------------------------------------------------------
+
+
+def test_no_more_pods_are_woken_than_have_memory(world: World) -> None:
+    see_sharing_node(world.store, replicas=8)
+    world.measure(79)
+    assert [world.ask_for_memory(name, 30) for name in ("p1", "p2", "p3")] == ["no_fit"] * 3
+    assert world.wake() == ""
+    world.measure(10)
+    assert world.wake_all() == ["p1", "p2"], "each counts as on its way before it is there"
+    assert world.ask_for_memory("p1", 30) == "placed"
+    assert world.wake_all() == []
+    lose_pod(world.store, make_sharing_pod("p2", 30), world.clock.mono_s())
+    assert world.wake_all() == ["p3"]
+
+
+def test_a_pod_is_woken_for_the_node_on_which_room_was_made_for_it(world: World) -> None:
+    see_sharing_node(world.store, replicas=2)
+    world.measure(70)
+    # Its victim is gone, and what that had is measured still.
+    assert world.ask_for_memory("p1", 60, nominated="n1") == "no_fit"
+    assert world.wake() == ""
+    world.measure(5)
+    assert world.wake() == "p1"
+
+
+def test_of_those_that_wait_for_one_node_no_more_are_woken_than_have_room_there(world: World) -> None:
+    see_sharing_node(world.store, replicas=2)
+    world.measure(70)
+    for name in ("p1", "p2"):
+        assert world.ask_for_memory(name, 60, nominated="n1") == "no_fit"
+    world.measure(5)
+    assert world.wake() == "", "each keeps the memory from the other, as it would in filter"
+    see_pod(world.store, make_sharing_pod("p2", 60), world.clock.mono_s())
+    # Of a nomination that ends no column tells.
+    world.clock.advance(refused.JUDGE_ALL_S)
+    assert world.wake_all() == ["p1"]
+
+
+def test_a_group_whose_last_pod_goes_while_others_are_judged_harms_nobody(world: World) -> None:
+    see_sharing_node(world.store)
+    world.measure(70)
+    for gib in (50, 60):
+        assert world.ask_for_memory(f"p{gib}", gib, nominated="n1") == "no_fit"
+    world.clock.advance(0.1)
+    steps = world.refused.find(world.clock.mono_s())
+    # Two join a group each, and the first group is judged.
+    for _ in range(3):
+        next(steps)
+    for gib in (50, 60):
+        world.refused._forget(f"uid-p{gib}")
+    assert list(steps) == [None], "the other one"
+    assert world.find() is None

@@ -13,7 +13,16 @@ from scheduler.cluster.reservations import RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.core.nouns import Placement, Reason
 from scheduler.extender.verbs import NO_UID
 from scheduler.extender.wire import BadRequest, read_filter
-from tests.builders import make_pod, make_sample, see_node, see_pod
+from tests.builders import (
+    SHARED_RESOURCE,
+    make_pod,
+    make_sample,
+    make_sharing_pod,
+    measure_memory,
+    see_node,
+    see_pod,
+    see_sharing_node,
+)
 from tests.extender.world import QUARANTINE, World, by_names, by_nodes, pod, whole
 
 # --- filter ---------------------------------------------------------------------------------------------------------
@@ -225,6 +234,29 @@ def plain(
     """The question, about a pod that asks for no whole GPU."""
     question["Pod"]["spec"] = {"containers": [{"name": "c", "resources": resources or {}}], **spec}
     return question
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_preempt_counts_what_victims_asked_for_of_shared_memory(*, whole: bool) -> None:
+    world = World()
+    for name in ("s1", "s2"):
+        see_sharing_node(world.store, name)
+        measure_memory(world.store, 70, node=name, now_mono_s=world.clock.mono_s())
+    for name, gib, node in (("v1", 60, "s1"), ("v2", None, "s2")):
+        see_pod(world.store, make_sharing_pod(name, gib, node=node))
+    asker = {
+        "metadata": {"name": "p1", "uid": "u", "annotations": {"wattbalance.io/gpu-memory": "50Gi"}},
+        "spec": {"containers": [{"resources": {"limits": {SHARED_RESOURCE: "1"}}}]},
+    }
+    victims = {
+        node: {
+            "Pods": [{"metadata": {"name": name, "uid": f"uid-{name}"}} if whole else {"UID": f"uid-{name}"}],
+            "NumPDBViolations": 0,
+        }
+        for node, name in (("s1", "v1"), ("s2", "v2"))
+    }
+    kept = world.preempt({"Pod": asker, "NodeNameToVictims" if whole else "NodeNameToMetaVictims": victims})
+    assert list(kept["NodeNameToMetaVictims"]) == ["s1"]
 
 
 @pytest.mark.parametrize(

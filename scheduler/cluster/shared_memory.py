@@ -1,0 +1,170 @@
+"""What pods have asked of memory that units share, and what is left of it for one more. Pure; the store's own.
+
+What is measured and what is asked for are two accounts of the same: a pod that has just come has not taken its part
+yet, and one that asked for none has taken some. The larger one counts (`Columns.shared_memory_free_bytes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.cluster.columns import Columns, Rows
+from scheduler.cluster.intent import IntentSettings
+from scheduler.cluster.intents import Intents
+from scheduler.cluster.nodes import NodeRecord
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.reservations import Reservations
+from scheduler.cluster.snapshot import FloatColumn
+from scheduler.core.nouns import PodRequest, Units
+
+# Pods on their way to shared GPUs of which we keep what they ask for; of more it is read again.
+MOST_COMING = 4096
+
+Bytes = NDArray[np.float64]
+
+
+class SharedMemory:
+    """Keeps the columns of what was asked for, and answers what one request finds free."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        records: Mapping[str, NodeRecord],
+        reservations: Reservations,
+        intents: Intents,
+    ) -> None:
+        self._columns = columns
+        self._records = records
+        self._reservations = reservations
+        self._intents = intents
+        self._coming: dict[str, tuple[PodFacts, float]] = {}
+        """What pods on their way ask for, by uid."""
+        self._coming_by: tuple[int, IntentSettings | None] = (0, None)
+        """By whose words."""
+
+    def add_up_bound(self, record: NodeRecord) -> None:
+        """Sum what pods of a node have asked for. The caller folds."""
+        columns, row = self._columns, record.row
+        columns.memory_bound_bytes[:, row] = 0
+        if not record.shared:
+            return
+        before, record.memory_bytes = record.memory_bytes, {}
+        for uid, facts in record.pods.items():
+            record.memory_bytes[uid] = before[uid] if uid in before else self._wanted_bytes(facts)
+        columns.memory_bound_bytes[:, row] = columns.memory_asked_bytes(_bound(record), row)
+
+    def add_up_promised(self, node: str) -> None:
+        """Sum what was promised there. The caller folds."""
+        columns, record = self._columns, self._records[node]
+        columns.memory_reserved_bytes[:, record.row] = 0
+        if record.shared:
+            columns.memory_reserved_bytes[:, record.row] = columns.memory_asked_bytes(
+                self._promised(record), record.row
+            )
+
+    def column_for(
+        self, request: PodRequest, gone: Mapping[str, Collection[str]], coming: Iterable[PodFacts]
+    ) -> Bytes:
+        """What units have of memory for this request, as `Snapshot.unit_memory_bytes` says.
+
+        Args:
+            request: The pod that asks.
+            gone: Nodes with pods (uids) that are taken not to be there, bound or promised. The request's own among
+                them would come back to the GPUs that it is on.
+            coming: Pods that are taken to be on their way to the node that they are nominated for.
+        """
+        columns = self._columns
+        memory_bytes = columns.unit_memory_bytes
+        if not request.gpu_memory_bytes:
+            return memory_bytes
+        by_node: dict[str, list[PodFacts]] = {name: [] for name in gone}
+        for facts in coming:
+            by_node.setdefault(facts.nominated_node, []).append(facts)
+        records = [self._records[name] for name in by_node if self._records[name].shared]
+        if records:
+            rows = np.array([record.row for record in records])
+            free = self._free_bytes(request, rows, records, gone, by_node)
+            memory_bytes = memory_bytes.copy()
+            memory_bytes[:, rows] = np.where(columns.unit_shared[:, rows], free, memory_bytes[:, rows])
+        if any(count > 1 for _, count in request.units):
+            # Each of its units is to have as much, and several of them may lie on one GPU.
+            on_one = self._on_one_gpu(request, slice(None))
+            memory_bytes = np.where(columns.unit_shared, memory_bytes / on_one, memory_bytes)
+        return memory_bytes
+
+    def _free_bytes(
+        self,
+        request: PodRequest,
+        rows: Rows,
+        records: list[NodeRecord],
+        gone: Mapping[str, Collection[str]],
+        coming: Mapping[str, list[PodFacts]],
+    ) -> Bytes:
+        """What the fullest GPU of these nodes has free for this request, shape (nodes,)."""
+        columns, each_bytes = self._columns, request.gpu_memory_bytes
+        asked = np.zeros((2, len(records)))
+        ended, is_own, is_held = (np.zeros(len(records)) for _ in range(3))
+        for at, record in enumerate(records):
+            uids = gone.get(record.name, ())
+            asked[:, at] = self._asked_bytes(record, uids, coming[record.name])
+            # What a pod has taken that asked for none cannot be told from what others have: none of it counts as
+            # free before it is measured to be.
+            asks = [(record.pods[uid].units, record.memory_bytes[uid]) for uid in uids if uid in record.pods]
+            ended[at], _ = columns.memory_asked_bytes(asks, record.row)
+            is_own[at], is_held[at] = request.uid in uids, request.uid in record.pods
+        on_one = self._on_one_gpu(request, rows)
+        # A pod that has its place comes back to it: others were let in beside it by what is left on other GPUs.
+        elsewhere = columns.sharing_gpus(rows) * on_one - columns.shared_units(request.units, rows)
+        asked[0] = np.maximum(asked[0] - is_own * elsewhere * each_bytes, 0)
+        own_bytes = is_own * is_held * on_one * each_bytes
+        return columns.shared_memory_free_bytes(rows, asked, ended_bytes=ended, own_bytes=own_bytes)
+
+    def _on_one_gpu(self, request: PodRequest, rows: Rows | slice) -> FloatColumn:
+        """How many of its units have to lie on one GPU, if they lie as evenly as can be; 1 at least."""
+        columns = self._columns
+        each = columns.shared_units(request.units, rows) / columns.sharing_gpus(rows)
+        on_one: FloatColumn = np.maximum(np.ceil(each), 1)
+        return on_one
+
+    def _asked_bytes(
+        self, record: NodeRecord, gone: Collection[str], coming: Iterable[PodFacts]
+    ) -> tuple[float, float]:
+        """What is asked of a node by all but those that are taken to be gone, with those that are coming."""
+        columns, row = self._columns, record.row
+        asks = [*self._promised(record, gone)]
+        asks += [(facts.units, self._coming_bytes(facts)) for facts in coming]
+        if any(uid in record.pods for uid in gone):
+            return columns.memory_asked_bytes([*asks, *_bound(record, gone)], row)
+        whole_bytes, most_bytes = columns.memory_asked_bytes(asks, row)
+        bound_bytes = columns.memory_bound_bytes[:, row].tolist()
+        return whole_bytes + bound_bytes[0], max(most_bytes, bound_bytes[1])
+
+    def _promised(self, record: NodeRecord, gone: Collection[str] = ()) -> Iterator[tuple[Units, float]]:
+        for held in self._reservations.on_node(record.name):
+            if held.uid not in gone:
+                yield held.units, held.memory_bytes
+
+    def _coming_bytes(self, facts: PodFacts) -> float:
+        """What each unit of a pod without a node is to have; read again whenever anybody may say something else."""
+        said_by = (self._intents.generation, self._intents.settings)
+        if self._coming_by[0] != said_by[0] or self._coming_by[1] is not said_by[1]:
+            self._coming_by = said_by
+            self._coming.clear()
+        kept = self._coming.get(facts.uid)
+        if kept is None or kept[0] is not facts:
+            if len(self._coming) >= MOST_COMING:
+                self._coming.clear()
+            kept = self._coming[facts.uid] = (facts, self._wanted_bytes(facts))
+        return kept[1]
+
+    def _wanted_bytes(self, facts: PodFacts) -> float:
+        return self._intents.resolve(facts.meta, facts.priority_class).value("gpu-memory") or 0.0
+
+
+def _bound(record: NodeRecord, gone: Collection[str] = ()) -> Iterator[tuple[Units, float]]:
+    for uid, facts in record.pods.items():
+        if uid not in gone:
+            yield facts.units, record.memory_bytes[uid]
