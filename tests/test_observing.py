@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ POOLS = [
     {"name": "dc-1", "selector": {"site": "dc-1"}},
     {"name": "aws-a", "selector": {"site": "aws-a"}, "mode": "observe"},
 ]
+ALIKE = [{**pool, "mode": None} for pool in POOLS]
 
 
 async def told(replica: Replica, path: str = "/api/v1/observe") -> Any:
@@ -38,6 +41,17 @@ async def until_follows(replica: Replica, pods: int = 0) -> dict[str, Any]:
     return report
 
 
+@contextlib.asynccontextmanager
+async def following(world: World, pools: object = POOLS, mode: str = "act") -> AsyncIterator[Replica]:
+    """A replica that knows a node of each pool, and follows what is observed."""
+    for node, site in SITES.items():
+        world.add_node(node, site=site)
+    async with world.replica(pools=pools, mode=mode) as replica:
+        await replica.knows(*SITES)
+        await until_follows(replica)
+        yield replica
+
+
 async def place(world: World, replica: Replica, name: str, node: str, *offered: str) -> None:
     """As kube-scheduler: create it, ask, and bind it where it pleases."""
     world.add_pod(name)
@@ -46,12 +60,9 @@ async def place(world: World, replica: Replica, name: str, node: str, *offered: 
 
 
 async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) -> None:
-    for node, site in SITES.items():
-        world.add_node(node, site=site)
     world.add_pod("before", node="theirs")
-    async with world.replica(mode="observe", pools=[{**pool, "mode": None} for pool in POOLS]) as replica:
-        await replica.knows(*SITES)
-        report = await until_follows(replica)
+    async with following(world, mode="observe", pools=ALIKE) as replica:
+        report = await told(replica)
         assert report["status"] == "no_data"
         assert "No data yet" in report["notes"][0]
         for name, node in (("p1", "theirs"), ("p2", "mine")):
@@ -83,13 +94,11 @@ async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) 
 
 
 async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_not(world: World) -> None:
-    for node, site in SITES.items():
-        world.add_node(node, site=site)
     world.add_node("theirs-too", site="aws-a")
-    async with world.replica(pools=POOLS) as replica:
-        await replica.knows(*SITES, "theirs-too")
+    async with following(world) as replica:
+        await replica.knows("theirs-too")
         await replica.leads()
-        assert (await until_follows(replica))["observing"] == "pool aws-a"
+        assert (await told(replica))["observing"] == "pool aws-a"
         await place(world, replica, "ours", "mine")
         await place(world, replica, "p1", "theirs", "theirs", "theirs-too")
         await place(world, replica, "p2", "theirs-too", "theirs", "theirs-too")
@@ -117,16 +126,12 @@ async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_
 
 
 async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: World) -> None:
-    for node, site in SITES.items():
-        world.add_node(node, site=site)
-    async with world.replica(pools=POOLS) as replica:
-        await replica.knows(*SITES)
-        await until_follows(replica)
+    async with following(world) as replica:
         daemon = replica.daemon
         await place(world, replica, "p", "theirs", "theirs")
         await until_follows(replica, 1)
         first = daemon.observing.shadow
-        path, _ = world.configure(pools=[{**pool, "mode": None} for pool in POOLS])
+        path, _ = world.configure(pools=ALIKE)
         settings = config.load(path.read_text())
         exchange(daemon, settings)
         await eventually(lambda: daemon.observing.shadow is None)
@@ -142,11 +147,7 @@ async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: Worl
 
 
 async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) -> None:
-    for node, site in SITES.items():
-        world.add_node(node, site=site)
-    async with world.replica(pools=POOLS) as replica:
-        await replica.knows(*SITES)
-        await until_follows(replica)
+    async with following(world) as replica:
         daemon = replica.daemon
         await place(world, replica, "p", "theirs", "theirs")
         await until_follows(replica, 1)
@@ -167,10 +168,7 @@ async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) 
 async def test_a_bad_annotation_is_told_of_a_pod_that_we_place_and_not_of_one_that_we_leave(
     world: World,
 ) -> None:
-    for node, site in SITES.items():
-        world.add_node(node, site=site)
-    async with world.replica(pools=POOLS) as replica:
-        await replica.knows(*SITES)
+    async with following(world) as replica:
         await replica.leads()
         for name, node in (("left", "theirs"), ("placed", "mine")):
             world.add_pod(name)

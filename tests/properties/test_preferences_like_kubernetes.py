@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scheduler.cluster.objects import Node, Partial, Pod
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.preferences import preferences_of
+from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
-from scheduler.core.nouns import Workload
+from scheduler.core.nouns import PodRequest, Workload
 from scheduler.core.preferences import KINDS
 from scheduler.policy import registry
 from scheduler.policy.base import Conditional, Score
@@ -243,6 +244,26 @@ def clusters(draw: st.DrawFn) -> tuple[Store, Cluster]:
     return store, Cluster(list(there.values()), list(here.values()), namespaces)
 
 
+def assert_alike(
+    cluster: Cluster, pod: Pod, request: PodRequest, snapshot: Snapshot, rows: Mapping[str, int]
+) -> None:
+    """What is left out makes no difference; all else scores as the reference says."""
+    kinds = request.preferences.kinds if request.preferences else frozenset()
+    for kind in KINDS:
+        policy = registry.build(kind, {})
+        assert isinstance(policy, Score)
+        assert isinstance(policy, Conditional)
+        score = policy.score(request, snapshot) if policy.applies(request, snapshot) else None
+        want = getattr(cluster, kind.replace("-", "_"))(pod)
+        if score is None:
+            assert kind not in kinds
+            assert len(set(want.values())) == 1, f"{kind} makes a difference"
+            continue
+        got = {name: float(score[row]) * 100 for name, row in rows.items()}
+        assert got == pytest.approx(want, abs=1e-3), kind
+        assert np.isfinite(score).all()
+
+
 @pytest.mark.parametrize("about", [ABOUT_NODES, ABOUT_PODS, ABOUT_SPREAD], ids=["nodes", "pods", "spread"])
 @settings(max_examples=250, deadline=None)
 @given(data=st.data(), world=clusters(), own=pod_labels, namespace=st.sampled_from(NAMESPACES))
@@ -265,20 +286,7 @@ def test_nodes_score_as_kube_scheduler_scores_them(
     request = store.request(pod, 0.0, PROFILES)
     assert request.preferences is None or not request.preferences.not_understood
     snapshot = store.snapshot_for(request)
-    kinds = request.preferences.kinds if request.preferences else frozenset()
-    for kind in KINDS:
-        policy = registry.build(kind, {})
-        assert isinstance(policy, Score)
-        assert isinstance(policy, Conditional)
-        score = policy.score(request, snapshot) if policy.applies(request, snapshot) else None
-        want = getattr(cluster, kind.replace("-", "_"))(pod)
-        if score is None:
-            assert kind not in kinds
-            assert len(set(want.values())) == 1, f"{kind} makes a difference"
-            continue
-        got = {name: float(score[row]) * 100 for name, row in store.rows.items()}
-        assert got == pytest.approx(want, abs=1e-3), kind
-        assert np.isfinite(score).all()
+    assert_alike(cluster, pod, request, snapshot, store.rows)
 
 
 @settings(max_examples=100, deadline=None)
@@ -301,19 +309,8 @@ def test_a_node_that_is_only_sent_with_the_question_is_judged_alike(
     )
     request = store.request(pod, 0.0, PROFILES)
     snapshot = store.with_strangers(store.snapshot_for(request), [stranger], request)
-    for kind in KINDS:
-        policy = registry.build(kind, {})
-        assert isinstance(policy, Score)
-        assert isinstance(policy, Conditional)
-        score = policy.score(request, snapshot) if policy.applies(request, snapshot) else None
-        want = getattr(cluster, kind.replace("-", "_"))(pod)
-        if score is None:
-            assert len(set(want.values())) == 1, f"{kind} makes a difference"
-            continue
-        rows = store.rows | {"stranger": store.snapshot.rows}
-        assert {name: float(score[row]) * 100 for name, row in rows.items()} == pytest.approx(
-            want, abs=1e-3
-        ), kind
+    rows = {**store.rows, "stranger": store.snapshot.rows}
+    assert_alike(cluster, pod, request, snapshot, rows)
 
 
 @settings(max_examples=200, deadline=None)
