@@ -41,6 +41,7 @@ def test_what_selects_by_a_label_that_is_lacking_selects_no_place_of_a_pod_that_
     assert counted(pods, NOT_WEB) == [1, 0]
     assert counted(pods, NOT_WEB, waits=1) == [1, 1]
     assert counted(pods, NOT_WEB, p=1) == [1, 0], "promised to one that has gone"
+    assert counted(pods, WEB, waits=1) == [0, 0], "promised to one of other labels"
 
 
 def test_nodes_labels_and_places_of_pods_that_have_gone_are_used_again() -> None:
@@ -54,3 +55,15 @@ def test_nodes_labels_and_places_of_pods_that_have_gone_are_used_again() -> None
         assert counted(pods) == [0, 0]
     assert max(len(pods._sets.names), len(pods._nodes.names)) <= 5
     assert len(pods._set) - len(pods._free) == len(pods) == 1
+
+
+def test_a_key_that_another_ends_with_is_not_taken_for_it() -> None:
+    """Nor is one that stands in a value: labels that came before anybody asked are looked for in a text."""
+    pods = PodLabels(ROWS)
+    pods.see("p", "team-a", {"my.app": "web", "tier": "app"}, "n0", ending=False)
+    pods.see("q", "team-a", {"app.my": "web"}, "n0", ending=False)
+    assert counted(pods) == [0, 0]
+    pods.see("r", "team-a", {"a": "b", "my.app": "db", "app": "web", "z": ""}, "n1", ending=False)
+    fresh = PodLabels(ROWS)
+    fresh.see("r", "team-a", {"a": "b", "my.app": "db", "app": "web", "z": ""}, "n1", ending=False)
+    assert counted(pods) == counted(fresh) == [0, 1]
