@@ -118,6 +118,7 @@ class Daemon:
         self.bindings = Bindings(
             settings.scheduler_names,
             settings.managed_resources,
+            gpu_resources=frozenset(settings.gpu_resources),
             decision_of=self.decider.log.of_pod,
             judges=self.leadership.may_act,
             is_asked=self._is_asked,

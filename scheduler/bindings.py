@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -86,6 +87,7 @@ class Bindings:
         scheduler_names: whose pods should come to us.
         managed_resources: a pod that asks for none of them is nobody's business here; none: all that are GPUs or parts
             of them.
+        gpu_resources: further names of GPUs, which the store counts too.
         decision_of: the newest decision for a uid, if there is one.
         judges: whether this replica judges now: it leads, and acts.
         is_asked: whether it is this replica that kube-scheduler asks. Where each answers its own kube-scheduler, over
@@ -97,6 +99,7 @@ class Bindings:
         scheduler_names: Iterable[str],
         managed_resources: Iterable[str],
         *,
+        gpu_resources: AbstractSet[str] = frozenset(),
         decision_of: Callable[[str], DecisionRecord | None],
         judges: Callable[[], bool],
         is_asked: Callable[[], bool] = lambda: True,
@@ -106,6 +109,7 @@ class Bindings:
         self.on_past: Callable[[Binding, Past], None] | None = None
         self.is_observed: Callable[[str], bool] = lambda _: False
         """Whether a node is in a pool that is only observed: whoever binds there may."""
+        self._gpu_resources = gpu_resources
         self._decision_of = decision_of
         self._judges = judges
         self._is_asked = is_asked
@@ -125,7 +129,7 @@ class Bindings:
         self.scheduler_names = frozenset(scheduler_names)
         managed = frozenset(managed_resources)
         self._managed = managed
-        others = frozenset(name for name in managed if not is_gpu_resource(name))
+        others = frozenset(name for name in managed if not is_gpu_resource(name, self._gpu_resources))
         self._added |= others.difference(self._others)
         self._others = tuple(sorted(others))
         if not others:
@@ -174,7 +178,7 @@ class Bindings:
             if added:
                 self._waiting_added.add(uid)
             return
-        if any(requested(spec, name) > 0 for name in self._managed if is_gpu_resource(name)):
+        if any(requested(spec, name) > 0 for name in self._managed.difference(self._others)):
             # The store told of this one.
             return
         self._bound_others.add(uid)

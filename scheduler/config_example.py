@@ -115,6 +115,7 @@ models:
 scheduler_names: [wattbalance]   # pods of these schedulers should come past us
 # Pods that ask for one of these are counted if they come past us; none named: all that are GPUs, shared ones or slices.
 managed_resources: []            # as managedResources of a scheduler that others share
+gpu_resources: []                # further names of GPUs, as a device plugin's rename gives them: example.com/a100
 
 log:
   level: info                    # debug, info, warning or error

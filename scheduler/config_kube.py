@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from scheduler import config
+from scheduler.cluster.shares import SHARED_SUFFIX
 from scheduler.config_kube_text import API_SINCE, Scheduler, configuration, rights
 from scheduler.config_rules import IGNORABLE_COVERS_BIND
 from scheduler.config_settings import Face, ListenerSettings, Settings
@@ -44,7 +45,7 @@ _SLICES = (
 EXTENDED = (
     "expected extended resources such as nvidia.com/gpu, for kube-scheduler asks extenders about no others"
 )
-SHARES = f"{GPU_RESOURCE}.shared"
+SHARES = GPU_RESOURCE + SHARED_SUFFIX
 GPU_RESOURCES = (GPU_RESOURCE, SHARES, *(f"nvidia.com/mig-{name}" for name in _SLICES))
 
 
@@ -138,8 +139,14 @@ def _decide(wanted: Wanted, settings: Settings, problems: list[Problem]) -> Sche
         key_file=wanted.key_file if asked else "",
         bind=settings.extender.bind,
         ignorable=wanted.shared if ignorable is None else ignorable,
-        resources=tuple(dict.fromkeys(settings.managed_resources or GPU_RESOURCES)) if wanted.shared else (),
+        resources=tuple(dict.fromkeys(_resources(settings))) if wanted.shared else (),
     )
+
+
+def _resources(settings: Settings) -> tuple[str, ...]:
+    """Which pods the scheduler that others share asks about: those named, else all that may be GPUs."""
+    further = (each for name in settings.gpu_resources for each in (name, name + SHARED_SUFFIX))
+    return settings.managed_resources or (*GPU_RESOURCES, *further)
 
 
 def _names(wanted: Wanted, settings: Settings, problems: list[Problem]) -> tuple[str, ...]:
@@ -239,4 +246,8 @@ def _warnings(scheduler: Scheduler, settings: Settings) -> list[Problem]:
     if GPU_RESOURCE in scheduler.resources and SHARES not in scheduler.resources:
         message = f"expected {SHARES} and each nvidia.com/mig-* that nodes offer too, or kube-scheduler does not ask "
         found.append(Problem(path="managed_resources", message=f"{message}about pods with them; got neither"))
+    unasked = [name for name in settings.gpu_resources if name not in scheduler.resources]
+    if scheduler.shared and unasked:
+        message = f"expected {', '.join(unasked)} of gpu_resources too, or kube-scheduler does not ask about pods with "
+        found.append(Problem(path="managed_resources", message=f"{message}them; got neither"))
     return found

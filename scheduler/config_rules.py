@@ -17,6 +17,7 @@ import msgspec
 from scheduler.cluster.annotation_values import BadValue
 from scheduler.cluster.annotations import TABLE, read, unknown_key
 from scheduler.cluster.intent import Word, contradictions
+from scheduler.cluster.shares import SHARED_SUFFIX, is_gpu_resource
 from scheduler.config_intent import NamespaceSettings
 from scheduler.config_problems import Checker, decode, shown
 from scheduler.config_settings import (
@@ -84,6 +85,7 @@ def check(data: dict[str, object], checker: Checker) -> None:
     _check_annotations(data, names | {DEFAULT_POOL}, checker)
     _check_namespaces(_parts(data, "namespaces", NamespaceSettings, checker), names | {DEFAULT_POOL}, checker)
     _check_listeners(listeners, checker)
+    _check_gpu_resources(data.get("gpu_resources"), checker)
 
 
 def _part(value: object, kind: type[_T], path: Path, checker: Checker) -> _Part[_T] | None:
@@ -158,6 +160,22 @@ def _check_namespaces(
                 )
                 checker.refuse(("namespaces", index, "match"), message)
             globs.setdefault(glob, index)
+
+
+def _check_gpu_resources(names: object, checker: Checker) -> None:
+    """What is never allocatable by such a name would be counted nowhere, and somebody believes that it is."""
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        path: Path = ("gpu_resources", index)
+        if not checker.good(path):
+            continue
+        if is_gpu_resource(name):
+            checker.refuse(path, f"expected a name that does not count by itself, got {shown(name)}")
+        elif name.endswith(SHARED_SUFFIX):
+            checker.refuse(
+                path, f"expected the name without {SHARED_SUFFIX}, which goes with it, got {shown(name)}"
+            )
+        elif "/" not in name or name.startswith("requests.") or "kubernetes.io/" in name:
+            checker.refuse(path, f"expected an extended resource such as example.com/gpu, got {shown(name)}")
 
 
 def _check_pools(pools: dict[int, _Part[PoolSettings]], checker: Checker) -> None:

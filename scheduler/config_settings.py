@@ -347,6 +347,14 @@ class Settings(Strict, frozen=True, kw_only=True):
             "shared ones or slices. For a scheduler that others share, as its `managedResources` name them.",
         ),
     ] = ()
+    gpu_resources: Annotated[
+        tuple[ResourceName, ...],
+        Meta(
+            description="Further names by which nodes offer GPUs, as a device plugin's `rename` gives them; counted as "
+            "whole GPUs, or as replicas where the node's label nvidia.com/gpu.replicas says so. NAME.shared goes with "
+            "NAME.",
+        ),
+    ] = ()
     log: Annotated[LogSettings, Meta(description="The daemon's own lines.")] = field(
         default_factory=LogSettings
     )

@@ -88,7 +88,7 @@ class Facts:
         if record is None:
             return None
         snapshot, row = store.snapshot, record.row
-        gpus = float(snapshot.gpu_count[row])
+        gpus = float(snapshot.counted_gpus[row])
         readings = store.gpu_readings(name)
         fresh = bool(snapshot.fresh[row])
         age_s = float(snapshot.reading_age_s[row])
@@ -105,6 +105,7 @@ class Facts:
             pool=record.pool,
             in_pools=list(record.in_pools),
             gpus=round(gpus, 3),
+            counted_by=record.counted_by or None,
             # Sums of sevenths round.
             free_gpus=round(float(snapshot.free_gpus[row]), 3),
             bound_gpus=round(float(snapshot.bound_gpus[row]), 3),

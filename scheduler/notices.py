@@ -28,6 +28,7 @@ NO_NODE_FITS = "NoNodeFits"
 PLACED_PAST_US = "PlacedPastWattbalance"
 BAD_ANNOTATION = "BadAnnotation"
 LABELS_CONTRADICT = "LabelsContradictAllocatable"
+AGENT_CONTRADICTS = "AgentContradictsAllocatable"
 IN_TWO_POOLS = "NodeInTwoPools"
 # The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
 SAME_AGAIN_S = 300.0
@@ -157,10 +158,18 @@ class Notices:
             self._tell(pod, _bad(told))
 
     def contradictions(self, node: NodeRecord) -> None:
-        """A node's labels claim GPUs that its allocatable does not have; or that is over, and may be told again."""
-        about = "; ".join(node.contradictions)
+        """A node's labels claim GPUs that its allocatable does not have, or its agent finds fewer than are counted.
+
+        Or that is over, and may be told again.
+        """
+        about = "; ".join(each for each in node.contradictions if each != node.disagreement)
         note = f"Allocatable counts: {about}. Look at its device plugin, feature discovery and DRA driver."
         self._tell_of_node(node, LABELS_CONTRADICT, about, note)
+        note = (
+            f"For a minute now {node.disagreement}. Look for GPUs that fell off the bus (nvidia-smi -L there), and at "
+            "the labels nvidia.com/gpu.replicas and nvidia.com/gpu.product: they say how much of a GPU a unit is."
+        )
+        self._tell_of_node(node, AGENT_CONTRADICTS, node.disagreement, note)
 
     def in_two_pools(self, node: NodeRecord) -> None:
         """The selectors of several pools take a node; or that is over, and may be told again."""

@@ -48,6 +48,7 @@ def store_settings(settings: Settings) -> StoreSettings:
         reservation_s=float(settings.extender.reservation_s),
         capabilities={glob: model.capability for glob, model in settings.models.items()},
         expected_loads={w: settings.profiles.of(w).expected_load for w in Workload},
+        gpu_resources=frozenset(settings.gpu_resources),
     )
 
 

@@ -76,7 +76,9 @@ def facts(pod: Pod) -> PodFacts:
 class World:
     """Bindings, with decisions that a test fills in."""
 
-    def __init__(self, *managed: str, judges: bool = True, asked: bool = True) -> None:
+    def __init__(
+        self, *managed: str, judges: bool = True, asked: bool = True, gpus: frozenset[str] = frozenset()
+    ) -> None:
         self.decisions: dict[str, DecisionRecord] = {}
         self.told: list[tuple[str, Past]] = []
         self.judges = judges
@@ -87,6 +89,7 @@ class World:
             decision_of=self.decisions.get,
             judges=lambda: self.judges,
             is_asked=lambda: self.asked,
+            gpu_resources=gpus,
         )
         self.bindings.on_past = self.tell
 
@@ -205,6 +208,20 @@ def test_managed_resources_that_the_store_does_not_count_are_seen_in_the_watch()
     see(Listed(Kind.POD, frozenset()), NOW, synced=True)
     see(Changed(Kind.POD, slice_pod), NOW, synced=True)
     assert len(world.told) == 3
+
+
+def test_gpus_by_a_name_of_ones_own_are_the_stores_to_tell_of() -> None:
+    own = "example.com/a100"
+    pod = a_pod("own", asks={own: 1})
+    counted, elsewhere = World(GPU_RESOURCE, own, FPGA, gpus=frozenset({own})), World(GPU_RESOURCE, own)
+    for world in (counted, elsewhere):
+        world.bindings.see(Changed(Kind.POD, pod), NOW, synced=True)
+    assert counted.told == []
+    assert elsewhere.told == [("own", Past.NO_DECISION)]
+    known = pod_facts(pod, also=frozenset({own}))
+    assert known is not None
+    counted.bindings.bound(known, "", NOW)
+    assert counted.told == [("own", Past.NO_DECISION)]
 
 
 def test_without_names_all_that_are_gpus_should_come_past_us() -> None:

@@ -321,6 +321,13 @@ def test_an_empty_file_lacks_what_has_no_default() -> None:
             "managed_resources[0]",
             "a glob like nvidia.com/* is not",
         ),
+        ("gpu_resources: [example.com/gpu, cpu]", "gpu_resources[1]", "such as example.com/gpu, got 'cpu'"),
+        ("gpu_resources: [requests.a.b/gpu]", "gpu_resources[0]", "an extended resource"),
+        ("gpu_resources: [kubernetes.io/gpu]", "gpu_resources[0]", "an extended resource"),
+        ("gpu_resources: [nvidia.com/gpu.shared]", "gpu_resources[0]", "that does not count by itself"),
+        ("gpu_resources: [nvidia.com/mig-1g.5gb]", "gpu_resources[0]", "that does not count by itself"),
+        ("gpu_resources: [a.b/gpu.shared]", "gpu_resources[0]", "without .shared, which goes with it"),
+        ("gpu_resources: ['a.b/*']", "gpu_resources[0]", "a glob like nvidia.com/* is not"),
         ('managed_resources: [nvidia.com/gpu, "föö bar"]', "managed_resources[1]", "such as nvidia.com/gpu"),
         *(
             (

@@ -121,6 +121,21 @@ def test_a_shared_scheduler_keeps_its_lease_its_name_and_its_rights() -> None:
     assert len(set(GPU_RESOURCES)) == len(GPU_RESOURCES), "kube-scheduler refuses a name twice"
 
 
+def test_the_scheduler_that_all_share_asks_about_gpus_by_names_of_ones_own() -> None:
+    wanted = Wanted(version="1.32", shared=True)
+    settings = settings_of("gpu_resources: [example.com/a100]\n")
+    asked = [each["name"] for each in extender(wanted, settings)["managedResources"]]
+    assert asked == [*GPU_RESOURCES, "example.com/a100", "example.com/a100.shared"]
+    assert not [each for each in render(wanted, settings).warnings if each.path == "managed_resources"]
+    named = "managed_resources: [nvidia.com/gpu, nvidia.com/gpu.shared]\ngpu_resources: [example.com/a100]\n"
+    [warned] = [
+        each for each in render(wanted, settings_of(named)).warnings if each.path == "managed_resources"
+    ]
+    assert "expected example.com/a100 of gpu_resources too" in warned.message
+    own = render(Wanted(version="1.32"), settings_of(named))
+    assert not [each for each in own.warnings if each.path == "managed_resources"]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_break_glass_is_the_same_scheduler_without_us(shared: bool) -> None:
     usual, *rights = documents(Wanted(version="1.32", shared=shared))

@@ -79,6 +79,29 @@ def test_what_an_agent_finds_and_what_kubernetes_counts_add_up(
     assert told.broken_gpus == want_counts[2]
 
 
+def test_a_node_tells_who_counts_its_gpus_and_shows_those_that_only_its_agent_finds() -> None:
+    store = make_store(stale_s=10.0)
+    store.apply(Changed(Kind.NODE, make_node(gpus=0)), 0.0)
+    told = view(store)
+    assert (told.gpus, told.counted_by, told.unoffered_gpus) == (0, None, 0)
+    store.see_inventory("n1", make_inventory())
+    store.see_samples([("n1", make_sample(util=[0.25] * 7 + [None], state=["ok"] * 7 + ["lost"]), 1.0)])
+    store.tick(1.0)
+    told = view(store)
+    assert (told.gpus, told.counted_by, told.free_gpus) == (8, "inventory", 0)
+    assert (told.broken_gpus, told.known_gpus, told.unknown_gpus, told.unoffered_gpus) == (1, 7, 0, 7)
+    assert told.load_frac == 0.25
+    assert told.resources == {}
+    assert told.model == "H100"
+    store.apply(Changed(Kind.NODE, make_node(gpus=8)), 0.0)
+    told = view(store)
+    assert (told.gpus, told.counted_by, told.free_gpus, told.unoffered_gpus) == (8, "allocatable", 7, 0)
+    assert told.broken_gpus == 1, "not once more"
+    store.apply(Changed(Kind.NODE, make_node(gpus=0)), 0.0)
+    store.apply(Changed(Kind.RESOURCESLICE, make_slice()), 0.0)
+    assert (view(store).counted_by, view(store).gpus) == ("resourceslices", 8)
+
+
 def test_the_agents_version_is_that_of_the_inventory_and_unknown_without_one() -> None:
     store = make_store()
     store.apply(Changed(Kind.NODE, make_node()), 0.0)

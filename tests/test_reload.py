@@ -67,6 +67,7 @@ WANT_RESTART = {
     "listeners",
     "extender.prefix",
     "extender.bind",
+    "gpu_resources",
     "lease.enabled",
     "lease.name",
     "lease.namespace",

@@ -48,7 +48,7 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
     """One line a node."""
     names = ["NODE", "POOL", "STATE", ">GPUS", ">FREE", ">LOAD", ">POWER", ">AGE", "AGENT"]
     if wide:
-        names += [">BOUND", ">RESERVED", ">BROKEN", ">UNKNOWN", "FREE UNITS", "MODEL"]
+        names += [">BOUND", ">RESERVED", ">BROKEN", ">UNKNOWN", "COUNTED BY", "FREE UNITS", "MODEL"]
     table = table_of(out, names)
     for node in sorted(nodes, key=SORTS[sort_by]):
         state = node_state(node)
@@ -66,7 +66,7 @@ def print_nodes(out: Console, nodes: Sequence[NodeView], *, sort_by: str, wide: 
         if wide:
             counts = (node.bound_gpus, node.reserved_gpus, node.broken_gpus, node.unknown_gpus)
             cells += [f"{round(count, 2):g}" for count in counts]
-            cells.append(_free_units(node))
+            cells += [node.counted_by or UNKNOWN, _free_units(node)]
             models = {gpu.model for gpu in node.devices if gpu.model}
             cells.append(", ".join(sorted(models)) or node.model or UNKNOWN)
         table.add_row(*(safe_cell(each) for each in cells))

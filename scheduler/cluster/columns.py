@@ -66,6 +66,7 @@ class Columns:
         # Per node, written by events.
         self.present = np.zeros(rows, bool)
         self.gpu_count = np.zeros(rows, f4)
+        self.counted_gpus = np.zeros(rows, f4)
         self.bound = np.zeros(rows, f4)
         self.reserved = np.zeros(rows, f4)
         self.received_mono_s = np.full(rows, -np.inf, f8)
@@ -109,6 +110,7 @@ class Columns:
         self.snapshot = Snapshot(
             present=view(self.present),  # type: ignore[arg-type]  # view() keeps the dtype; generics cannot say so
             gpu_count=view(self.gpu_count),  # type: ignore[arg-type]  # likewise, to the end of this call
+            counted_gpus=view(self.counted_gpus),  # type: ignore[arg-type]
             healthy_gpus=view(self.healthy),  # type: ignore[arg-type]
             free_gpus=view(self.free),  # type: ignore[arg-type]
             bound_gpus=view(self.bound),  # type: ignore[arg-type]
@@ -197,7 +199,7 @@ class Columns:
         self.unit_memory_bytes[:, row] = 0
         self.unit_shared[:, row] = self.shared[row] = False
         self.memory_bound_bytes[:, row] = self.memory_reserved_bytes[:, row] = 0
-        self.gpu_count[row] = self.pending[row] = 0
+        self.gpu_count[row] = self.counted_gpus[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = self.in_two_pools[row] = False
         self.capability[row] = 1
         self.pool[row] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns
+from scheduler.cluster.counting import CountedBy, Disagreements, count, disagreement
 from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_devices import NodeDevices
 from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.shares import Offer, is_gpu_resource, model_of, offers
 from scheduler.cluster.snapshot import Snapshot
-from scheduler.core.nouns import PREFIX, PoolSpec
+from scheduler.cluster.store_settings import StoreSettings
+from scheduler.core.nouns import PREFIX
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
@@ -45,12 +47,16 @@ class NodeRecord:
     """What that comes to."""
     contradictions: tuple[str, ...] = ()
     """What its labels claim that allocatable does not have, and what else tells of it otherwise."""
+    disagreement: str = ""
+    """That one of them which is its agent's: fewer GPUs than are counted, and for a while."""
+    said: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """Which of them, and which pools, were told."""
     devices: NodeDevices | None = None
     """What DRA offers there."""
     device_offers: dict[str, Offer] = field(default_factory=dict)
     """What that comes to, by resource."""
-    by_claims: bool = False
-    """Whether DRA tells how many GPUs it has, since its allocatable has none."""
+    counted_by: CountedBy = CountedBy.NOBODY
+    """Who tells how many GPUs it has."""
     model: str = ""
     inventory: Inventory | None = None
     agent: str = ""
@@ -64,6 +70,16 @@ class NodeRecord:
     memory_bytes: dict[str, float] = field(default_factory=dict)
     """Then: what each unit of the pods that are here is to have, by uid."""
 
+    def is_news(self) -> bool:
+        """Whether what contradicts its count, or the pools that take it, have changed since this was asked last."""
+        before, self.said = self.said, (self.contradictions, self.in_pools)
+        return before != self.said
+
+    @property
+    def by_claims(self) -> bool:
+        """Whether claims hold its GPUs, since its allocatable has none and its slices have."""
+        return self.counted_by is CountedBy.SLICES
+
     @property
     def ways(self) -> tuple[object, ...]:
         """In which ways its GPUs are counted."""
@@ -73,29 +89,25 @@ class NodeRecord:
 class Nodes:
     """Records by name, and the columns that a node's object and its inventory fill."""
 
-    def __init__(
-        self,
-        columns: Columns,
-        pools: Sequence[PoolSpec],
-        capabilities: Mapping[str, float],
-        devices: Devices,
-    ) -> None:
+    def __init__(self, columns: Columns, settings: StoreSettings, devices: Devices) -> None:
         self.records: dict[str, NodeRecord] = {}
         self.rows: dict[str, int] = {}
         self.names: list[str | None] = []
         self.generation = 0
         """Changes whenever a row gets another node, or the pools change: tables built from names are then stale."""
-        self.pool_names = [*(p.name for p in pools), DEFAULT_POOL]
+        self.pool_names = [*(p.name for p in settings.pools), DEFAULT_POOL]
         self._columns = columns
-        self._pools = pools
-        self._capabilities = capabilities
+        self._pools = settings.pools
+        self._capabilities = settings.capabilities
         self._devices = devices
+        self._gpu_resources = settings.gpu_resources
+        self._disagreements = Disagreements()
 
-    def use(self, pools: Sequence[PoolSpec], capabilities: Mapping[str, float]) -> None:
+    def use(self, settings: StoreSettings) -> None:
         """Take other pools and capabilities; every node goes where it belongs now. The caller folds."""
-        self.pool_names = [*(p.name for p in pools), DEFAULT_POOL]
-        self._pools = pools
-        self._capabilities = capabilities
+        self.pool_names = [*(p.name for p in settings.pools), DEFAULT_POOL]
+        self._pools = settings.pools
+        self._capabilities = settings.capabilities
         columns = self._columns
         columns.pool_sizes = [0] * len(self.pool_names)
         by_model = {model: self._capability(model) for model in {r.model for r in self.records.values()}}
@@ -142,7 +154,7 @@ class Nodes:
         columns, row = self._columns, record.row
         before = (record.labels, record.allocatable)
         labels = node.metadata.labels or {}
-        record.labels, record.allocatable = labels, _gpu_amounts(node)
+        record.labels, record.allocatable = labels, self._gpu_amounts(node)
         # A node tells of itself every few minutes, and of something new about never.
         is_news = not record.told or before != (record.labels, record.allocatable)
         record.told = True
@@ -161,7 +173,7 @@ class Nodes:
         """Fold a node's readings anew after its hardware changed."""
         columns, row = self._columns, record.row
         devices = self._devices.by_node.get(record.name)
-        if record.inventory is None:
+        if record.inventory is None or not record.inventory.gpus:
             record.model = (devices.model if devices else "") or model_of(record.labels)
         columns.capability[row] = self._capability(record.model)
         models, columns.gpu_memory_bytes[row] = _hardware(record.inventory, record.labels, devices)
@@ -171,14 +183,19 @@ class Nodes:
         columns.renew_snapshot()
 
     def _renew_offers(self, record: NodeRecord) -> None:
-        found = record.inventory.gpus if record.inventory is not None else None
-        record.offers, record.contradictions = offers(
+        found = len(record.inventory.gpus) if record.inventory is not None else None
+        record.devices = self._devices.by_node.get(record.name)
+        record.device_offers = self._devices.offers(record.name)
+        counted = count(
             record.allocatable,
             record.labels,
             model=record.model,
-            gpus=len(found) if found else None,
+            found=found,
+            devices=record.devices,
+            by_devices=record.device_offers,
+            also=self._gpu_resources,
         )
-        self._add_devices(record)
+        record.counted_by, record.offers = counted.by, counted.offers
         columns, row = self._columns, record.row
         indexes = {name: columns.resource_index(name) for name in record.offers}
         memory_bytes = columns.gpu_memory_bytes[row]
@@ -200,8 +217,24 @@ class Nodes:
             # Not kept from here on: what was read last would be told as if it were young.
             columns.memory_used_bytes[row] = np.nan
         # In 64 bits, so that 42 sevenths are 6: what is more than there is would be broken.
-        counted = (offer for name, offer in record.offers.items() if indexes[name] is not None)
-        columns.gpu_count[row] = sum(offer.units * offer.gpus for offer in counted)
+        kept = {name: offer for name, offer in record.offers.items() if indexes[name] is not None}
+        gpus = sum(offer.units * offer.gpus for offer in kept.values())
+        columns.gpu_count[row] = gpus
+        columns.counted_gpus[row] = found or 0 if counted.by is CountedBy.INVENTORY else gpus
+        self._disagreements.see(record.name, disagreement(counted.by, kept, gpus, found))
+        record.contradictions, record.disagreement = counted.contradictions, ""
+        self._add_disagreement(record)
+
+    def _add_disagreement(self, record: NodeRecord) -> None:
+        said = self._disagreements.steady.get(record.name)
+        if said is not None:
+            record.contradictions, record.disagreement = (*record.contradictions, said), said
+
+    def pass_time(self, now_mono_s: float) -> Iterator[NodeRecord]:
+        """Let time pass; gives nodes of which an agent says otherwise for so long that it should be told."""
+        for name in self._disagreements.pass_time(now_mono_s):
+            self._add_disagreement(self.records[name])
+            yield self.records[name]
 
     def renew_devices(self, record: NodeRecord) -> None:
         """Likewise after what DRA tells of it changed; most claims change nothing of what it offers."""
@@ -209,28 +242,13 @@ class Nodes:
         if devices is not record.devices or self._devices.offers(record.name) != record.device_offers:
             self.renew(record)
 
-    def _add_devices(self, record: NodeRecord) -> None:
-        """GPUs that DRA offers count where allocatable has none: never both."""
-        record.devices = devices = self._devices.by_node.get(record.name)
-        record.device_offers = self._devices.offers(record.name)
-        record.by_claims = not record.offers and devices is not None
-        if devices is None or not devices.gpus:
-            return
-        if record.by_claims:
-            record.offers = dict(record.device_offers)
-            # The slices that labels speak of may be those that DRA offers.
-            record.contradictions = ()
-        else:
-            names = ", ".join(sorted(record.offers))
-            both = f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts"
-            record.contradictions += (both,)
-
     def remove(self, name: str) -> NodeRecord | None:
         """Give the node's row back. Returns its record as it was, None if there was no such node."""
         record = self.records.pop(name, None)
         if record is None:
             return None
         del self.rows[name]
+        self._disagreements.see(name, "")
         self.names[record.row] = None
         self.generation += 1
         columns = self._columns
@@ -254,7 +272,7 @@ class Nodes:
         units, unit_gpus = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         memory_bytes = np.tile(np.array([memory for _, memory in hardware], np.float64), (shape[0], 1))
         for column, (node, each) in enumerate(zip(nodes, labels, strict=True)):
-            found, _ = offers(_gpu_amounts(node), each)
+            found, _ = offers(self._gpu_amounts(node), each, also=self._gpu_resources)
             for name, offer in found.items():
                 # What no node of ours has stays kube-scheduler's to count.
                 if name in snapshot.resources:
@@ -267,6 +285,7 @@ class Nodes:
         added: dict[str, NDArray[np.generic]] = {
             "present": np.ones(count, bool),
             "gpu_count": gpus,
+            "counted_gpus": gpus,
             "healthy_gpus": np.full(count, np.inf, np.float32),
             "free_gpus": gpus,
             "bound_gpus": zeros,
@@ -311,6 +330,10 @@ class Nodes:
         )
         return found or (len(self._pools),)
 
+    def _gpu_amounts(self, node: Node) -> Amounts:
+        amounts = (node.status.allocatable or {}).items()
+        return {name: each for name, each in amounts if is_gpu_resource(name, self._gpu_resources)}
+
     def _capability(self, model: str) -> float:
         if not model:
             # Nobody has told what is in it: it may be the weakest. Taken for average, an unread node of weak GPUs
@@ -340,7 +363,3 @@ def _hardware(
     # In MiB, whatever the label is called. A share's is the share's own.
     memory_bytes = quantity(labels.get(MEMORY_LABEL)) * 2.0**20
     return (frozenset({model}) if model else frozenset()), max(memory_bytes, 0.0)
-
-
-def _gpu_amounts(node: Node) -> Amounts:
-    return {name: each for name, each in (node.status.allocatable or {}).items() if is_gpu_resource(name)}

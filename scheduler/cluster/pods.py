@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
@@ -58,14 +59,21 @@ class PodFacts:
         return ((GPU_RESOURCE, self.gpus), *self.shares) if self.gpus else self.shares
 
 
-def pod_facts(pod: Pod, before: PodFacts | None = None, *, with_status: bool = False) -> PodFacts | None:
+def pod_facts(
+    pod: Pod,
+    before: PodFacts | None = None,
+    also: AbstractSet[str] = frozenset(),
+    *,
+    with_status: bool = False,
+) -> PodFacts | None:
     """Read a pod; None if it holds no GPU now and will not: none asked for, or finished.
 
     A terminating pod still holds its GPUs until it is gone or its containers have ended. `before` is what was read of
-    it: once it was bound, nobody changes what it preferred. `with_status`: whether to read why it waits, too.
+    it: once it was bound, nobody changes what it preferred. `also`: further resources that are GPUs. `with_status`:
+    whether to read why it waits, too.
     """
     gpus = requested(pod.spec)
-    shares = _shares(pod.spec)
+    shares = _shares(pod.spec, also)
     if (gpus <= 0 and not shares) or pod.status.phase in FINISHED:
         return None
     meta = pod.metadata
@@ -117,7 +125,7 @@ def _shared(preferences: Preferences | None) -> Preferences | None:
     return preferences
 
 
-def _shares(spec: PodSpec) -> Units:
+def _shares(spec: PodSpec, also: AbstractSet[str]) -> Units:
     names = {
         name
         for part in (spec.containers, spec.init_containers)
@@ -125,7 +133,7 @@ def _shares(spec: PodSpec) -> Units:
         if container.resources is not None
         for amounts in (container.resources.limits, container.resources.requests)
         for name in amounts or ()
-        if name != GPU_RESOURCE and is_gpu_resource(name)
+        if name != GPU_RESOURCE and is_gpu_resource(name, also)
     }
     asked = ((name, requested(spec, name)) for name in sorted(names))
     return tuple((name, units) for name, units in asked if units > 0)

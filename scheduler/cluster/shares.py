@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import ceil
 
@@ -55,9 +56,10 @@ class Offer:
     """Whether units take what they like of their GPU's memory, side by side."""
 
 
-def is_gpu_resource(name: str) -> bool:
-    """Whether a resource is GPUs, replicas of them or slices."""
-    return name in (GPU_RESOURCE, GPU_RESOURCE + SHARED_SUFFIX) or name.startswith(MIG_PREFIX)
+def is_gpu_resource(name: str, also: AbstractSet[str] = frozenset()) -> bool:
+    """Whether a resource is GPUs, replicas of them or slices. `also`: further names of GPUs in this cluster."""
+    base = name.removesuffix(SHARED_SUFFIX)
+    return base == GPU_RESOURCE or name.startswith(MIG_PREFIX) or base in also
 
 
 def model_of(labels: Mapping[str, str]) -> str:
@@ -82,6 +84,7 @@ def offers(
     *,
     model: str = "",
     gpus: int | None = None,
+    also: AbstractSet[str] = frozenset(),
 ) -> tuple[dict[str, Offer], tuple[str, ...]]:
     """What a node offers, by resource, and what its labels contradict.
 
@@ -90,17 +93,18 @@ def offers(
         labels: Its labels.
         model: As its agent tells; empty: the label's counts.
         gpus: How many its agent found; None: the label's count.
+        also: Further names that are GPUs in this cluster.
     """
-    units = {name: quantity(amount) for name, amount in allocatable.items() if is_gpu_resource(name)}
+    units = {name: quantity(amount) for name, amount in allocatable.items() if is_gpu_resource(name, also)}
     units = {name: amount for name, amount in units.items() if amount > 0}
-    labelled = _Labelled(units, labels, model or model_of(labels), gpus)
+    labelled = _Labelled(units, labels, model or model_of(labels), gpus, also)
     found: dict[str, Offer] = {}
     wrong: list[str] = []
     for name in units:
         found[name], complaint = labelled.offer(name)
         if complaint:
             wrong.append(complaint)
-    wrong += _absent(units, labels)
+    wrong += labelled.absent()
     if len(wrong) > MOST_TOLD:
         wrong[MOST_TOLD:] = [f"and {len(wrong) - MOST_TOLD} more"]
     return found, tuple(wrong)
@@ -114,10 +118,11 @@ class _Labelled:
     labels: Mapping[str, str]
     model: str
     gpus: int | None
+    also: AbstractSet[str]
 
     def offer(self, name: str) -> tuple[Offer, str]:
         """One resource, and what is wrong with its labels."""
-        base = name.removesuffix(SHARED_SUFFIX)
+        base = self._base(name)
         profile = self._profile(base)
         gpus, memory_bytes = self._slice(profile), 0.0
         if profile is not None:
@@ -134,6 +139,12 @@ class _Labelled:
             shared=replicas > 1 and not limited,
         )
         return offer, complaint
+
+    def _base(self, name: str) -> str:
+        """Under which name labels tell of it: feature discovery knows of no names that a cluster gives GPUs."""
+        base = name.removesuffix(SHARED_SUFFIX)
+        own = base not in self.also or f"{base}.replicas" in self.labels or f"{base}.count" in self.labels
+        return base if own else GPU_RESOURCE
 
     def _profile(self, base: str) -> re.Match[str] | None:
         if base != GPU_RESOURCE:
@@ -169,9 +180,9 @@ class _Labelled:
 
     def _replicas(self, name: str, base: str, there: int) -> tuple[float, str]:
         """How many units share a GPU or slice, of which there are so many; and what is wrong with the label."""
-        units, renamed = self.units[name], name != base
+        units, plain = self.units[name], not name.endswith(SHARED_SUFFIX)
         claimed = _count(self.labels, f"{base}.replicas")
-        if not renamed and (claimed <= 1 or base + SHARED_SUFFIX in self.units):
+        if plain and (claimed <= 1 or self._has_renamed(name, base)):
             # Whole. Beside renamed ones the label is about those.
             return 1.0, ""
         told = units / there if there and units > there else 1.0
@@ -182,21 +193,30 @@ class _Labelled:
         if units % claimed:
             # Replicas of a GPU come and go together.
             return min(told, claimed), said
-        if there and units <= there and not renamed:
+        if there and units <= there and plain:
             return 1.0, f"{said}, of {there} that are there"
         # More than there are may be: GPUs that fell off the bus before the agent came up are still allocatable.
         return claimed, ""
 
+    def _has_renamed(self, name: str, base: str) -> bool:
+        """Whether the node offers replicas of what labels call so, under another name than this one."""
+        return any(
+            self._base(other) == base and (other.endswith(SHARED_SUFFIX) or name == base)
+            for other in self.units
+            if other != name
+        )
 
-def _absent(units: Mapping[str, float], labels: Mapping[str, str]) -> Iterator[str]:
-    """What labels claim of which nothing is allocatable; whole GPUs need not be, where all are sliced."""
-    for label in labels:
-        name, dot, what = label.rpartition(".")
-        if not dot or not is_gpu_resource(name) or name in units or name + SHARED_SUFFIX in units:
-            continue
-        count = _count(labels, label)
-        if (what == "count" and name.startswith(MIG_PREFIX) and count) or (what == "replicas" and count > 1):
-            yield f"label {label} is {count}, but no {name} is allocatable"
+    def absent(self) -> Iterator[str]:
+        """What labels claim of which nothing is allocatable; whole GPUs need not be, where all are sliced."""
+        told_of = {self._base(name) for name in self.units} | self.units.keys()
+        for label in self.labels:
+            name, dot, what = label.rpartition(".")
+            if not dot or not is_gpu_resource(name, self.also) or name in told_of:
+                continue
+            count = _count(self.labels, label)
+            sliced = what == "count" and name.startswith(MIG_PREFIX) and count
+            if sliced or (what == "replicas" and count > 1):
+                yield f"label {label} is {count}, but no {name} is allocatable"
 
 
 def _count(labels: Mapping[str, str], label: str) -> int:

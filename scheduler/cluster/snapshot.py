@@ -33,7 +33,10 @@ class Snapshot:
 
     present: BoolColumn
     gpu_count: FloatColumn
-    """Allocatable GPUs, parts added up."""
+    """GPUs that pods may ask for, allocatable or by DRA; parts added up."""
+    counted_gpus: FloatColumn
+    """The same; where nothing may be asked for, the GPUs that the node's agent found. For pictures of what is there: by
+    these a node must not look larger to a pod."""
     healthy_gpus: FloatColumn
     """GPUs not known to be broken; infinite where no agent has told what the node has."""
     free_gpus: FloatColumn

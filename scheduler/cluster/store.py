@@ -72,7 +72,7 @@ class Store:
         """Pods that ask for devices by claims alone."""
         self.devices = Devices()
         """What DRA offers, and which claims hold it."""
-        nodes = self._nodes = Nodes(columns, settings.pools, settings.capabilities, self.devices)
+        nodes = self._nodes = Nodes(columns, settings, self.devices)
         self._measurements = Measurements(
             columns, nodes, self.counters, half_life_s=settings.half_life_s, stale_s=settings.stale_s
         )
@@ -121,15 +121,13 @@ class Store:
         self._promises.use(half_life_s=settings.half_life_s, now_mono_s=now_mono_s)
         self._columns.neutral_load = settings.neutral_load
         self._columns.stale_s = settings.stale_s
-        before = {record.name: record.in_pools for record in self.nodes.values()}
-        self._nodes.use(settings.pools, settings.capabilities)
+        self._nodes.use(settings)
         self._measurements.use(
             half_life_s=settings.half_life_s, stale_s=settings.stale_s, now_mono_s=now_mono_s
         )
         self._columns.renew_snapshot()
         for record in self.nodes.values():
-            if record.in_pools != before[record.name] and self.on_contradictions is not None:
-                self.on_contradictions(record)
+            self._tell(record)
 
     # --- events from the cluster ---------------------------------------------------------------------------------
 
@@ -142,12 +140,13 @@ class Store:
         gone = isinstance(event, Gone)
         if isinstance(thing, Pod):
             self.claimers.see(thing, gone=gone)
-            facts = None if gone else pod_facts(thing, self.pods.get(thing.metadata.uid), with_status=True)
+            also, uid = self.settings.gpu_resources, thing.metadata.uid
+            facts = None if gone else pod_facts(thing, self.pods.get(uid), also, with_status=True)
             self._beside.preferred.see_pod(thing, facts, gone=gone or thing.status.phase in FINISHED)
             if facts is None:
-                self._holdings.forget(thing.metadata.uid, now_mono_s)
+                self._holdings.forget(uid, now_mono_s)
                 if gone or thing.status.phase in FINISHED:
-                    self.intents.forget_pod(thing.metadata.uid)
+                    self.intents.forget_pod(uid)
             else:
                 self._pod_seen(facts, now_mono_s)
         elif isinstance(thing, Node):
@@ -199,32 +198,30 @@ class Store:
         self.synced.add(event.kind)
 
     def _node_seen(self, node: Node, now_mono_s: float) -> None:
-        name = node.metadata.name
-        record = self.nodes.get(name)
-        contradictions = (record.contradictions, record.in_pools) if record is not None else ((), ())
+        record = self.nodes.get(node.metadata.name)
         if record is None:
             record = self._nodes.add(node)
             self._holdings.adopt(record)
-            self._measurements.see_node(name)
+            self._measurements.see_node(record.name)
         before = record.ways
         self._nodes.update(record, node, now_mono_s)
         if before != record.ways:
             # Pods there may hold what had no column until now.
             self._holdings.add_up(record)
         self._beside.see_node(node, record.row)
-        told = (record.contradictions, record.in_pools)
-        if told != contradictions and self.on_contradictions is not None:
+        self._tell(record)
+
+    def _tell(self, record: NodeRecord | None) -> None:
+        if record is not None and record.is_news() and self.on_contradictions is not None:
             self.on_contradictions(record)
 
     def _devices_changed(self, nodes: Iterable[str], now_mono_s: float) -> None:
         for record in (self.nodes[name] for name in nodes if name in self.nodes):
-            contradictions = record.contradictions
             self._nodes.renew_devices(record)
             self._holdings.add_up(record)
             # An allocated claim is a fact, as a binding is.
             self._promises.evict(record.name, now_mono_s)
-            if record.contradictions != contradictions and self.on_contradictions is not None:
-                self.on_contradictions(record)
+            self._tell(record)
             if self.on_devices is not None:
                 self.on_devices(record.name)
 
@@ -257,7 +254,7 @@ class Store:
 
     def request(self, pod: Pod, waited_s: float, profiles: dict[Workload, tuple[str, float]]) -> PodRequest:
         """Turn a pod into the request that policies see. `profiles`: workload -> (name, expected load)."""
-        facts = pod_facts(pod)
+        facts = pod_facts(pod, also=self.settings.gpu_resources)
         meta = pod.metadata
         intent = self.intents.resolve(meta, pod.spec.priority_class_name)
         if intent.faults and self.on_faults is not None:
@@ -323,8 +320,7 @@ class Store:
         Such a node may be a template that does not exist yet; it never gets a promise. Rows count on from
         `snapshot.rows`, in the order given.
         """
-        more = self._nodes.with_strangers(snapshot, nodes)
-        return self._beside.with_strangers(more, nodes, request)
+        return self._beside.with_strangers(self._nodes.with_strangers(snapshot, nodes), nodes, request)
 
     def node_power_w(self, row: int) -> float | None:
         """Measured watts of all GPUs of a node; None where any of them is unknown."""
@@ -371,10 +367,12 @@ class Store:
         self._measurements.see_inventory(node, inventory)
         if record is not None and record.shared != shared:
             self._holdings.add_up(record)
+        self._tell(record)
 
     def forget_inventory(self, node: str) -> None:
         """What an agent had said of a node's GPUs was cleared: only what Kubernetes counts is known of them."""
         self._measurements.forget_inventory(node)
+        self._tell(self.nodes.get(node))
 
     def see_samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         """Write samples (node, sample, instant of receipt), at most one a node, in one go."""
@@ -395,3 +393,5 @@ class Store:
         self._ticked_mono_s = now_mono_s
         self._measurements.age(now_mono_s)
         self._promises.pass_time(now_mono_s)
+        for record in self._nodes.pass_time(now_mono_s):
+            self._tell(record)

@@ -20,3 +20,5 @@ class StoreSettings:
     """GPU model glob -> relative capability; the first that matches counts, default 1."""
     expected_loads: dict[Workload, float] = field(default_factory=dict)
     """What one GPU of a pod of this class is expected to be busy."""
+    gpu_resources: frozenset[str] = frozenset()
+    """Further names under which nodes offer GPUs; those that a store began with hold."""

@@ -110,9 +110,9 @@ def compare(
         power_w: What each real row draws now; NaN is unknown.
         waiting_pods: In the real world, and in ours.
     """
-    rows = np.flatnonzero(real.present & (ours_of >= 0) & (real.gpu_count > 0))
+    rows = np.flatnonzero(real.present & (ours_of >= 0) & (real.counted_gpus > 0))
     at = ours_of[rows]
-    gpus = real.gpu_count[rows].astype(np.float64)
+    gpus = real.counted_gpus[rows].astype(np.float64)
     # 1. Load.
     load = np.where(measured(real), real.load_sum, np.nan).astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
@@ -166,8 +166,8 @@ def measured(snapshot: Snapshot) -> NDArray[np.bool_]:
     known: NDArray[np.bool_] = (
         snapshot.present
         & snapshot.fresh
-        & (snapshot.gpu_count > 0)
-        & (snapshot.known_gpus >= snapshot.gpu_count)
+        & (snapshot.counted_gpus > 0)
+        & (snapshot.known_gpus >= snapshot.counted_gpus)
     )
     return known
 

@@ -28,6 +28,7 @@ from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord, Sai
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
 from scheduler.report.queries import without_query
+from scheduler.report.unoffered import unoffered
 
 # A Kubernetes name has 253 characters at most; what is longer is not worth printing whole.
 MOST_SHOWN = 253
@@ -77,8 +78,6 @@ STRANGER = (
     "Its spec.schedulerName is {}, which is none of our scheduler_names ({}): nobody is expected to ask us about it. "
     "Name one of these in the pod's spec, or that scheduler in our configuration, if it asks us."
 )
-NO_CLASS = "no DeviceClass has extendedResourceName"
-NOT_OFFERED = "So kube-scheduler offers this pod none of them."
 ROOM = (
     "kube-scheduler asked us on which nodes others may make room for it (preempt): that answer is kept, and is no "
     "decision about its place."
@@ -252,7 +251,7 @@ class Explainer:
             notes.append(NOMINATED.format(facts.nominated_node))
         soft = record is not None and record.result == "passed_soft"
         notes.append(SOFT if soft else ADVISORY if now.placement == Placement.ADVISORY else DECISIVE)
-        notes += self._unnamed(facts)
+        notes += unoffered(self._decider.store, facts)
         if now.failed_policies:
             notes.append(f"Policies that failed and were left out: {', '.join(now.failed_policies)}.")
         return notes
@@ -269,19 +268,6 @@ class Explainer:
         policies = (each.name for each in self._decider.profiles[request.workload].scores)
         left = request.preferences.not_weighed(policies) if request.preferences is not None else ()
         return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
-
-    def _unnamed(self, facts: PodFacts) -> list[str]:
-        """Resources that nodes offer by DRA, and that kube-scheduler does not find there for want of a name."""
-        store = self._decider.store
-        if facts.node or Kind.DEVICECLASS not in store.synced:
-            return []
-        notes = []
-        for name, _ in facts.units:
-            count = sum(record.by_claims and name in record.offers for record in store.nodes.values())
-            if count and not store.devices.is_named(name):
-                nodes = "1 node offers" if count == 1 else f"{count:,} nodes offer"
-                notes.append(f"{nodes} {name} by DRA alone, and {NO_CLASS}: {name}. {NOT_OFFERED}")
-        return notes
 
     def _no_record(self, facts: PodFacts) -> str:
         said = said_in((facts.meta.annotations or {}).get(DECISION_ANNOTATION, ""))

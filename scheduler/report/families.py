@@ -142,8 +142,8 @@ class Sources:
     )
     waiting_pods: Count = _gauge("GPU pods without a node.")
     contradicting_nodes: Count = _gauge(
-        "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, or whose GPUs DRA offers "
-        "too."
+        "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, whose GPUs DRA offers "
+        "too, or whose agent has found fewer GPUs than are counted for a minute."
     )
     unmanaged_nodes: Count = _gauge(
         "Nodes that offer GPUs, or parts of them, that `managed_resources` does not name: a scheduler that others "
@@ -276,13 +276,15 @@ NODE_FAMILIES: tuple[NodeFamily, ...] = (
         name="wattbalance_node_gpus",
         kind=Kind.GAUGE,
         text="GPUs by state: bound, reserved, broken (lost, hung, or not found by the agent), free. The sum is what "
-        "Kubernetes counts, or more: by what others overcommit, broke while bound, or is broken beyond that count.",
+        "Kubernetes counts, or more: by what others overcommit, broke while bound, or is broken beyond that count. "
+        "Where it counts none, those that an agent found are unoffered.",
         labels=("node", "pool", "state"),
         read=lambda node: [
             (("bound",), node.bound_gpus),
             (("broken",), node.broken_gpus),
             (("free",), node.free_gpus),
             (("reserved",), node.reserved_gpus),
+            *([(("unoffered",), node.unoffered_gpus)] if node.unoffered_gpus else []),
         ],
     ),
 )

@@ -96,6 +96,7 @@ class _Pool:
     broken: float = 0.0
     free: float = 0.0
     reserved: float = 0.0
+    unoffered_gpus: float = 0.0
     unknown_gpus: float = 0.0
     power_w: float | None = None
     power_unknown_gpus: float = 0
@@ -111,6 +112,7 @@ class _Pool:
         self.broken += node.broken_gpus
         self.free += node.free_gpus
         self.reserved += node.reserved_gpus
+        self.unoffered_gpus += node.unoffered_gpus
         self.unknown_gpus += node.unknown_gpus
         if node.fresh and node.power_w is not None:
             self.power_w = (self.power_w or 0.0) + node.power_w
@@ -238,6 +240,7 @@ def _gpus_of(pool: _Pool) -> Iterable[tuple[str, float]]:
         ("broken", pool.broken),
         ("free", pool.free),
         ("reserved", pool.reserved),
+        ("unoffered", pool.unoffered_gpus),
     )
 
 

@@ -50,12 +50,12 @@ class NodeView(View, frozen=True):
     pool: str
     """The first pool whose selector takes it; `default` if none does."""
     gpus: float
-    """Allocatable GPUs, parts of them added up.
+    """As whoever stands in `counted_by` counts them, parts of them added up.
 
     Broken, known and unknown ones add up to these, or to what the agent found if that is more.
     """
     free_gpus: float
-    """Neither bound, nor reserved, nor broken."""
+    """Neither bound, nor reserved, nor broken, and such as pods may ask for."""
     bound_gpus: float = 0.0
     reserved_gpus: float = 0.0
     broken_gpus: float = 0.0
@@ -81,13 +81,25 @@ class NodeView(View, frozen=True):
     """Of the agent that sent the node's inventory; null if none has."""
     model: str | None = None
     """Of its GPUs, as the agent, the node's ResourceSlices or else its label tell; null if none does."""
+    counted_by: str | None = None
+    """Who counts its GPUs: allocatable, else resourceslices (DRA), else inventory (its agent's); null if it has none.
+
+    Of those that only the agent counts no pod may ask for any, so none is free.
+    """
     resources: dict[str, ResourceView] = {}
     """What Kubernetes counts, by resource."""
     contradictions: list[str] = []
-    """What its labels claim that its allocatable does not have."""
+    """What its labels claim that its allocatable does not have, and what DRA or its agent tell of it otherwise."""
     in_pools: list[str] = []
     """The pools whose selectors take it, if they are several: then no GPU pod is placed on it."""
     devices: list[GpuView] = []
+
+    @property
+    def unoffered_gpus(self) -> float:
+        """GPUs that only the node's agent counts, and that no pod of ours holds: none may ask for them."""
+        if self.counted_by != "inventory":
+            return 0.0
+        return max(self.gpus - self.bound_gpus - self.reserved_gpus - self.broken_gpus, 0.0)
 
 
 class PodView(View, frozen=True):

@@ -595,13 +595,14 @@ def test_nodes_are_sorted_with_what_is_unknown_at_one_end(sort_by: str, want_nam
 def test_a_node_in_all_its_columns() -> None:
     seen = node(
         "n1", free_gpus=2.0, bound_gpus=5.0, reserved_gpus=1.0, load_frac=0.456, power_w=1234.5, reading_age_s=0.44,
-        fresh=True, agent_version="0.1.0", devices=[GpuView(uuid="a", model="H100"), GpuView(uuid="b", model="H100")],
+        fresh=True, agent_version="0.1.0", counted_by="allocatable",
+            devices=[GpuView(uuid="a", model="H100"), GpuView(uuid="b", model="H100")],
     )  # fmt: skip
     out = Console(file=io.StringIO(), width=tables.PIPE_WIDTH)
     tables.print_nodes(out, [seen], sort_by="name", wide=True)
     assert isinstance(out.file, io.StringIO)
     [_, row] = out.file.getvalue().splitlines()
-    want = "n1 dc ok 8 2 46% 1,234 W 0.4s 0.1.0 5 1 0 0 - H100"
+    want = "n1 dc ok 8 2 46% 1,234 W 0.4s 0.1.0 5 1 0 0 allocatable - H100"
     assert row.split() == want.split()
     tables.print_nodes(out, [node("n2", model="NVIDIA-L4"), node("n3")], sort_by="name", wide=True)
     assert [line.split()[-1] for line in out.file.getvalue().splitlines()[-2:]] == ["NVIDIA-L4", "-"]
@@ -637,6 +638,16 @@ def test_what_gpus_are_divided_into_is_shown_with_how_much_is_free(
     begin, end = head.index("FREE UNITS"), head.index("MODEL")
     assert row[begin:end].strip() == want_text
     assert {"4.57", "1.57"} <= set(row.split())
+
+
+@pytest.mark.parametrize("counted_by", [None, "allocatable", "resourceslices", "inventory"])
+def test_who_counts_the_gpus_stands_in_a_wide_table(counted_by: str | None) -> None:
+    out = Console(file=io.StringIO(), width=tables.PIPE_WIDTH)
+    tables.print_nodes(out, [node("n1", counted_by=counted_by)], sort_by="name", wide=True)
+    assert isinstance(out.file, io.StringIO)
+    head, row = out.file.getvalue().splitlines()
+    begin, end = head.index("COUNTED BY"), head.index("FREE UNITS")
+    assert row[begin:end].strip() == (counted_by or "-")
 
 
 @pytest.mark.parametrize(

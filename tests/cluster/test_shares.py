@@ -215,6 +215,65 @@ def test_with_some_gpus_lost_the_rest_stay_replicas() -> None:
     assert only({SHARED: "4"}, labels, gpus=2) == Offer(4.0, 0.25, shared=True)
 
 
+# --- names of a cluster's own ---------------------------------------------------------------------------------------
+
+OWN = "example.com/a100"
+ALSO = frozenset({OWN})
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, discovered("NVIDIA-A100", 8), discovered("NVIDIA-A100", 8, replicas=0)]
+)
+def test_a_name_of_ones_own_is_whole_gpus(labels: dict[str, str]) -> None:
+    assert only({OWN: "8"}, labels, also=ALSO) == Offer(8.0)
+    assert offers({OWN: "6", GPU: "2"}, labels, also=ALSO, gpus=8) == ({OWN: Offer(6.0), GPU: Offer(2.0)}, ())
+    assert offers({OWN: "8"}, labels) == ({}, ()), "if nobody says that they are GPUs"
+
+
+@pytest.mark.parametrize("gpus", [None, 4])
+def test_renamed_replicas_are_told_by_the_label_of_the_gpus(gpus: int | None) -> None:
+    labels = discovered("NVIDIA-A100", 4, replicas=4, strategy="time-slicing")
+    quarter = Offer(16.0, 0.25, shared=True)
+    for name in (OWN, OWN + ".shared"):
+        assert only({name: "16", GPU: "0"}, labels, also=ALSO, gpus=gpus) == quarter
+    # Beside whole ones the label is about those that were renamed.
+    found, wrong = offers({OWN: "8", GPU: "2"}, labels, also=ALSO, gpus=gpus)
+    assert (found, wrong) == ({OWN: Offer(8.0, 0.25, shared=True), GPU: Offer(2.0)}, ())
+    found, wrong = offers({OWN + ".shared": "8", OWN: "2"}, labels, also=ALSO, gpus=gpus)
+    assert (found, wrong) == ({OWN + ".shared": Offer(8.0, 0.25, shared=True), OWN: Offer(2.0)}, ())
+    found, wrong = offers({SHARED: "8", OWN: "2"}, labels, also=ALSO, gpus=gpus)
+    assert (found, wrong) == ({SHARED: Offer(8.0, 0.25, shared=True), OWN: Offer(2.0)}, ())
+
+
+def test_a_replica_of_mps_by_a_name_of_ones_own_has_its_part_of_the_memory() -> None:
+    labels = discovered("NVIDIA-A100", 4, replicas=4, strategy="mps")
+    assert only({OWN: "16"}, labels, also=ALSO) == Offer(16.0, 0.25, memory_frac=0.25)
+
+
+def test_labels_by_the_name_itself_go_before_those_of_the_gpus() -> None:
+    labels = discovered("NVIDIA-A100", 4) | {f"{OWN}.replicas": "2"}
+    assert only({OWN: "8"}, labels, also=ALSO) == Offer(8.0, 0.5, shared=True)
+    labels = discovered("NVIDIA-A100", 4, replicas=4) | {f"{OWN}.count": "4"}
+    found, _ = offers({OWN: "4"}, labels, also=ALSO)
+    assert found == {OWN: Offer(4.0)}
+
+
+def test_replicas_by_a_name_of_ones_own_that_allocatable_lacks_are_whole_and_told() -> None:
+    labels = discovered("NVIDIA-A100", 4, replicas=4, strategy="time-slicing")
+    found, [wrong] = offers({OWN: "4"}, labels, also=ALSO)
+    assert found == {OWN: Offer(4.0)}
+    assert wrong == f"label nvidia.com/gpu.replicas is 4, but allocatable {OWN} is 4, of 4 that are there"
+    found, wrongs = offers({OWN: "0"}, labels, also=ALSO)
+    assert (found, len(wrongs)) == ({}, 1)
+    found, [wrong] = offers({OWN: "0"}, {f"{OWN}.replicas": "4"}, also=ALSO)
+    assert wrong == f"label {OWN}.replicas is 4, but no {OWN} is allocatable"
+
+
+def test_slices_of_strategy_single_may_have_a_name_of_ones_own() -> None:
+    labels = discovered("NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", 14, memory_mib=4864)
+    assert only({OWN: "14"}, labels, also=ALSO, gpus=2).gpus == 1 / 7
+
+
 # --- contradictions --------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +354,8 @@ NAMES = (
     "nvidia.com/mig-0g.5gb",
     "nvidia.com/mig-",
     "nvidia.com/mig-x.shared",
+    "example.com/a100",
+    "example.com/a100.shared",
 )
 LABELS = [
     *(
@@ -334,9 +395,9 @@ def test_a_label_that_is_no_count_is_as_if_it_were_not_there(what: str, junk: st
 def test_whatever_is_written_a_unit_is_a_part_of_a_gpu(
     allocatable: dict[str, str], labels: dict[str, str], gpus: int | None, model: str
 ) -> None:
-    found, wrong = offers(allocatable, labels, model=model, gpus=gpus)
+    found, wrong = offers(allocatable, labels, model=model, gpus=gpus, also=ALSO)
     for name, offer in found.items():
-        assert is_gpu_resource(name)
+        assert is_gpu_resource(name, ALSO)
         assert offer.units > 0
         assert 0 < offer.gpus <= 1
         assert 0 < offer.memory_frac <= 1

@@ -7,6 +7,7 @@ import pytest
 from scheduler.cluster.columns import MOST_RESOURCES
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store
+from scheduler.core.nouns import Workload
 from tests.builders import (
     make_inventory,
     make_node,
@@ -139,6 +140,28 @@ def test_resources_that_somebody_invents_are_counted_in_bounds() -> None:
         see_shares(store, {f"nvidia.com/mig-1g.{index + 1}gb": 7}, 1)
     assert len(store.snapshot.resources) <= MOST_RESOURCES
     assert len(store.snapshot.units) <= MOST_RESOURCES
+
+
+def test_gpus_by_a_name_of_ones_own_are_placed_promised_and_filled_like_others() -> None:
+    own = "example.com/a100"
+    store = make_store(gpu_resources=frozenset({own}))
+    see_shares(store, {own: 8, GPU: 1}, 3, replicas="4", count="3")
+    snapshot, row = store.snapshot, store.rows["n1"]
+    assert (snapshot.gpu_count[row], snapshot.counted_gpus[row]) == (3, 3)
+    assert not store.nodes["n1"].contradictions
+    pod = make_pod("a", shares={own: 6})
+    request = store.request(pod, 0.0, dict.fromkeys(Workload, ("p", 0.9)))
+    assert dict(request.units) == {own: 6}
+    assert store.reserve(request, "n1", 1.0)
+    assert not store.reserve(make_request("b", 0, shares=((own, 3),)), "n1", 1.0)
+    see_pod(store, make_pod("a", shares={own: 6}, node="n1"), 2.0)
+    see_pod(store, make_pod("c", shares={own + ".shared": 1}, node="n1"), 2.0)
+    assert store.snapshot.bound_gpus[row] == 1.5, "of what the node does not offer there is nothing to hold"
+    assert (free_of(store, own), free_of(store, GPU)) == (2, 1)
+    assert store.with_strangers(store.snapshot, [make_node("new", shares={own: 4})]).gpu_count[-1] == 4
+    stranger = make_store()
+    see_shares(stranger, {own: 8}, 2)
+    assert stranger.snapshot.gpu_count[stranger.rows["n1"]] == 0, "nobody said so"
 
 
 def test_only_the_youngest_of_those_that_lack_something_are_evicted() -> None:

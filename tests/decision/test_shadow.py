@@ -267,6 +267,24 @@ def test_a_node_that_really_has_no_room_may_have_some_with_us() -> None:
     assert scene.stands("p2") == (first, other)
 
 
+def test_gpus_that_only_an_agent_finds_are_in_both_worlds_alike_and_nothing_of_them_is_free() -> None:
+    scene = Scene({"n1": 8, "bare": 0})
+    shadow = scene.shadow
+    assert shadow is not None
+    for store in scene.stores:
+        store.see_inventory("bare", make_inventory("bare"))
+    for store in scene.stores:
+        store.see_samples(
+            [(name, make_sample(name, [util] * 8), 100.0) for name, util in (("n1", 0.0), ("bare", 1.0))]
+        )
+    worlds = shadow.worlds()
+    assert worlds is not None
+    assert (worlds.nodes, worlds.nodes_load_known) == (2, 2)
+    assert worlds.real == worlds.ours
+    assert worlds.real.load_spread_frac == pytest.approx(0.5)
+    assert worlds.real.stranded_gpus == 0
+
+
 def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
     scene = Scene({"a": 8, "b": 8, "c": 8})
     ours = scene.ask("p", 1)

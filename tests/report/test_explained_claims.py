@@ -10,7 +10,7 @@ from scheduler.client.tables import print_explanation
 from scheduler.cluster.objects import Container, Meta, Node, NodeStatus, Pod, PodSpec, PodStatus, Present
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.report.explain import BY_CLAIMS
-from tests.builders import make_pod
+from tests.builders import make_inventory, make_node, make_pod
 from tests.dra import make_claim, make_class, make_slice
 from tests.report.test_explained import World
 
@@ -60,6 +60,27 @@ async def test_it_is_forgotten_when_it_ends_or_is_gone() -> None:
     world.store.apply(Listed(Kind.POD, frozenset()), 0.0)
     await world.unknown("p1")
     assert not len(world.store.claimers)
+
+
+async def test_a_pod_that_waits_is_told_of_gpus_that_agents_alone_find() -> None:
+    world = World()
+    world.see(make_pod("p1", 8))
+
+    async def told() -> list[str]:
+        return [note for note in (await world.explained("p1")).notes if "Kubernetes does not offer" in note]
+
+    assert await told() == []
+    for index in range(3, 10):
+        world.store.apply(Changed(Kind.NODE, make_node(f"n{index}", 0)), 0.0)
+        world.store.see_inventory(f"n{index}", make_inventory(f"n{index}"))
+        if index == 3:
+            assert (await told())[0].startswith(
+                "1 node has GPUs that an agent finds and Kubernetes does not offer (n3):"
+            )
+    assert (await told())[0].startswith("7 nodes have GPUs")
+    assert "(n3, n4, n5, n6, n7, ...)" in (await told())[0]
+    world.see(make_pod("p1", 8, node="n1"))
+    assert await told() == [], "it runs"
 
 
 async def test_a_pod_that_waits_is_told_that_no_class_gives_the_gpus_by_dra_its_name() -> None:

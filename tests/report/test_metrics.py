@@ -176,8 +176,15 @@ async def test_nodes_are_told_with_their_pool_and_pools_are_summed() -> None:
         node("b", load_frac=0.25, gpus=4, known_gpus=4.0),
         node("half", load_frac=None, known_gpus=3.0, unknown_gpus=5.0),
         node("c", pool="aws", power_w=None),
+        node("bare", pool="aws", gpus=8, bound_gpus=0, reserved_gpus=0, free_gpus=0, counted_by="inventory"),
     )
     series = series_of(await rendered(MetricsPage(Sources(), nodes)))
+    unoffered = {key: value for key, value in series.items() if ("state", "unoffered") in key[1]}
+    assert unoffered == {
+        ("wattbalance_node_gpus", (("node", "bare"), ("pool", "aws"), ("state", "unoffered"))): 8,
+        ("wattbalance_pool_gpus", (("pool", "aws"), ("state", "unoffered"))): 8,
+        ("wattbalance_pool_gpus", (("pool", "dc"), ("state", "unoffered"))): 0,
+    }
     assert series["wattbalance_node_load_ratio", (("node", "b"), ("pool", "dc"))] == 0.25
     assert series["wattbalance_node_gpus", (("node", "a"), ("pool", "dc"), ("state", "free"))] == 3
     assert series["wattbalance_pool_nodes", (("pool", "dc"),)] == 3

@@ -1,0 +1,43 @@
+"""Notes of explain on GPUs that are there, and that kube-scheduler offers no pod as it asks for them."""
+
+from __future__ import annotations
+
+from scheduler.cluster.counting import CountedBy
+from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.port import Kind
+from scheduler.cluster.store import Store
+
+MOST_NODES = 5
+NO_CLASS = "no DeviceClass has extendedResourceName"
+NOT_OFFERED = "So kube-scheduler offers this pod none of them."
+UNOFFERED = (
+    "{} GPUs that an agent finds and Kubernetes does not offer ({}): no pod may ask for them until a device plugin, or "
+    "the driver of DRA, runs there."
+)
+
+
+def unoffered(store: Store, facts: PodFacts) -> list[str]:
+    """What is to be said of them for a pod that waits; nothing for one that runs."""
+    return [] if facts.node else [*_unnamed(store, facts), *_found_only(store)]
+
+
+def _unnamed(store: Store, facts: PodFacts) -> list[str]:
+    """Resources that nodes offer by DRA, and that kube-scheduler does not find there for want of a name."""
+    if Kind.DEVICECLASS not in store.synced:
+        return []
+    notes = []
+    for name, _ in facts.units:
+        count = sum(record.by_claims and name in record.offers for record in store.nodes.values())
+        if count and not store.devices.is_named(name):
+            nodes = "1 node offers" if count == 1 else f"{count:,} nodes offer"
+            notes.append(f"{nodes} {name} by DRA alone, and {NO_CLASS}: {name}. {NOT_OFFERED}")
+    return notes
+
+
+def _found_only(store: Store) -> list[str]:
+    """Nodes whose GPUs an agent alone counts."""
+    names = sorted(node.name for node in store.nodes.values() if node.counted_by is CountedBy.INVENTORY)
+    if not names:
+        return []
+    shown = ", ".join([*names[:MOST_NODES], *(["..."] if len(names) > MOST_NODES else [])])
+    return [UNOFFERED.format("1 node has" if len(names) == 1 else f"{len(names):,} nodes have", shown)]
