@@ -10,8 +10,11 @@ from scheduler.cluster.objects import Pod
 from scheduler.core.nouns import REASON_TEXTS
 
 OUR_REASONS = tuple(text for text in REASON_TEXTS.values() if text)
-# Its try ended early, as where nobody answered it. Source: kube-scheduler 1.20 to 1.36.
+# Its try ended early, as where nobody answered it.
 ERROR = "SchedulerError"
+# Versions that write `Unschedulable` all the same: nothing listens, no answer in time; another status than 200.
+# Source: Go's url.Error; kube-scheduler's extender.go, 1.20 to 1.36.
+UNANSWERED = ('/filter": ', " with extender at URL ")
 
 
 def is_refused(pod: Pod) -> bool:
@@ -21,5 +24,5 @@ def is_refused(pod: Pod) -> bool:
     for each in pod.status.conditions or ():
         if each.type == "PodScheduled" and each.status == "False":
             message = each.message or ""
-            return each.reason == ERROR or any(text in message for text in OUR_REASONS)
+            return each.reason == ERROR or any(text in message for text in (*OUR_REASONS, *UNANSWERED))
     return False

@@ -32,6 +32,18 @@ def scheduled(status: str = "False", reason: str = "Unschedulable", message: str
         ([scheduled(message="0/3 nodes are available: 3 Insufficient cpu.")], False),
         ([scheduled(message="0/3 nodes are available: 3 waiting for pool dc-1.")], True),
         ([scheduled(reason="SchedulerError", message="Post filter: connection refused")], True),
+        (
+            [
+                scheduled(
+                    message='Post "http://127.0.0.1:9443/scheduler/filter": dial tcp: connection refused'
+                )
+            ],
+            True,
+        ),
+        (
+            [scheduled(message="failed filter with extender at URL http://wb/scheduler/filter, code 503")],
+            True,
+        ),
         ([scheduled(reason="SchedulingGated", message="Scheduling is blocked due to gates")], False),
         ([scheduled("True")], False),
         ([{"type": "Ready", "status": "False", "reason": "SchedulerError", "message": OURS}], False),

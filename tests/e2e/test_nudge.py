@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scheduler.simulate.ports import free_port
 from scheduler.telemetry.sample import encode
 from tests.builders import make_inventory
 from tests.controlplane import pod_manifest
@@ -22,6 +23,7 @@ from tests.e2e.test_telemetry import publish
 pytestmark = pytest.mark.e2e
 
 RETRY = "wattbalance.io/retry"
+DECISION = "wattbalance.io/decision"
 SICK = {"wattbalance.io/quarantine": "xid-79"}
 PAUSES = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
 PAUSE = f"{PAUSES}/wattbalance-pause"
@@ -183,6 +185,54 @@ def test_nobody_is_woken_while_paused_or_by_a_standby_and_the_leader_does_after_
     time.sleep(2.0)
     assert patched(system)[before:] == ["of-leader"]
     assert metric(standby, "wattbalance_refused_pods") == 1
+
+
+def test_the_leader_wakes_a_pod_that_a_standby_refused_beside_its_own_kube_scheduler(system: System) -> None:
+    for name in ("nudge-a", "nudge-b"):
+        system.add_own_pod(name)
+    system.add_node("nudge-sick", **SICK)
+    leader = system.serve("nudge-a")
+    wait_for("it leads", lambda: readiness(leader)["role"] == "leader")
+    standby = system.serve("nudge-b")
+    for replica in (leader, standby):
+        until_seen(replica, "nudge-sick")
+    before = len(patched(system))
+    daemon = system.scheduler(standby.port)
+    try:
+        system.add_pod("next-door")
+        wait_for("it is refused", lambda: refused(standby, "next-door"))
+        wait_for("the leader knows", lambda: metric(leader, "wattbalance_refused_pods") == 1)
+        # What kube-scheduler refuses by itself is its own affair.
+        system.add_pod("too-large", 16)
+        assert [refused(leader, "next-door"), patched(system)[before:]] == [[], []]
+        lift(system, "nudge-sick")
+        assert system.bound("next-door") == "nudge-sick"
+        assert retry(system, "next-door") == "1"
+        assert readiness(standby)["role"] == "standby"
+        written = [metric(each, "wattbalance_nudges_total", result="written") for each in (leader, standby)]
+        assert written == [1, 0]
+        # Longer than the leader takes to write a decision that it knows.
+        time.sleep(2.0)
+        assert patched(system)[before:] == ["next-door"]
+        assert DECISION not in system.pod("next-door")["metadata"]["annotations"]
+    finally:
+        daemon.stop()
+
+
+def test_a_pod_for_which_nobody_answered_is_woken_once(system: System) -> None:
+    system.add_node("nudge-well")
+    before = len(patched(system))
+    # Nobody listens there.
+    daemon = system.scheduler(free_port())
+    try:
+        system.add_pod("unheard")
+        replica = system.serve()
+        wait_for("it is woken", lambda: retry(system, "unheard") == "1")
+        time.sleep(LONGER_S)
+        assert patched(system)[before:] == ["unheard"]
+        assert metric(replica, "wattbalance_refused_pods") == 1
+    finally:
+        daemon.stop()
 
 
 def test_who_observes_wakes_nobody(system: System) -> None:
