@@ -13,6 +13,7 @@ import ssl
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -323,6 +324,8 @@ class Listeners:
 
     async def _tell_paused(self, request: web.Request, response: web.StreamResponse) -> None:
         # People ask there, and programs that have no place for it in the body; kube-scheduler would only drop it.
+        if response.status == HTTPStatus.MISDIRECTED_REQUEST:
+            return  # to whoever that was, nothing
         if request.path.startswith(API) and (paused := self.paused()):
             response.headers[PAUSED_HEADER] = quote(paused, safe=" :,;()")
 

@@ -30,6 +30,7 @@ ROUTES = {
 async def listening(address: str) -> AsyncIterator[int]:
     spec = ListenerSpec(address=address, serves=frozenset(ROUTES))
     listeners = Listeners([spec], ROUTES, grace_s=0.5)
+    listeners.paused = lambda: "paused by kim: a secret reason"
     await listeners.start()
     try:
         yield listeners.addresses[0][1]
@@ -53,7 +54,9 @@ async def answer(port: int, head: str, connect_to: str = "127.0.0.1") -> str:
 @pytest.mark.parametrize("path", ["/", "/api/v1/nodes"])
 async def test_who_names_this_machine_is_answered_on_any_port(host: str, path: str) -> None:
     async with listening("127.0.0.1:0") as port:
-        assert (await answer(port, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n")).startswith("HTTP/1.1 200")
+        told = await answer(port, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n")
+        assert told.startswith("HTTP/1.1 200")
+        assert ("secret" in told) == path.startswith("/api/")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,7 @@ async def test_a_name_that_somebody_lets_point_here_is_refused_with_the_reason(h
             assert "application/json" in told
             assert f"Host {host!r} is none of 127.0.0.1, [::1], localhost (on any port)" in told
             assert "fine" not in told
+            assert "secret" not in told
 
 
 async def test_the_listeners_own_host_is_one_of_its_names() -> None:
