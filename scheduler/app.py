@@ -40,11 +40,12 @@ from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
 from scheduler.hard_end import HardEnd
 from scheduler.knowledge import Knowledge
-from scheduler.leadership import Leadership, own_name
+from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
 from scheduler.nudges import Nudges
 from scheduler.observing import Observing, observed
+from scheduler.own_pod import own_name
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store, probe_every_s
 from scheduler.pause import NAME as PAUSE_NAME
 from scheduler.pause import Pause

@@ -85,7 +85,12 @@ def config_schema() -> None:
 @click.option("--key-file", metavar="PATH", help="Key of that, as it sees it.")
 @click.option("--server-name", metavar="NAME", help="Name in our certificate, if --url has another.")
 @click.option("--kubeconfig", metavar="PATH", help="Its kubeconfig; default: the pod's service account.")
-@click.option("--namespace", metavar="NAME", help="Where it runs and keeps its Lease; default: wattbalance.")
+@click.option(
+    "--namespace",
+    metavar="NAME",
+    help="Where it runs and keeps its Lease; default: lease.namespace of --config, else the pod's that this runs in, "
+    "outside a pod wattbalance.",
+)
 @click.option(
     "--name", metavar="NAME", help="Of its Lease and service account; default: wattbalance-scheduler."
 )
@@ -115,6 +120,7 @@ def config_kube_scheduler(
       wattbalance config kube-scheduler --kubernetes-version 1.32 --shared --url https://10.96.0.9:9443
     """
     from scheduler import config, config_kube
+    from scheduler.own_pod import own_namespace
 
     settings = None if path is None else config.load_file(path)
     if version is None and settings is not None:
@@ -129,6 +135,7 @@ def config_kube_scheduler(
         option = (empty[0] or "scheduler-name").replace("_", "-")
         raise click.UsageError(f"--{option}: expected a value, got nothing")
     given = {name: value for name, value in rest.items() if value is not None}
+    given.setdefault("namespace", (settings.lease.namespace if settings else None) or own_namespace())
     wanted = config_kube.Wanted(version=version, part=part or "all", scheduler_names=scheduler_names, **given)
     printed = config_kube.render(wanted, settings)
     for problem in printed.warnings:

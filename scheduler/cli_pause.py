@@ -59,6 +59,12 @@ class Context(click.ParamType[str]):
         return str(value)
 
 
+def _own_namespace() -> str:
+    from scheduler.own_pod import own_namespace
+
+    return own_namespace()
+
+
 def _where(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say which daemon is meant."""
     for option in (
@@ -73,10 +79,11 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
             "-n",
             "--namespace",
             type=Namespace(),
-            default="wattbalance",
-            show_default=True,
+            default=_own_namespace,
+            show_default=False,
             metavar="NAME",
-            help="Where the daemon runs (its lease.namespace, if it names one).",
+            help="Where the daemon runs (its lease.namespace, if it names one); default: the pod's that this runs in, "
+            "outside a pod wattbalance.",
         ),
     ):
         command = option(command)
@@ -104,7 +111,7 @@ def pause(reason: str, namespace: str, kubeconfig: str | None, context: str | No
     if outcome.done:
         click.echo(outcome.paused or "paused")
         where = (
-            ("-n", namespace, "wattbalance"),
+            ("-n", namespace, _own_namespace()),
             ("--context", context, None),
             ("--kubeconfig", kubeconfig, None),
         )

@@ -247,7 +247,8 @@ class LeaseSettings(Strict, frozen=True, kw_only=True):
     enabled: Annotated[bool, Meta(description="Off: this is the only replica, and it always leads.")] = True
     name: Annotated[ObjectName, Meta(description="Name of the Lease.")] = "wattbalance"
     namespace: Annotated[
-        NamespaceName | None, Meta(description="Its namespace; null: the pod's own, outside a pod `default`.")
+        NamespaceName | None,
+        Meta(description="Its namespace; null: the pod's own, outside a pod `wattbalance`."),
     ] = None
     duration_s: Annotated[
         PositiveSeconds,

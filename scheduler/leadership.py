@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.lease import Elector
@@ -16,15 +14,14 @@ from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Changed, ClusterEvent, Gone
 from scheduler.config_settings import Mode, Settings
 from scheduler.core.clock import Clock
-from scheduler.core.errors import ClusterError, ConfigError, Problem
+from scheduler.core.errors import ClusterError
 from scheduler.core.log import kv
-from scheduler.core.names import LABEL, SUBDOMAIN, is_label, is_subdomain
+from scheduler.own_pod import check_own_names, own_name, own_namespace
 
 log = logging.getLogger(__name__)
 
 ROLE_LABEL = "wattbalance.io/role"
 LEADER = "leader"
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 RELABEL_S = 5.0
 
 
@@ -46,7 +43,7 @@ class Leadership:
         """Whether everything is decided and nothing done, by our configuration."""
         self.is_paused: Callable[[], bool] = lambda: False
         """Whether it is so for a while, or nobody knows yet that it is not; leading goes on."""
-        _check_own_names()
+        check_own_names()
         self.pod_name = own_name()
         self.pod_uid = ""
         """Its uid, once the watch has told of it."""
@@ -154,33 +151,3 @@ class Leadership:
         if self._label_trouble is not None:
             log.info("the leader's label can be moved again", extra=kv(pod=self.pod_name))
         self._label_trouble = None
-
-
-def own_name() -> str:
-    """The name of the pod that this process runs in: POD_NAME; empty outside of one."""
-    return os.environ.get("POD_NAME", "")
-
-
-def own_namespace() -> str:
-    """The namespace this process runs in: POD_NAMESPACE, else its service account's, else `default`."""
-    named = os.environ.get("POD_NAMESPACE")
-    if named:
-        return named
-    try:
-        return NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
-    except OSError:
-        return "default"
-
-
-def _check_own_names() -> None:
-    # They become part of URLs and of what others read; a wrong one would be refused at each try, for ever.
-    wrong = [
-        Problem(path=variable, message=f"expected {what} ({words}), got {named[:300]!r}")
-        for variable, what, words, is_good in (
-            ("POD_NAME", "the pod's name", SUBDOMAIN, is_subdomain),
-            ("POD_NAMESPACE", "a namespace", LABEL, is_label),
-        )
-        if (named := os.environ.get(variable)) and not is_good(named)
-    ]
-    if wrong:
-        raise ConfigError(wrong)

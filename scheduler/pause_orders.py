@@ -148,8 +148,8 @@ class Orders:
         except ApiNotFound:
             return (
                 f"no replica has led in namespace {self._namespace} (there is no Lease wattbalance): if yours run in "
-                "another one, give it as --namespace; one that runs outside any pod is in its lease.namespace, else "
-                "in default"
+                "another one, give it as --namespace; one that runs outside any pod is in its lease.namespace, else in "
+                "wattbalance"
             )
         except ClusterError:
             # Not allowed to look, or too late to: nothing is known against it.
