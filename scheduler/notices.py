@@ -117,7 +117,7 @@ class Notices:
         self._topmost = topmost
         self._said: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         """What was said last of a pod or node and a reason, as a hash since it may be long, and when."""
-        self._first: OrderedDict[tuple[str, str, str, int], dict[str, float]] = OrderedDict()
+        self._first: OrderedDict[tuple[str, str, int], dict[str, float]] = OrderedDict()
         """Of what is said of an owner: its pods that have it on themselves, and when they were told last."""
 
     def no_fit(self, record: DecisionRecord, controller: Controller | None = None) -> None:
@@ -209,7 +209,8 @@ class Notices:
             return True
         self._tell(owner, replace(message, note=f"First pod {pod.name}: {message.note}"))
         now_mono_s = self._clock.mono_s()
-        key = (owner.namespace, owner.uid, message.reason, hash(message.about))
+        # A namespace has no uid here, but what it says names it.
+        key = (owner.uid, message.reason, hash(message.about))
         first = self._first.setdefault(key, {})
         self._first.move_to_end(key)
         if len(self._first) > MOST_REMEMBERED:

@@ -25,6 +25,7 @@ from scheduler.decision.record import DecisionRecord
 from scheduler.notices import (
     ADVICE,
     BAD_ANNOTATION,
+    LABELS_CONTRADICT,
     MOST_REMEMBERED,
     NO_NODE_FITS,
     OTHER_AGAIN_S,
@@ -33,6 +34,7 @@ from scheduler.notices import (
     SAME_AGAIN_S,
     Notices,
 )
+from tests.builders import make_store, see_node
 from tests.test_bindings import record
 
 
@@ -74,6 +76,41 @@ def test_a_pod_that_fits_nowhere_is_told_why_and_what_to_do() -> None:
     assert (note.reason, note.warning) == (NO_NODE_FITS, True)
     for part in ("3: node in quarantine", "1: not enough healthy GPUs", "wattbalance.io/quarantine", "batch"):
         assert part in note.note
+
+
+def test_a_refusal_says_what_helps_against_its_own_reasons_and_in_one_order() -> None:
+    world = World()
+    world.notices.no_fit(refused(QUARANTINED=3, BROKEN_GPUS=1, OTHER_MODEL=4))
+    world.notices.no_fit(msgspec.structs.replace(refused("one", BROKEN_GPUS=1), asked=1))
+    three, one = world.written
+    assert three.note == (
+        "None of 2 nodes offered fits 1 GPU (profile batch): 4: GPU model not among those asked for; 3: node in "
+        "quarantine; 1: not enough healthy GPUs. What helps: name more models in wattbalance.io/gpu-model; reset or "
+        "drain nodes whose GPUs are lost or hung; take the label wattbalance.io/quarantine off nodes that are well "
+        "again."
+    )
+    assert one.note == (
+        "None of 1 node offered fits 1 GPU (profile batch): 1: not enough healthy GPUs. What helps: reset or drain "
+        "nodes whose GPUs are lost or hung."
+    )
+
+
+def test_a_contradiction_is_told_on_its_node_and_its_end_is_not() -> None:
+    world, store = World(), make_store()
+    see_node(store, "n1")
+    node = store.nodes["n1"]
+    node.uid = "uid-n1"
+    world.notices.contradictions(node)
+    world.notices.in_two_pools(node)
+    assert not world.written
+    node.contradictions = ("its labels claim 4 replicas", "and 7 slices")
+    world.notices.contradictions(node)
+    node.contradictions = ()
+    world.notices.contradictions(node)
+    [note] = world.written
+    assert (note.kind, note.namespace, note.name, note.uid) == ("Node", "", "n1", "uid-n1")
+    assert (note.reason, note.warning, note.action) == (LABELS_CONTRADICT, True, "Scheduling")
+    assert "its labels claim 4 replicas; and 7 slices" in note.note
 
 
 def test_waiting_for_a_pools_turn_is_no_warning() -> None:
@@ -139,7 +176,7 @@ def test_a_pod_placed_past_us_is_told_how(why: Past) -> None:
     world.notices.past(binding(), why)
     world.notices.past(binding(), why)
     [note] = world.written
-    assert note.warning
+    assert (note.warning, note.action) == (True, "Binding")
     assert "n1" in note.note
     assert "{" not in note.note
 
@@ -343,6 +380,11 @@ def test_a_pod_tells_only_what_it_is_among_the_first_to_tell() -> None:
     assert ("queue" in on_owner.note, "power" in on_owner.note) == (True, False)
     assert ("queue" in on_namespace.note, "power" in on_namespace.note) == (False, True)
     assert (on_pod.name, "queue" in on_pod.note, "power" in on_pod.note) == ("d", True, False)
+    # The first one tells both.
+    fresh = World()
+    fresh.notices.bad_annotations(pod_of("a", "web"), (shared, fault("queue")))
+    on_pod = fresh.written[-1]
+    assert (on_pod.kind, "queue" in on_pod.note, "power" in on_pod.note) == ("Pod", True, True)
     # Of another namespace of the same name of owner nothing was told yet.
     other = Meta(name="x", namespace="team-b", uid="x")
     world.notices.bad_annotations(other, (fault("power", "namespace team-b"),))

@@ -27,7 +27,7 @@ from scheduler.cluster.events import (
     EventWriter,
 )
 from scheduler.cluster.port import EventNote
-from scheduler.core.clock import Clock
+from scheduler.core.clock import Clock, ManualClock
 from scheduler.core.errors import ApiForbidden, ApiNotFound, ApiUnavailable, ClusterError
 from tests.fakes.virtual_time import SkewedClock, VirtualLoop
 
@@ -291,6 +291,37 @@ def test_after_minutes_of_silence_the_same_is_another_event() -> None:
     in_virtual_time(story)
 
 
+def test_a_series_ends_six_minutes_after_it_went_on_last_and_not_a_moment_sooner() -> None:
+    clock = ManualClock()
+    server = Server(clock)
+    writer = EventWriter(server, instance="wattbalance-0")
+    note = EventNote(kind="Pod", namespace="a", name="p", uid="u", reason="R", note="")
+    writer.note(note)
+    for _ in range(3):
+        clock.advance(SERIES_S - 0.5)
+        writer.note(note)
+    assert writer.queued == 1
+    clock.advance(SERIES_S)
+    writer.note(note)
+    assert writer.queued == 2
+
+
+def test_an_event_says_when_it_was_seen_first_and_when_last() -> None:
+    async def story(world: World) -> None:
+        world.note()
+        await asyncio.sleep(30.0)
+        world.note()
+        async with world.running():
+            await asyncio.sleep(1.0)
+        [create] = world.server.taken()
+        assert str(create.body["eventTime"]).startswith("2023-11-14T22:13:20")
+        series = create.body["series"]
+        assert isinstance(series, dict)
+        assert str(series["lastObservedTime"]).startswith("2023-11-14T22:13:50")
+
+    in_virtual_time(story)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -380,6 +411,27 @@ def test_an_event_that_has_gone_is_written_anew_and_that_is_another_write() -> N
     in_virtual_time(story)
 
 
+def test_an_event_that_is_to_be_written_anew_counts_what_comes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MOST_AT_ONCE", 1)
+
+    async def story(world: World) -> None:
+        async with world.running():
+            world.note()
+            await asyncio.sleep(0.5)
+            world.server.fails.append(ApiNotFound("gone"))
+            world.note()
+            await asyncio.sleep(COUNTED_AFTER_S + 0.01)
+            assert [write.verb for write in world.server.taken()] == ["create", "patch"]
+            # Its next token is not there yet.
+            world.note()
+            await asyncio.sleep(60.0)
+        assert [(write.verb, write.count) for write in world.server.taken()] == [("create", 3)]
+
+    in_virtual_time(story)
+
+
 def test_what_fails_is_counted_and_the_next_time_says_how_often_it_was(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -450,10 +502,12 @@ def test_objects_of_which_too_much_is_said_are_spam_and_their_series_go_on() -> 
             world.note(about="reason 0", times=100)
             world.note("other")
             world.note(namespace="team-b")
+            # Made anew under the same name it is another.
+            world.note(uid="uid-of-the-next")
             await asyncio.sleep(60.0)
             assert world.dropped == {"spam": 5}
             writes = world.server.taken()
-            assert [write.verb for write in writes].count("create") == SPAM_BURST + 2
+            assert [write.verb for write in writes].count("create") == SPAM_BURST + 3
             # Counted before it was written.
             assert writes[0].count == 101
             await asyncio.sleep(SPAM_REFILL_S)
@@ -473,8 +527,15 @@ def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted_and_said_once(
         assert world.writer.queued == MOST_QUEUED
         assert world.dropped == {"full": 200}
         async with world.running():
-            await asyncio.sleep(MOST_QUEUED / MOST_PER_S)
-            assert world.written == MOST_QUEUED
+            await asyncio.sleep(MOST_QUEUED / MOST_PER_S / 2)
+            # Some were written; it is the same flood.
+            for number in range(MOST_QUEUED):
+                world.note(f"more{number}")
+            assert world.writer.queued == MOST_QUEUED
+            full = 200 + MOST_QUEUED - world.written
+            assert world.dropped == {"full": full}
+            await asyncio.sleep(2 * MOST_QUEUED / MOST_PER_S)
+            assert world.writer.queued == 0
             # One that was dropped is written with its count when it is seen again.
             world.server.taken()
             world.note(f"p{MOST_QUEUED + 7}")
@@ -484,7 +545,7 @@ def test_the_queue_is_bounded_and_what_it_cannot_hold_is_counted_and_said_once(
             for number in range(MOST_QUEUED + 1):
                 world.note(f"again{number}")
             await asyncio.sleep(MOST_QUEUED / MOST_PER_S)
-        assert world.dropped == {"full": 201}
+        assert world.dropped == {"full": full + 1}
 
     with caplog.at_level(logging.INFO):
         in_virtual_time(story)
@@ -542,6 +603,21 @@ def test_what_is_left_when_it_stops_is_said(caplog: pytest.LogCaptureFixture) ->
     [record] = caplog.records
     assert record.getMessage() == "events are not written any more"
     assert vars(record)["kv"] == {"count": 7}
+
+
+def test_of_objects_that_are_spoken_of_the_one_that_was_silent_longest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MOST_REMEMBERED", 2)
+
+    async def story(world: World) -> None:
+        for number in range(SPAM_BURST):
+            world.note("loud", about=str(number))
+            world.note(f"other{number}")
+        world.note("loud", about="one too many")
+        assert world.dropped == {"spam": 1}
+
+    in_virtual_time(story)
 
 
 def test_every_reason_to_drop_is_counted_from_zero_on() -> None:

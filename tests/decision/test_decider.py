@@ -427,6 +427,30 @@ def test_a_burst_of_one_owners_replicas_goes_one_to_a_node_before_any_is_bound()
     assert [each.policy for each in alone[0].policies] == ["pack"]
 
 
+def test_who_listens_hears_of_a_pod_that_fits_nowhere_and_who_made_it() -> None:
+    store = make_store()
+    see_node(store, "n1", labels={"wattbalance.io/quarantine": ""})
+    decider = make_decider(store)
+    heard: list[tuple[DecisionRecord, PodRequest]] = []
+    decider.on_no_fit = lambda record, request: heard.append((record, request))
+    owner = OwnerRef(kind="ReplicaSet", uid="rs", name="web-7f", controller=True, api_version="apps/v1")
+    pod = make_pod("p1", owner=owner)
+    request = store.request(pod, 0.0, decider.profile_facts)
+    assert request.controller == owner
+    outcome = place(decider, request)
+    assert heard == [(outcome.record, request)]
+    see_node(store, "n2")
+    place(decider, request)
+    assert len(heard) == 1
+    # A what-if knows it by what the store keeps of the pod.
+    see_pod(store, pod)
+    facts = store.pods["uid-p1"]
+    again = store.request_again(
+        facts, store.intents.resolve(facts.meta, ""), 0.0, decider.profile_facts[request.workload]
+    )
+    assert again.controller == owner
+
+
 def record_of(uid: str, cycle: str, verb: str = "filter") -> DecisionRecord:
     values = {"unix_s": 0.0, "verb": verb, "namespace": "", "pod": "", "profile": "", "placement": ""}
     return DecisionRecord(

@@ -264,6 +264,21 @@ async def test_room_for_an_earlier_pod_of_the_name_is_none_for_this_one(world: W
     assert ROOM in told.notes
 
 
+@pytest.mark.parametrize("only_room", [False, True])
+async def test_a_pod_that_had_a_decision_in_another_namespace_is_named_there(
+    world: World, *, only_room: bool
+) -> None:
+    pod = world.see(make_pod("p1"))
+    if only_room:
+        world.make_room(pod)
+    else:
+        world.decide(pod)
+    lose_pod(world.store, pod)
+    told = await world.unknown("p1", "team-b")
+    assert told.namespaces == ["team-a"]
+    assert "one of this name is, or was, in namespace team-a" in told.error
+
+
 async def test_of_two_pods_of_one_name_the_decision_of_the_earlier_is_said_to_be_that(world: World) -> None:
     first = world.see(make_pod("p1", uid="first"))
     world.decide(first)
