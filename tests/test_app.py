@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from scheduler import app, config, leadership
+from scheduler.cluster import kubernetes
 from scheduler.cluster.port import Kind
 from scheduler.config_settings import TelemetrySettings
 from scheduler.config_types import BrokerUrl
@@ -32,7 +33,7 @@ from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.ports import free_port
 from tests.brokers import run_mosquitto
 from tests.certs import Authority
-from tests.contracts.cluster_contract import HANG_S, beside, eventually
+from tests.contracts.cluster_contract import HANG_S, QUICK_PACE, beside, eventually
 
 TOKEN = "t"
 ATTEMPTS = 5
@@ -150,18 +151,31 @@ class Replica:
         return bool(pod["metadata"].get("labels", {}).get(ROLE) == "leader")
 
 
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """A cluster with our namespace in it."""
-    api = ApiServer(SystemClock(), token=TOKEN)
+@contextlib.asynccontextmanager
+async def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, *, minor: int = 32) -> AsyncIterator[World]:
+    """A cluster of some version with our namespace in it, and its kubeconfig in `folder`.
+
+    What it refuses is soon tried again.
+    """
+    monkeypatch.setattr(kubernetes, "Pace", lambda: QUICK_PACE)
+    api = ApiServer(SystemClock(), token=TOKEN, minor=minor)
     for name in ("default", NAMESPACE):
         with contextlib.suppress(Exception):
             api.create("namespaces", {"metadata": {"name": name}})
     await api.start()
+    made = World(api, folder, monkeypatch)
+    made.configure()
     try:
-        yield World(api, tmp_path, monkeypatch)
+        yield made
     finally:
         await api.stop()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """One of today's version."""
+    async with cluster(tmp_path, monkeypatch) as made:
+        yield made
 
 
 async def test_a_pod_that_fits_nowhere_gets_one_warning_however_often_it_is_asked_about(world: World) -> None:

@@ -9,11 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from scheduler.core.clock import SystemClock
-from scheduler.simulate.apiserver import ApiServer
 from tests.contracts.cluster_contract import eventually
 from tests.dra import claim_manifest, claim_status, class_manifest, slice_manifest
-from tests.test_app import NAMESPACE, TOKEN, Replica, World
+from tests.test_app import Replica, World, cluster
 
 SPACE = "team-a"
 NODES = ("n1", "n2")
@@ -22,18 +20,13 @@ NODES = ("n1", "n2")
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Two nodes of eight GPUs by DRA, on a server of 1.34."""
-    api = ApiServer(SystemClock(), minor=34, token=TOKEN)
-    for name in (NAMESPACE, SPACE):
-        api.create("namespaces", {"metadata": {"name": name}})
-    api.create("deviceclasses", class_manifest())
-    for node in NODES:
-        api.create("nodes", {"metadata": {"name": node}, "status": {"allocatable": {"cpu": "96"}}})
-        api.create("resourceslices", slice_manifest(node))
-    await api.start()
-    try:
-        yield World(api, tmp_path, monkeypatch)
-    finally:
-        await api.stop()
+    async with cluster(tmp_path, monkeypatch, minor=34) as made:
+        made.api.create("namespaces", {"metadata": {"name": SPACE}})
+        made.api.create("deviceclasses", class_manifest())
+        for node in NODES:
+            made.api.create("nodes", {"metadata": {"name": node}, "status": {"allocatable": {"cpu": "96"}}})
+            made.api.create("resourceslices", slice_manifest(node))
+        yield made
 
 
 class Scheduler:

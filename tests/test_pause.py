@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import pytest
 
 from scheduler.cluster.objects import ConfigMap, Meta
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
-from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ApiForbidden, ApiNotFound
 from scheduler.pause import (
     MOST_BY_CHARS,
@@ -27,9 +24,8 @@ from scheduler.pause import (
     plain,
 )
 from scheduler.pause_orders import Outcome, order
-from scheduler.simulate.apiserver import ApiServer
 from tests.contracts.cluster_contract import eventually
-from tests.test_app import NAMESPACE, TOKEN, Replica, World
+from tests.test_app import NAMESPACE, Replica, World, cluster
 
 SINCE = "2026-01-01T00:00:00Z"
 
@@ -117,22 +113,6 @@ def test_whatever_somebody_wrote_is_told_in_one_short_line() -> None:
 
 
 # --- what people write ----------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, *, minor: int = 32) -> AsyncIterator[World]:
-    """A cluster of some version with our namespace in it, and its kubeconfig in `folder`."""
-    api = ApiServer(SystemClock(), token=TOKEN, minor=minor)
-    for name in ("default", NAMESPACE):
-        with contextlib.suppress(Exception):
-            api.create("namespaces", {"metadata": {"name": name}})
-    await api.start()
-    world = World(api, folder, monkeypatch)
-    world.configure()
-    try:
-        yield world
-    finally:
-        await api.stop()
 
 
 async def say(world: World, reason: str | None, *, namespace: str = NAMESPACE) -> Outcome:

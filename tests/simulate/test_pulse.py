@@ -5,10 +5,22 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from scheduler.core.clock import SystemClock
-from scheduler.simulate.pulse import SILENT_S, BrokerPulse
+from scheduler.simulate import pulse as pulses
+from scheduler.simulate.pulse import BrokerPulse
 from tests.brokers import run_mosquitto
 from tests.telemetry.bus_tools import eventually, running
+
+# A third of what the demo has; a test that is late waits for what comes then.
+SILENT_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulses, "SILENT_S", SILENT_S)
+    monkeypatch.setattr(pulses, "PING_EVERY_S", SILENT_S / 3)
 
 
 async def test_a_frozen_broker_is_silent_until_it_goes_on(tmp_path: Path) -> None:
