@@ -117,7 +117,10 @@ def test_waiting_for_a_pools_turn_is_no_warning() -> None:
     world = World()
     world.notices.no_fit(refused(WAITING_FOR_POOL=2))
     world.notices.no_fit(refused("v", WAITING_FOR_POOL=2, QUARANTINED=1))
-    assert [note.warning for note in world.written] == [False, True]
+    of_a_pool = msgspec.structs.replace(refused("w"), reasons={"waiting for pool dc-1": 2})
+    world.notices.no_fit(of_a_pool)
+    assert [note.warning for note in world.written] == [False, True, False]
+    assert "2: waiting for pool dc-1. What helps: later pools open" in world.written[-1].note
 
 
 def test_nodes_that_nobody_knows_are_a_reason_too() -> None:
