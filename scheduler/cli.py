@@ -250,21 +250,31 @@ def demo(**flags: Any) -> int:  # noqa: ANN401 - the options above, by name, bec
 
 @cli.command("check-config")
 @click.argument("path", type=FILE, metavar="FILE")
-def check_config(path: str) -> None:
-    """Check a configuration file; print every problem in it.
+@click.option(
+    "--no-files", is_flag=True, help="Leave the files alone that it names: for CI away from the cluster."
+)
+def check_config(path: str, *, no_files: bool) -> None:
+    """Check a configuration file, and the files that it names; print every problem.
 
-    Exits 0 if it can be used, else 2. Warns of what it could not check. Whether the files are there that it names,
-    such as certificates, only `serve` finds out. `-` is standard input.
+    Certificates, keys and CAs are read, the kubeconfig, user name and password: are they there, and what they should
+    be, does the key fit? Exits 0 if all can be used, else 2. Warns of what it could not check, and of certificates
+    that end. `-` is standard input.
 
     \b
     Examples:
       wattbalance check-config wattbalance.yaml
-      wattbalance config example | wattbalance check-config -
+      wattbalance config example | wattbalance check-config --no-files -
     """
     from scheduler import config
+    from scheduler.core.clock import SystemClock
 
-    settings = config.load_file("/dev/stdin" if path == "-" else path)
-    for problem in config.warnings(settings):
+    file = "/dev/stdin" if path == "-" else path
+    found: list[Problem] = []
+    if no_files:
+        settings = config.load_file(file)
+    else:
+        settings, found = config.load_with_files(file, SystemClock().unix_s())
+    for problem in [*config.warnings(settings), *found]:
         click.echo(f"warning: {problem}", err=True)
     pools = ", ".join(pool.name for pool in settings.pools) or "none but default"
     click.echo(f"{path}: ok (cluster {settings.cluster.name}, mode {settings.mode.value}, pools: {pools})")

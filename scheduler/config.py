@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path as FileSystemPath
 
@@ -9,16 +10,29 @@ import msgspec
 
 from scheduler import config_rules, config_yaml
 from scheduler.config_example import TEXT
+from scheduler.config_files import Files
 from scheduler.config_problems import Checker, decode, unknown
 from scheduler.config_settings import Settings
 from scheduler.config_types import PolicyUse, Weight
-from scheduler.config_yaml import Path
+from scheduler.config_yaml import Document, Path
 from scheduler.core.errors import ConfigError, Problem
+from scheduler.core.files import check_regular
 
-__all__ = ["ConfigError", "Settings", "example", "load", "load_file", "load_raw", "schema", "warnings"]
+__all__ = [
+    "ConfigError",
+    "Settings",
+    "example",
+    "load",
+    "load_file",
+    "load_raw",
+    "load_with_files",
+    "schema",
+    "warnings",
+]
 
 # Past this many nobody reads on, and the file is not a configuration.
 MOST_PROBLEMS = 200
+_OPENED_BEFORE = re.compile(r"/dev/(stdin|fd/[0-9]+)$|/proc/self/fd/[0-9]+$")
 
 
 def load(text: str) -> Settings:
@@ -27,6 +41,10 @@ def load(text: str) -> Settings:
     Raises:
         ConfigError: with all problems, each with path, line, what stands there and what was expected.
     """
+    return _load(text)[0]
+
+
+def _load(text: str) -> tuple[Settings, Document]:
     document = config_yaml.read(text)
     data = {} if document.data is None else document.data
     checker = Checker(document, {PolicyUse: _policy_use})
@@ -35,25 +53,55 @@ def load(text: str) -> Settings:
         _check_rules(data, checker)
     if document.problems:
         raise ConfigError(_sorted(document.problems))
-    return msgspec.convert(data, Settings, dec_hook=decode)
+    return msgspec.convert(data, Settings, dec_hook=decode), document
 
 
 def load_file(path: str) -> Settings:
     """Read a configuration file. Raises ConfigError, also if it cannot be read."""
-    try:
-        with FileSystemPath(path).open("rb") as file:
-            # One more than allowed, so that too much is seen without reading a whole disk.
-            raw = file.read(config_yaml.MOST_CHARACTERS + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError([Problem(path=path, message=f"expected a readable file, got: {reason}")]) from error
-    return load_raw(raw, path)
+    return load_raw(_read(path), path)
+
+
+def load_with_files(path: str, now_unix_s: float) -> tuple[Settings, list[Problem]]:
+    """Read a configuration file and look at the files that it names. Gives what it warns of, too.
+
+    Raises:
+        ConfigError: with all problems of the file; if there are none, with those of the files that it names.
+    """
+    settings, document = _load(_decoded(_read(path), path))
+    files = Files(document, now_unix_s)
+    files.check(settings)
+    if files.problems:
+        raise ConfigError(_sorted(files.problems))
+    return settings, files.warnings
 
 
 def load_raw(raw: bytes, path: str) -> Settings:
     """Read the bytes of a configuration file. Raises ConfigError."""
+    return load(_decoded(raw, path))
+
+
+def _read(path: str) -> bytes:
+    file = FileSystemPath(path)
     try:
-        return load(raw.decode("utf-8-sig"))
+        # What the shell has opened for us, such as standard input, may be a pipe; one that nobody writes to would
+        # hold whoever opens it.
+        if not _OPENED_BEFORE.match(path):
+            check_regular(file, config_yaml.MOST_CHARACTERS)
+        with file.open("rb") as opened:
+            # One more than allowed, so that too much is seen without reading a whole disk.
+            return opened.read(config_yaml.MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        told = f"expected a readable file, got: {reason or error}"
+        if reason is None and isinstance(error, OSError):
+            # What is no file says so itself, behind its path.
+            told = str(error).removeprefix(f"{file}: ")
+        raise ConfigError([Problem(path=path, message=told)]) from error
+
+
+def _decoded(raw: bytes, path: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError(

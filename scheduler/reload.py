@@ -22,6 +22,7 @@ from scheduler.cluster.port import EventNote
 from scheduler.cluster.store import Store
 from scheduler.config_changes import differing, merge
 from scheduler.config_settings import Settings
+from scheduler.config_yaml import MOST_CHARACTERS
 from scheduler.core.aio import SideThread
 from scheduler.core.clock import Clock
 from scheduler.core.errors import ConfigError, Problem
@@ -214,7 +215,7 @@ def watchable(path: str) -> Path | None:
 def read(file: Path) -> Content:
     """Read a file for its digest."""
     try:
-        raw = read_regular(file)
+        raw = read_regular(file, MOST_CHARACTERS)
     except OSError as error:
         if error.strerror is not None:
             return _unreadable(file, error.strerror)

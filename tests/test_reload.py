@@ -647,7 +647,7 @@ def test_what_is_no_file_or_far_too_long_is_said_and_never_opened(tmp_path: Path
     huge.touch()
     os.truncate(huge, 100 * 2**20)
     for path, want in (
-        (huge, "expected at most 4194304 bytes, got 104857600"),
+        (huge, "expected at most 1048576 bytes, got 104857600"),
         (tmp_path / "gone", "expected a readable file, got: No such file or directory"),
         (tmp_path, "expected a file, got a directory"),
         (pipe, "expected a file, got a pipe"),
