@@ -465,3 +465,48 @@ async def test_failures_with_successes_between_them_pause_nothing(
     await world.nudges.wake()
     assert world.cluster.names == ["good0", "good1", "good2", "good3"]
     assert world.nudges.results["failed"] == 4
+
+
+async def test_those_that_others_refused_are_sought_once_a_second(world: World) -> None:
+    world.refuse("p1")
+    async with beside(world.nudges.run()):
+        await world.some_looks()
+        see_pod(world.store, make_pod("theirs", refused="1 node in quarantine"))
+        await world.some_looks()
+        assert world.nudges.waiting == 1
+        world.clock.advance(nudges.SEEK_S)
+        await eventually(lambda: world.nudges.waiting == 2)
+
+
+async def test_while_nobody_waits_the_store_is_not_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(world.nudges._refused, "find", looks.append)
+    async with beside(world.nudges.run()):
+        await world.some_looks()
+    assert looks == []
+
+
+def test_ten_thousand_that_wait_are_looked_through_in_steps(world: World) -> None:
+    """Of those that are known already, and of those that are none of ours; one by one where there is work."""
+    a_turn = nudges.SEEN_A_TURN
+    for index in range(a_turn):
+        see_pod(world.store, make_pod(f"theirs-{index}", refused="1 node in quarantine"))
+    for index in range(2 * a_turn):
+        see_pod(world.store, make_pod(f"others-{index}"))
+    assert sum(1 for _ in world.nudges._seek()) == a_turn + 2
+    assert world.nudges.waiting == a_turn
+    assert sum(1 for _ in world.nudges._seek()) == 3
+
+
+async def test_a_pod_that_failed_and_is_gone_is_forgotten(world: World) -> None:
+    world.cluster.never = {"poor": ApiUnavailable("a fault", status=500)}
+    world.refuse("poor")
+    world.heal()
+    await world.nudges.wake()
+    assert world.nudges._failures.keys() == {"uid-poor"}
+    lose_pod(world.store, make_pod("poor"))
+    world.clock.advance(nudges.SEEK_S)
+    await world.nudges.wake()
+    assert world.nudges._failures == {}

@@ -465,3 +465,34 @@ def test_a_group_whose_last_pod_goes_while_others_are_judged_harms_nobody(world:
         world.refused._forget(f"uid-p{gib}")
     assert list(steps) == [None], "the other one"
     assert world.find() is None
+
+
+def test_a_node_that_goes_while_it_is_judged_wakes_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    world.ask("p1")
+    world.quarantine("n1", ends=True)
+    judge = world.decider.judge
+
+    def judged_last(*given: Any, **more: Any) -> Judgement:
+        judgement = judge(*given, **more)
+        world.store.apply(Gone(Kind.NODE, make_node("n1")), world.clock.mono_s())
+        return judgement
+
+    monkeypatch.setattr(world.decider, "judge", judged_last)
+    assert world.find() is None
+    # It waits on, and whatever comes next is another node.
+    assert len(world.refused) == 1
+
+
+def test_many_kinds_of_pods_are_looked_through_in_steps(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    for index in range(2 * refused.GROUPS_A_STEP):
+        world.ask(f"p{index}", priority=index)
+    assert world.find() is None
+    # Nothing has opened.
+    assert sum(1 for _ in world.refused.find(world.clock.mono_s())) == 1 + 2
+    world.quarantine("n1", ends=True)
+    # Opened, all judged, and the first of the queue.
+    assert sum(1 for _ in world.refused.find(world.clock.mono_s())) == 1 + 2 + 2 * refused.GROUPS_A_STEP + 2

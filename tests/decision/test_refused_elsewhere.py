@@ -131,6 +131,7 @@ def test_what_we_refused_ourselves_is_not_taken_on(world: World) -> None:
 def test_it_is_let_go_when_its_status_names_no_reason_of_ours_any_more(world: World) -> None:
     see_node(world.store, "n1", labels=SICK)
     take_on(world, "p1")
+    assert world.wake_all() == []
     see_pod(world.store, make_pod("p1", refused="3 Insufficient cpu"))
     world.quarantine("n1", ends=True)
     assert world.wake_all() == []
