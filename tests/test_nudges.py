@@ -510,3 +510,36 @@ async def test_a_pod_that_failed_and_is_gone_is_forgotten(world: World) -> None:
     world.clock.advance(nudges.SEEK_S)
     await world.nudges.wake()
     assert world.nudges._failures == {}
+
+
+async def test_a_pod_that_could_be_written_at_last_begins_anew(world: World) -> None:
+    """What failed long ago is no word on the next time."""
+    world.refuse("p1")
+    world.heal()
+    for fails, rest_s in ((True, 10.0), (True, 20.0), (False, 10.0), (True, 10.0), (False, 10.0)):
+        if fails:
+            world.cluster.fails = [ApiUnavailable("a fault", status=500)]
+        tried = len(world.cluster.instants_s)
+        await world.nudges.wake()
+        assert len(world.cluster.instants_s) == tried + 1
+        if not fails:
+            see_node(world.store, "n1", 8, SICK)
+            world.refuse("p1")
+            world.heal()
+        world.clock.advance(rest_s - 0.5)
+        await world.nudges.wake()
+        assert len(world.cluster.instants_s) == tried + 1
+        world.clock.advance(1.0)
+
+
+async def test_of_those_that_were_woken_the_last_are_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nudges, "MOST_KEPT", 2)
+    for name in ("p1", "p2", "p1", "p3"):
+        see_node(world.store, "n1", 8, SICK)
+        world.refuse(name)
+        world.heal()
+        await world.nudges.wake()
+        world.clock.advance(11.0)
+    assert list(world.nudges.last_unix_s) == ["uid-p1", "uid-p3"]

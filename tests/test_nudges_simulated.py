@@ -228,4 +228,4 @@ async def test_explain_says_of_a_pod_that_fits_whether_anybody_wakes_it(world: W
         assert await says(replica, "woken within seconds")
         world.api.create("configmaps", {"metadata": {"name": "wattbalance-pause", "namespace": NAMESPACE}})
         await eventually(lambda: replica.daemon.pause.now is not None)
-        assert await says(replica, "While we are paused")
+        assert await says(replica, "We are paused")

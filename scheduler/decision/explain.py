@@ -65,9 +65,9 @@ class Waking(Enum):
         "latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these nodes"
     )
     PAUSED = (
-        "While we are paused nothing of ours keeps it from any node, and nobody is woken: kube-scheduler asks again at "
-        "the next event of the cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's "
-        "own filters keep it from these nodes"
+        "We are paused, and wake nobody until `wattbalance resume`: kube-scheduler asks again at the next event of the "
+        "cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it "
+        "from these nodes"
     )
     OBSERVED = (
         "Here we only observe: nothing of ours keeps it from these nodes, and nobody wakes it. If it waits, "
