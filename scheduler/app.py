@@ -190,6 +190,7 @@ class Daemon:
         # 5. What it is like tomorrow.
         self.reload = Reload(config_file, self, self.cluster.note)
         self.listeners.paused = self.fence.paused
+        self.listeners.observing = self.observing.what
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
             "leader_label": self.leadership.lacks_label,

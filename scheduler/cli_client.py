@@ -18,6 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 # As people of kubectl write the kind before a name.
 KINDS = ("pod", "pods", "po")
+# A dozen pools by name; the table says it of each node.
+MOST_OBSERVING_CHARS = 1000
 
 
 class Named(click.ParamType[str]):
@@ -132,6 +134,17 @@ def _say_if_paused(daemon: Daemon) -> None:
     click.echo(f"warning: the daemon is {said}", err=True)
 
 
+def _say_if_observing(daemon: Daemon) -> None:
+    if not daemon.observing:
+        return
+    from scheduler.pause import plain
+
+    told = plain(daemon.observing, MOST_OBSERVING_CHARS)
+    click.echo(
+        f"warning: the daemon only observes {told}: it places nothing there, and writes nothing", err=True
+    )
+
+
 @click.command(short_help="Say why a pod is where it is, or why it waits.")
 @click.argument("pod", metavar="POD")
 @click.option(
@@ -202,7 +215,7 @@ def nodes(
 ) -> None:
     """List nodes: measured load and power, free GPUs, age of the reading, the agent's version.
 
-    What is unknown is `-`, never a zero.
+    What is unknown is `-`, never a zero. Above the table stands whether the daemon is paused, or only observes.
 
     \b
     Examples:
@@ -213,6 +226,8 @@ def nodes(
     """
     with found_daemon(server, context, daemon_namespace) as (daemon, _):
         views, raw = daemon.nodes(pool or "")
+        # Before the table, as what is said of a pause.
+        _say_if_observing(daemon)
         elsewhere = sorted({view.pool for view in daemon.nodes()[0]}) if pool and not views else []
     if output == "json":
         import msgspec

@@ -27,7 +27,7 @@ from scheduler.core.files import read_regular
 from scheduler.extender.server import LOOPBACK
 from scheduler.handshakes import Handshake, Refusals, no_refusals
 from scheduler.hosts import guarded
-from scheduler.report.views import PAUSED_HEADER
+from scheduler.report.views import OBSERVING_HEADER, PAUSED_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 API = "/api/"
+SAFE = " :,;()`"  # what a header may hold, and is read more easily as it is
 CHECK_S = 10.0  # kubelet refreshes a mounted secret about once a minute: often enough, and costs nothing
 LAST_FRAC = 0.1  # of the grace: to end what was not answered within the rest
 GRACE_S = 5.0  # kube-scheduler's default httpTimeout: nobody waits longer for an answer
@@ -228,6 +229,8 @@ class Listeners:
         self.ready = asyncio.Event()
         self.paused: Callable[[], str] = lambda: ""
         """Who has paused us, since when and why; empty while nobody has."""
+        self.observing: Callable[[], str] = lambda: ""
+        """What is only observed, and why; empty while we act everywhere."""
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -322,12 +325,16 @@ class Listeners:
             # The headers stand already when this is called.
             response.headers["Connection"] = "close"
 
-    async def _tell_paused(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _tell_inaction(self, request: web.Request, response: web.StreamResponse) -> None:
         # People ask there, and programs that have no place for it in the body; kube-scheduler would only drop it.
         if response.status == HTTPStatus.MISDIRECTED_REQUEST:
             return  # to whoever that was, nothing
-        if request.path.startswith(API) and (paused := self.paused()):
-            response.headers[PAUSED_HEADER] = quote(paused, safe=" :,;()")
+        if not request.path.startswith(API):
+            return
+        if paused := self.paused():
+            response.headers[PAUSED_HEADER] = quote(paused, safe=SAFE)
+        elif observing := self.observing():
+            response.headers[OBSERVING_HEADER] = quote(observing, safe=SAFE)
 
     def _secured(self, address: str, context: ssl.SSLContext) -> Callable[[Connection], Handshake]:
         refusals = Refusals(address, self.refused_handshakes)
@@ -338,7 +345,7 @@ class Listeners:
         app = web.Application()
         app[LOOPBACK] = spec.is_loopback()
         app.on_response_prepare.append(self._end_last)
-        app.on_response_prepare.append(self._tell_paused)
+        app.on_response_prepare.append(self._tell_inaction)
         for role in sorted(spec.serves):
             routes = self._routes.get(role, ())
             # Only what people ask: kube-scheduler's calls are to cost nothing more.

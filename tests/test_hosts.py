@@ -77,6 +77,26 @@ async def test_a_name_that_somebody_lets_point_here_is_refused_with_the_reason(h
             assert "secret" not in told
 
 
+async def test_each_answer_of_the_api_says_what_is_only_observed_unless_all_is_paused() -> None:
+    listeners = Listeners(
+        [ListenerSpec(address="127.0.0.1:0", serves=frozenset(ROUTES))], ROUTES, grace_s=0.5
+    )
+    listeners.observing = lambda: "pool aws-ä"
+    await listeners.start()
+    try:
+        port = listeners.addresses[0][1]
+        want = "Wattbalance-Observing: pool aws-%C3%A4\r\n"
+        assert want in await answer(port, "GET /api/v1/nodes HTTP/1.1\r\nHost: localhost\r\n")
+        assert "Wattbalance" not in await answer(port, "GET /readyz HTTP/1.1\r\nHost: localhost\r\n")
+        assert "Wattbalance" not in await answer(port, "GET /api/v1/nodes HTTP/1.1\r\nHost: evil\r\n")
+        listeners.paused = lambda: "paused by kim"
+        told = await answer(port, "GET /api/v1/nodes HTTP/1.1\r\nHost: localhost\r\n")
+        assert "Wattbalance-Paused: paused by kim\r\n" in told
+        assert "Observing" not in told
+    finally:
+        await listeners.stop()
+
+
 async def test_the_listeners_own_host_is_one_of_its_names() -> None:
     async with listening("127.0.0.2:0") as port:
         request = "GET / HTTP/1.1\r\nHost: 127.0.0.2:1\r\n"

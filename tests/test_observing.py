@@ -99,6 +99,8 @@ async def test_of_an_observed_pool_it_tells_and_of_one_that_is_acted_on_it_does_
         await replica.knows("theirs-too")
         await replica.leads()
         assert (await told(replica))["observing"] == "pool aws-a"
+        async with replica.session.get("/api/v1/nodes") as answer:
+            assert answer.headers["Wattbalance-Observing"] == "pool aws-a"
         await place(world, replica, "ours", "mine")
         await place(world, replica, "p1", "theirs", "theirs", "theirs-too")
         await place(world, replica, "p2", "theirs-too", "theirs", "theirs-too")

@@ -13,7 +13,7 @@ import msgspec
 from scheduler.core.errors import SchedulerError
 from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.observation import ObserveReport
-from scheduler.report.views import PAUSED_HEADER, NodeView
+from scheduler.report.views import OBSERVING_HEADER, PAUSED_HEADER, NodeView
 
 # The daemon answers in milliseconds; a port-forward across the world may take seconds.
 PATIENCE_S = 15.0
@@ -71,6 +71,8 @@ class Daemon:
         self._then = f"\n{then}" if then else ""
         self.paused = ""
         """Who has paused the daemon, as its last answer said; empty if nobody."""
+        self.observing = ""
+        """What it only observes, and by what, as its last answer said; empty if nothing, or while it is paused."""
         self._parts = urllib.parse.urlsplit(self.url)
 
     def explain(self, namespace: str, pod: str) -> tuple[Explanation, bytes]:
@@ -134,6 +136,7 @@ class Daemon:
             if not (answer.chunked or answer.length == 0 or len(body) > MOST_BYTES):
                 raise http.client.IncompleteRead(body, answer.length)
             self.paused = urllib.parse.unquote(answer.getheader(PAUSED_HEADER, ""))
+            self.observing = urllib.parse.unquote(answer.getheader(OBSERVING_HEADER, ""))
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # The last is of a name that no host can have.
             why = str(error) or type(error).__name__

@@ -123,6 +123,8 @@ class PodView(View, frozen=True):
 
 PAUSED_HEADER = "Wattbalance-Paused"
 """On every answer of the JSON API while we are paused: who, since when and why, in a line, percent-encoded."""
+OBSERVING_HEADER = "Wattbalance-Observing"
+"""Likewise while we are not, and everything or some pools are only observed: what, and by what."""
 
 
 class PauseView(View, frozen=True):

@@ -25,7 +25,7 @@ from scheduler.client import tables
 from scheduler.client.fetch import PAGE
 from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term
 from scheduler.report.explanation import Annotation, Decision, Explanation, NotFound
-from scheduler.report.views import GpuView, NodeView, ResourceView
+from scheduler.report.views import OBSERVING_HEADER, PAUSED_HEADER, GpuView, NodeView, ResourceView
 
 TERMS = (Term("pack", 0.75, 0.5, 0.375), Term("least-loaded", 0.25, 0.8, 0.2))
 
@@ -101,6 +101,7 @@ class StandIn(ThreadingHTTPServer):
         self.nodes: list[NodeView] = []
         self.pods: dict[str, Explanation] = {}
         self.says: tuple[int, bytes] | None = None
+        self.headers: dict[str, str] = {}
         self.asked: list[str] = []
 
     @property
@@ -116,6 +117,8 @@ class Handler(BaseHTTPRequestHandler):
         status, body = self.server.says or self._answer()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -191,6 +194,39 @@ case "$*" in
     echo 'Forwarding from 127.0.0.1:{port} -> 9441'; exec sleep 600 ;;
 esac
 """
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "want"),
+    [
+        (
+            OBSERVING_HEADER,
+            "everything, by `mode: observe`",
+            "only observes everything, by `mode: observe`: it places ",
+        ),
+        (
+            OBSERVING_HEADER,
+            "pool aws-a",
+            "only observes pool aws-a: it places nothing there, and writes nothing",
+        ),
+        (OBSERVING_HEADER, "pool a%0A%1B[2Jb", "only observes pool a [2Jb: it places nothing"),
+        (PAUSED_HEADER, "paused by kim: a drill", "is paused by kim: a drill"),
+    ],
+)
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_above_the_nodes_stands_that_the_daemon_does_not_act(
+    daemon: StandIn, header: str, value: str, want: str, output: str
+) -> None:
+    daemon.nodes = [node("n1")]
+    daemon.headers = {header: value}
+    command = [sys.executable, "-m", "scheduler.cli", "nodes", "--server", daemon.url, "-o", output]
+    # As on a terminal, where both come to one place.
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=True
+    )
+    first, rest = done.stdout.split("\n", 1)
+    assert first.startswith(f"warning: the daemon {want}")
+    assert rest.startswith("NODE" if output == "table" else "{")
 
 
 def test_a_pod_is_explained_and_a_pipe_gets_neither_colour_nor_folded_lines(daemon: StandIn) -> None:
