@@ -158,7 +158,6 @@ class Shadow:
             metadata=facts.meta,
             spec=PodSpec(
                 node_name=node,
-                scheduler_name=facts.scheduler_name,
                 priority=facts.priority,
                 priority_class_name=facts.priority_class,
                 containers=[Container(resources=Resources(limits=limits))],

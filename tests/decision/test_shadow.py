@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from scheduler.cluster.objects import NodeImage
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.nouns import PoolSpec
+from scheduler.decision import shadow as shadows
 from scheduler.decision.decider import Decider
 from scheduler.decision.shadow import NO_ROOM, Shadow
 from scheduler.decision.worlds import World
@@ -64,9 +65,10 @@ class Scene:
         else:
             shadow.see_pod(event.object.metadata.uid, self.now_s)
 
-    def node(self, name: str, **labels: str) -> None:
+    def node(self, name: str, *, cordoned: bool = False, **labels: str) -> None:
         site = self.sites.get(name, "dc-1")
-        self.apply(Changed(Kind.NODE, make_node(name, self.sizes[name], {"site": site, **labels})))
+        node = make_node(name, self.sizes[name], {"site": site, **labels}, cordoned=cordoned)
+        self.apply(Changed(Kind.NODE, node))
         for store in self.stores:
             store.see_inventory(name, make_inventory(name, self.sizes[name]))
 
@@ -283,6 +285,91 @@ def test_gpus_that_only_an_agent_finds_are_in_both_worlds_alike_and_nothing_of_t
     assert worlds.real == worlds.ours
     assert worlds.real.load_spread_frac == pytest.approx(0.5)
     assert worlds.real.stranded_gpus == 0
+
+
+def crossed(sizes: dict[str, int], sites: dict[str, str] | None = None) -> tuple[Scene, str, str]:
+    """A pod that fills one of the first two nodes stands on the other with us: where it runs, and where it would."""
+    scene = Scene(sizes, sites=sites or {})
+    first, second = list(sizes)[:2]
+    ours = scene.ask("p", sizes[first], first, second)
+    real = second if ours == first else first
+    scene.bind("p", sizes[first], real)
+    assert scene.stands("p") == (real, ours)
+    return scene, real, ours
+
+
+def test_a_node_of_another_pool_or_one_that_is_cordoned_is_not_chosen_for_its_room_with_us() -> None:
+    scene, real, ours = crossed({"a": 4, "b": 4})
+    scene.node(real, cordoned=True)
+    assert scene.ask("q", 4, ours) == ""
+    scene.node(real)
+    assert scene.ask("q", 4, ours) == real
+    scene, real, _ = crossed({"far-1": 4, "far-2": 4, "a": 4}, {"far-1": "aws-a", "far-2": "aws-a"})
+    scene.bind("other", 4, "a")
+    assert scene.ask("q", 4, "a") == "", f"{real} is full really, and free with us, for pods of its pool"
+
+
+def test_a_pod_that_waits_stands_on_no_node_that_is_cordoned_or_of_another_pool() -> None:
+    scene = Scene({"a": 4, "far": 8}, sites={"far": "aws-a"})
+    scene.bind("other", 4, "a")
+    assert scene.ask("p", 4, "a") == ""
+    scene.bind("p", 4, "a")
+    scene.sizes["c"] = 4
+    scene.node("c", cordoned=True)
+    scene.wait(10.0)
+    assert scene.stands("p") == ("a", "")
+    scene.node("c")
+    scene.wait(10.0)
+    assert scene.stands("p") == ("a", "c")
+
+
+def test_who_finds_no_room_at_a_second_question_is_promised_nothing_any_more() -> None:
+    scene = Scene({"a": 4, "b": 4})
+    assert scene.ask("p", 4, "a") == "a"
+    scene.bind("other", 4, "b")
+    assert scene.ask("p", 4, "b") == ""
+
+
+def test_of_more_pods_than_are_followed_the_others_stand_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shadows, "MOST_FOLLOWED", 1)
+    scene = Scene({"a": 8, "b": 8})
+    for name in ("p", "q"):
+        ours = scene.ask(name, 1)
+        scene.bind(name, 1, "a" if ours == "b" else "b")
+    assert scene.shadow is not None
+    assert list(scene.shadow.pods) == ["uid-p"]
+    assert scene.shadow.store.pods["uid-q"].node == scene.store.pods["uid-q"].node
+    pods = scene.shadow.tally()
+    assert (pods.so_far, pods.left_out, pods.asked) == (1, 1, 0)
+
+
+def test_of_more_pods_than_are_kept_the_one_that_was_asked_about_longest_ago_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shadows, "MOST_ASKED", 2)
+    scene = Scene({"a": 8, "b": 8})
+    for name in ("p", "q", "p", "r"):
+        scene.ask(name, 1)
+    assert scene.shadow is not None
+    assert scene.shadow.tally().asked == 2
+    for name in ("p", "q", "r"):
+        scene.bind(name, 1, "a")
+    assert sorted(scene.shadow.pods) == ["uid-p", "uid-r"]
+
+
+def test_a_pod_of_no_gpu_or_that_runs_or_that_nobody_created_is_not_followed() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    scene.ask("none", 0)
+    scene.bind("runs", 1, "a")
+    assert scene.shadow is not None
+    for pod in (make_pod("runs", 1), make_pod("unseen", 1)):
+        request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
+        scene.decider.place(request, np.array([0, 1], np.intp), scene.now_s, 1e9, observe=True)
+    assert scene.shadow.tally().asked == 1, "it may be seen soon"
+    scene.apply(Listed(Kind.POD, frozenset({"uid-runs"}), began_mono_s=scene.now_s + 1))
+    assert scene.shadow.tally().asked == 0
 
 
 def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
