@@ -163,7 +163,8 @@ def _words(info: inspect.Type) -> str:
     if isinstance(info, (inspect.IntType, inspect.FloatType)):
         return _PLAIN_WORDS[type(info)] + _bounds(info)
     least = " with at least one entry" if getattr(info, "min_length", None) else ""
-    return _PLAIN_WORDS.get(type(info), "a value") + least
+    most = getattr(info, "max_length", None) if isinstance(info, inspect.VarTupleType) else None
+    return _PLAIN_WORDS.get(type(info), "a value") + least + (f" of at most {most} entries" if most else "")
 
 
 _PLAIN_WORDS: dict[type[inspect.Type], str] = {

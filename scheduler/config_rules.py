@@ -115,14 +115,19 @@ def _parts(data: dict[str, object], name: str, kind: type[_T], checker: Checker)
 def _check_annotations(data: dict[str, object], pools: AbstractSet[str], checker: Checker) -> None:
     """Those that hold for everybody must be good ones: nobody would see the event of a pod that says nothing."""
     given = data.get("annotations")
-    if not isinstance(given, dict) or not checker.good(("annotations",)):
+    if not isinstance(given, dict):
         return
-    for key, text in given.items():
-        _check_annotation(("annotations", key), key, [text], checker)
-    if checker.good(("annotations",)):
-        words = {key: Word(value=read(key, text), text=text, where="") for key, text in given.items()}
-        for key, message in contradictions(words, pools):
-            checker.refuse(("annotations", key), message)
+    texts = {key: text for key, text in given.items() if checker.good(("annotations", key))}
+    for key in given:
+        _check_annotation(("annotations", key), key, [texts[key]] if key in texts else [], checker)
+    # What is wrong with one key is no reason to be silent about what others say against each other.
+    words = {
+        key: Word(value=read(key, text), text=text, where="")
+        for key, text in texts.items()
+        if checker.good(("annotations", key))
+    }
+    for key, message in contradictions(words, pools):
+        checker.refuse(("annotations", key), message)
 
 
 def _check_annotation(path: Path, key: str, texts: Iterable[str], checker: Checker) -> None:

@@ -32,6 +32,9 @@ from scheduler.config_types import (
 )
 from scheduler.core.nouns import PoolSpec
 
+# Each has a reason code of its own, of which a byte holds 256 (policy/base.py).
+MOST_POOLS = 200
+
 
 class Mode(StrEnum):
     """Whether anything is done, or only decided and recorded."""
@@ -300,7 +303,8 @@ class Settings(Strict, frozen=True, kw_only=True):
     pools: Annotated[
         tuple[PoolSettings, ...],
         Meta(
-            description="In order of preference; a node of two gets no GPU pod, one of none is in `default`, last."
+            max_length=MOST_POOLS,
+            description="In order of preference; a node of two gets no GPU pod, one of none is in `default`, last.",
         ),
     ] = ()
     profiles: Annotated[ProfileSettings, Meta(description="How each workload is placed.")] = field(

@@ -17,9 +17,10 @@ from typing import Protocol
 
 from scheduler import config, parts
 from scheduler.bindings import Bindings
+from scheduler.cluster.intent import IntentSettings
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.port import EventNote
-from scheduler.cluster.store import Store
+from scheduler.cluster.store import Store, StoreSettings
 from scheduler.config_changes import differing, merge
 from scheduler.config_settings import Settings
 from scheduler.config_yaml import MOST_CHARACTERS
@@ -28,9 +29,11 @@ from scheduler.core.clock import Clock
 from scheduler.core.errors import ConfigError, Problem
 from scheduler.core.files import read_regular
 from scheduler.core.log import kv
+from scheduler.core.nouns import Workload
 from scheduler.decision.decider import Decider
 from scheduler.knowledge import Knowledge
 from scheduler.leadership import Leadership
+from scheduler.policy.profiles import NamedFilter, Profile
 
 log = logging.getLogger(__name__)
 
@@ -234,17 +237,44 @@ def _unusable(file: Path, message: str) -> Content:
 
 
 def exchange(running: Running, settings: Settings) -> None:
-    """Let a daemon go on with other settings. Raises ConfigError, and nothing is changed."""
-    # 1. What can be refused is made before anything is exchanged.
-    profiles, filters = parts.make_profiles(settings), parts.make_filters(settings)
-    store_settings, intents = parts.store_settings(settings), parts.intent_settings(settings)
-    # 2. All in one turn: no decision sees half of it. The decider last: its texts are made of the store's pools.
-    before, running.settings = running.settings, settings
-    running.store.use(store_settings, intents, running.clock.mono_s())
-    running.decider.use(profiles, filters)
+    """Let a daemon go on with other settings. Whatever it raises, it goes on with those before."""
+    before, parts_before = running.settings, _make(running.settings)
+    made = _make(settings)
+    try:
+        _use(running, settings, made)
+    except Exception:
+        # All in one turn: no decision sees half of either.
+        _use(running, before, parts_before)
+        raise
+    if settings.log.level is not before.log.level:
+        logging.getLogger().setLevel(settings.log.level.value.upper())
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is made of settings, and may refuse them, before anything is exchanged."""
+
+    profiles: dict[Workload, Profile]
+    filters: tuple[NamedFilter, ...]
+    store: StoreSettings
+    intents: IntentSettings
+
+
+def _make(settings: Settings) -> _Parts:
+    return _Parts(
+        parts.make_profiles(settings),
+        parts.make_filters(settings),
+        parts.store_settings(settings),
+        parts.intent_settings(settings),
+    )
+
+
+def _use(running: Running, settings: Settings, made: _Parts) -> None:
+    running.settings = settings
+    running.store.use(made.store, made.intents, running.clock.mono_s())
+    # After the store: its texts are made of the store's pools.
+    running.decider.use(made.profiles, made.filters)
     running.decider.drop_observed_promises(running.clock.mono_s())
     running.bindings.use(settings.scheduler_names, settings.managed_resources)
     running.knowledge.use(settings)
     running.cluster.probe_every_s = parts.probe_every_s(settings)
-    if settings.log.level is not before.log.level:
-        logging.getLogger().setLevel(settings.log.level.value.upper())

@@ -15,12 +15,13 @@ from scheduler.cluster.objects import Meta
 from scheduler.config import ConfigError
 from scheduler.config_profiles import Profile
 from scheduler.config_schema import structs_below
-from scheduler.config_settings import Face, Mode, PoolKind, Settings
+from scheduler.config_settings import MOST_POOLS, Face, Mode, PoolKind, Settings
 from scheduler.config_types import Address, BrokerUrl, PolicyUse
 from scheduler.core.nouns import PREFIX, Placement, PoolSpec, Workload
 from scheduler.core.preferences import KINDS
 from scheduler.parts import intent_settings
 from scheduler.policy import registry
+from scheduler.policy.base import POOL_CODES
 
 EXAMPLE_FILE = Path(__file__).parent.parent / "deploy" / "config.example.yaml"
 LEAST = "cluster: {name: c}\ntelemetry: {broker: mqtt://h}\n"
@@ -585,6 +586,34 @@ def test_every_struct_refuses_unknown_keys_and_positional_values() -> None:
         assert struct.__struct_config__.frozen, struct
         with pytest.raises(TypeError, match="positional"):
             struct(None)
+
+
+def test_there_are_no_more_pools_than_there_are_codes_to_wait_for_one() -> None:
+    text = 'cluster: {name: c}\ntelemetry: {broker: "mqtt://b:1"}\npools:\n'
+    pools = [f"  - {{name: p{n}, selector: {{site: s{n}}}}}\n" for n in range(MOST_POOLS + 1)]
+    assert len(config.load(text + "".join(pools[:-1])).pools) == MOST_POOLS
+    with pytest.raises(
+        ConfigError, match=f"pools: expected a list of at most {MOST_POOLS} entries, got a list"
+    ):
+        config.load(text + "".join(pools))
+    # The pool `default` has one, too.
+    assert MOST_POOLS + 1 <= 256 - POOL_CODES
+
+
+def test_what_is_wrong_with_one_annotation_hides_nothing_of_the_others() -> None:
+    given = "{pools: mars, workload: x, min-power: 500W, max-power: 300W, gang: g, zzz: 1}"
+    with pytest.raises(ConfigError) as error:
+        config.load(WANTS + f"annotations: {given}")
+    found = str(error.value)
+    for want in (
+        "pools: expected names",
+        "workload: expected",
+        "min-power: expected",
+        "gang: expected it together",
+    ):
+        assert f"annotations.{want}" in found
+    assert "annotations.zzz: expected text" in found
+    assert "annotations.zzz: expected a key" in found
 
 
 # --- what pods want --------------------------------------------------------------------------------------------------

@@ -637,6 +637,28 @@ async def test_a_part_that_cannot_be_made_changes_nothing(
     assert world.reload.results["refused"] == 1
 
 
+async def test_a_part_that_fails_half_way_leaves_the_settings_before_in_force(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see_node(world.store, "n1", labels={"site": "aws"})
+    row, before = world.store.rows["n1"], world.settings
+    used = world.decider.use
+
+    def fails_once(*made: object) -> None:
+        monkeypatch.setattr(world.decider, "use", used)
+        raise OverflowError("out of bounds")
+
+    monkeypatch.setattr(world.decider, "use", fails_once)
+    await world.reload.judge(content(**SWAPPED))
+    assert world.settings is before
+    assert world.store.pool_names == ["dc", "aws", "default"]
+    assert world.store.snapshot.pool[row] == 1
+    assert world.reload.results["refused"] == 1
+    assert "OverflowError" in str(world.reload.problems[0])
+    await world.reload.judge(content(**SWAPPED, models={"H100": {"capability": 2}}))
+    assert world.store.pool_names == ["aws", "dc", "default"]
+
+
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
