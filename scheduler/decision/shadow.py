@@ -227,7 +227,7 @@ class Shadow:
         """Let a pod that runs stand where we choose: as it was promised, if that holds still."""
         request = followed.request
         promised = self.store.reservations.get(request.uid)
-        if promised is not None and promised.node in self.store.rows:
+        if promised is not None:
             followed.node = promised.node
         else:
             now = self.store.snapshot
@@ -299,7 +299,7 @@ class Shadow:
         drawn = {}
         for start in range(0, len(looked_at), NODES_A_STEP):
             for row in looked_at[start : start + NODES_A_STEP].tolist():
-                if row < len(self.real.names) and (name := self.real.names[row]):
+                if name := self.real.names[row]:
                     drawn[name] = self._drawn(name)
             yield
         above_w: dict[str, float] = {}

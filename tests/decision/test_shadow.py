@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import zlib
@@ -35,10 +36,11 @@ class Scene:
     weights: dict[str, float] = field(default_factory=lambda: {"pack": 1.0})
     watched: bool = True
     sites: dict[str, str] = field(default_factory=dict)
+    pools: tuple[PoolSpec, ...] = POOLS
 
     def __post_init__(self) -> None:
         self.now_s = 100.0
-        self.store = make_store(POOLS)
+        self.store = make_store(self.pools)
         self.decider: Decider = make_decider(self.store, weights=self.weights)
         self.pods: dict[str, tuple[int, str, float]] = {}
         self.shadow: Shadow | None = None
@@ -65,9 +67,9 @@ class Scene:
         else:
             shadow.see_pod(event.object.metadata.uid, self.now_s)
 
-    def node(self, name: str, *, cordoned: bool = False, **labels: str) -> None:
+    def node(self, name: str, labels: dict[str, str] | None = None, *, cordoned: bool = False) -> None:
         site = self.sites.get(name, "dc-1")
-        node = make_node(name, self.sizes[name], {"site": site, **labels}, cordoned=cordoned)
+        node = make_node(name, self.sizes[name], {"site": site, **(labels or {})}, cordoned=cordoned)
         self.apply(Changed(Kind.NODE, node))
         for store in self.stores:
             store.see_inventory(name, make_inventory(name, self.sizes[name]))
@@ -252,7 +254,7 @@ def test_a_pod_that_has_no_room_with_us_waits_until_it_has() -> None:
     assert followed.node == ""
     scene.end("p1")
     scene.wait(10.0)
-    assert followed.node == other
+    assert (followed.node, followed.reason) == (other, "")
     pods = scene.shadow.tally()
     assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (0, 1, 40.0)
     assert followed.waited_s == 40.0
@@ -321,6 +323,106 @@ def test_a_pod_that_waits_stands_on_no_node_that_is_cordoned_or_of_another_pool(
     scene.node("c")
     scene.wait(10.0)
     assert scene.stands("p") == ("a", "c")
+
+
+def test_a_pod_that_waits_for_a_pool_goes_on_to_the_next_in_time() -> None:
+    patient = (PoolSpec(name="dc-1", selector={"site": "dc-1"}, spill_after_s=60.0), POOLS[1])
+    scene = Scene({"a": 4, "far": 8}, sites={"far": "aws-a"}, pools=patient)
+    scene.bind("other", 4, "a")
+    assert scene.ask("p", 4) == ""
+    scene.bind("p", 4, "far")
+    scene.wait(50.0)
+    assert scene.stands("p") == ("far", "")
+    scene.wait(11.0)
+    assert scene.stands("p") == ("far", "far")
+    assert scene.shadow is not None
+    assert scene.shadow.tally().waited_so_far_s == 61.0
+
+
+def test_a_pod_that_waits_says_what_keeps_it_from_most_nodes() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8}, sites={"c": "aws-a"})
+    for name in ("a", "b"):
+        scene.node(name, {"wattbalance.io/quarantine": "x"})
+    scene.apply(Changed(Kind.POD, make_pod("p", 1)))
+    # It names its pool, and so one of three nodes is of another.
+    request = dataclasses.replace(
+        scene.store.request(make_pod("p", 1), 0.0, scene.decider.profile_facts), pools=(0,)
+    )
+    rows = np.array(list(scene.store.rows.values()), np.intp)
+    scene.decider.place(request, rows, scene.now_s, 1e9, observe=True)
+    scene.bind("p", 1, "c")
+    assert scene.shadow is not None
+    assert scene.shadow.pods["uid-p"].reason == "node in quarantine"
+
+
+def test_each_pod_that_waits_is_tried_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadows, "TRIED_A_TURN", 1)
+    scene = Scene({"a": 4})
+    scene.bind("other", 4, "a")
+    for name, gpus in (("large", 4), ("small", 1)):
+        scene.ask(name, gpus)
+        scene.bind(name, gpus, "a")
+    scene.sizes["b"] = 2
+    scene.node("b")
+    scene.wait(1.0)
+    assert scene.stands("small") == ("a", "")
+    scene.wait(1.0)
+    assert scene.stands("small") == ("a", "b")
+
+
+def test_a_pod_that_is_asked_about_again_keeps_what_it_was_promised() -> None:
+    scene = Scene({"a": 4})
+    assert scene.ask("p", 4) == "a"
+    assert scene.ask("p", 4) == "a"
+
+
+def test_what_moved_pods_do_counts_where_they_stand_and_not_where_they_run() -> None:
+    """The two nodes are equal but for one pod: the next goes where that one would not be."""
+    scene = Scene({"a": 8, "b": 8}, {"least-loaded": 1.0})
+    ours = scene.ask("p", 4)
+    real = next(name for name in scene.sizes if name != ours)
+    scene.bind("p", 4, real, busy_frac=0.9)
+    for _ in range(3):
+        scene.wait(60.0)
+        scene.read()
+    assert scene.ask("q", 1) == real
+
+
+def test_there_is_no_mean_before_a_pod_is_followed() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    assert scene.shadow is not None
+    scene.read()
+    assert scene.shadow.means.worlds() is None
+    scene.bind("p", 1, scene.ask("p", 1))
+    scene.read()
+    assert scene.shadow.means.worlds() is not None
+
+
+def test_a_node_that_goes_in_both_worlds_moves_no_pod_and_one_that_goes_while_all_is_measured_nothing() -> (
+    None
+):
+    scene = Scene({"a": 8, "b": 8, "c": 8})
+    where = scene.ask("stays", 1)
+    scene.bind("stays", 1, where)
+    other = next(name for name in scene.sizes if name != where)
+    scene.read()
+    assert scene.shadow is not None
+    steps = scene.shadow.measure()
+    next(steps)
+    scene.apply(Listed(Kind.NODE, frozenset(scene.sizes) - {where, other}, began_mono_s=scene.now_s + 1))
+    list(steps)
+    assert scene.shadow.store.nodes.keys() == scene.store.nodes.keys() == scene.sizes.keys() - {where, other}
+    assert scene.stands("stays") == (where, where)
+
+
+def test_the_row_of_a_node_that_went_is_nobodys() -> None:
+    scene, real, ours = crossed({"a": 4, "b": 4})
+    assert scene.shadow is not None
+    moved, slot = scene.shadow.moved, scene.shadow.pods["uid-p"].slot
+    assert [moved.real[slot], moved.ours[slot]] == [scene.store.rows[real], scene.shadow.store.rows[ours]]
+    scene.apply(Gone(Kind.NODE, make_node(real)))
+    scene.shadow.worlds()
+    assert [moved.real[slot], moved.ours[slot]] == [-1, scene.shadow.store.rows[ours]]
 
 
 def test_who_finds_no_room_at_a_second_question_is_promised_nothing_any_more() -> None:
@@ -514,7 +616,7 @@ def play(scene: Scene, steps: list[tuple[str, int, int, str]]) -> None:
             scene.pods.pop(name, None)
             scene.apply(Listed(Kind.POD, keys, began_mono_s=scene.now_s + 1))
         elif word == "sick" and node in scene.sizes:
-            scene.node(node, **{"wattbalance.io/quarantine": "x"})
+            scene.node(node, {"wattbalance.io/quarantine": "x"})
 
 
 @settings(deadline=None, max_examples=150)
