@@ -32,10 +32,11 @@ NO_KUBECTL = (
     f"{API_PORT}, and beside it the same command with --server http://127.0.0.1:{API_PORT}"
 )
 NO_LEADER = (
-    f"no running pod carries the label {LEADER}: is `wattbalance serve` running there, and does it lead? Its /readyz "
-    f"says so.\nIn mode observe nobody leads: kubectl -n NAMESPACE port-forward POD {API_PORT}, with the pod of any "
-    f"replica, and beside it the same command with --server http://127.0.0.1:{API_PORT}. One that runs on this "
-    "machine, outside any pod, is reached so without a port-forward."
+    f"no running pod carries the label {LEADER}: is `wattbalance serve` running there, with its pod's name as "
+    "POD_NAME, and does it lead? Its /readyz says so.\n"
+    f"In mode observe nobody leads: kubectl -n NAMESPACE port-forward POD {API_PORT}, with the pod of any replica, and "
+    f"beside it the same command with --server http://127.0.0.1:{API_PORT}. One that runs on this machine, outside any "
+    "pod, is reached so without a port-forward."
 )
 ALLOWED_BY = (
     "In the daemon's namespace it takes `get` and `list` on pods, and `create` on pods/portforward: the Role in "

@@ -90,6 +90,8 @@ def node_state(node: NodeView) -> str:
         found.append("cordoned")
     if node.quarantine is not None:
         found.append(f"quarantine={node.quarantine}" if node.quarantine else "quarantine")
+    if node.in_pools:
+        found.append(f"in {len(node.in_pools)} pools")
     if node.broken_gpus:
         found.append(f"{node.broken_gpus:g} broken")
     if not node.fresh:

@@ -603,6 +603,7 @@ def test_a_narrow_terminal_loses_no_figure() -> None:
         ({"fresh": False, "reading_age_s": 12.0}, "stale"),
         ({"fresh": False}, "unread"),
         ({"fresh": True, "broken_gpus": 2.0}, "2 broken"),
+        ({"fresh": True, "in_pools": ["dc-1", "aws-a"]}, "in 2 pools"),
     ],
 )
 def test_a_nodes_state_in_words(fields: dict[str, Any], want_state: str) -> None:
