@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -129,7 +130,17 @@ async def test_a_refused_pod_is_woken_once_when_its_reason_ends(world: World) ->
 
 @pytest.mark.parametrize(
     ("said", "want"),
-    [("41", "42"), ("", "1"), ("soon", "1"), ("-3", "1"), ("9" * 4000, "1"), ("²", "1"), ("007", "8")],
+    [
+        ("41", "42"),
+        ("", "1"),
+        ("soon", "1"),
+        ("-3", "1"),
+        ("9" * 4000, "1"),
+        ("²", "1"),
+        ("007", "8"),
+        ("9" * 9, "1000000000"),
+        ("9" * 10, "1"),
+    ],
 )
 async def test_the_number_counts_on_whoever_wrote_it(said: str, want: str, world: World) -> None:
     world.refuse("p1", annotations={RETRY_ANNOTATION: said})
@@ -376,15 +387,16 @@ async def test_a_pod_that_was_placed_and_is_not_bound_yet_is_not_sought(world: W
 
 async def test_its_age_counts_from_its_creation_whenever_it_is_found(world: World) -> None:
     """`spill.after` and the queue go by it."""
-    for name, age_s in (("young", 10.0), ("old", 300.0)):
+    # A clock that is behind makes none younger than new.
+    for name, age_s in (("young", 10.0), ("old", 300.0), ("of-tomorrow", -86400.0)):
         created = format_instant(world.clock.unix_s() - age_s)
         see_pod(world.store, make_pod(name, refused="1 node in quarantine", created=created))
     see_pod(world.store, make_pod("timeless", refused="1 node in quarantine", created="soon"))
     async with beside(world.nudges.run()):
-        await eventually(lambda: world.nudges.waiting == 3)
+        await eventually(lambda: world.nudges.waiting == 4)
         world.heal()
-        await eventually(lambda: len(world.cluster.written) == 3)
-    assert world.cluster.names == ["old", "young", "timeless"]
+        await eventually(lambda: len(world.cluster.written) == 4)
+    assert world.cluster.names == ["old", "young", "of-tomorrow", "timeless"]
 
 
 async def test_those_that_others_refused_are_found_while_many_are_woken(world: World) -> None:
@@ -445,7 +457,11 @@ async def test_several_different_pods_that_fail_in_a_row_are_the_server_s_troubl
     # One that is written ends it.
     await world.nudges.wake()
     assert len(world.cluster.written) == 2
-    # Those that failed were not to blame: they rest no longer than any other.
+    # Those that failed were not to blame: they rest no longer than any other, and begin anew.
+    world.clock.advance(10.1)
+    world.cluster.fails = [ApiUnavailable("a fault", status=500)]
+    await world.nudges.wake()
+    assert len(world.cluster.written) == nudges.SEVERAL + 1
     world.clock.advance(10.1)
     await world.nudges.wake()
     assert len(world.cluster.written) == nudges.SEVERAL + 2
@@ -543,3 +559,57 @@ async def test_of_those_that_were_woken_the_last_are_remembered(
         await world.nudges.wake()
         world.clock.advance(11.0)
     assert list(world.nudges.last_unix_s) == ["uid-p1", "uid-p3"]
+
+
+@pytest.mark.parametrize("between", [ApiRejected("no room", status=422), ApiNotFound("gone", status=404)])
+async def test_an_answer_about_the_pod_is_an_answer_of_the_server(
+    between: ClusterError, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and lets us write: what fails before and after it is not all."""
+    monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 3600.0)
+    world.settings = NudgeSettings(most_per_s=50)
+    fault = ApiUnavailable("a fault", status=500)
+    world.cluster.fails = [fault, fault, between, fault, fault]
+    for index in range(6):
+        world.refuse(f"p{index}")
+    world.heal()
+    await world.nudges.wake()
+    assert world.cluster.names == ["p5"]
+
+
+async def test_steps_are_gathered_into_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps() -> Generator[None, None, str]:
+        for _ in range(10):
+            world.clock.advance(0.6 * nudges.TURN_S)
+            yield
+        return "done"
+
+    slept = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        slept.append(delay_s)
+        await sleep(delay_s)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    assert await world.nudges._in_turns(steps()) == "done"
+    assert slept == [0] * 5
+
+
+async def test_the_log_says_who_was_woken_and_what_the_server_said_of_who_could_not_be(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world.cluster.never = {"full": ApiRejected("no" * 100_000, status=422)}
+    world.refuse("full")
+    world.refuse("p1")
+    world.heal()
+    world.clock.advance(7.0)
+    await world.nudges.wake()
+    [woken] = [record for record in caplog.records if record.getMessage() == "woke a pod"]
+    assert vars(woken)["kv"] == {"pod": "team-a/p1", "fits": "n1", "waited_s": 7.0, "retry": 1}
+    [told] = [
+        record.getMessage() for record in caplog.records if "takes no annotation" in record.getMessage()
+    ]
+    assert told.startswith("pod team-a/full takes no annotation: nono")
+    assert len(told) < 2 * pod_writes.MOST_TOLD

@@ -327,7 +327,7 @@ class Refused:
         group.fits = judgement.fits if judgement.fitting else None
         group.choice = judgement.choice
         if group.elsewhere:
-            group.against = (judgement.codes > 0) & snapshot.present
+            group.against = judgement.codes > 0
             offered = widened(group.offered, snapshot.rows)
             if (group.against & ~offered).any():
                 # When that ends there, too, it is news.

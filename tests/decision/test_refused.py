@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from scheduler.cluster.objects import Meta, Partial
+from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.core.clock import ManualClock
@@ -79,10 +80,12 @@ class World:
         """What is used of the GPUs of n1."""
         measure_memory(self.store, *used_gib, now_mono_s=self.clock.mono_s())
 
-    def find(self) -> Choice | None:
-        """Find whom to wake, a tenth of a second later."""
-        self.clock.advance(0.1)
-        steps = self.refused.find(self.clock.mono_s())
+    def find(self, now_mono_s: float | None = None) -> Choice | None:
+        """Find whom to wake, a tenth of a second later or then."""
+        if now_mono_s is None:
+            self.clock.advance(0.1)
+            now_mono_s = self.clock.mono_s()
+        steps = self.refused.find(now_mono_s)
         while True:
             try:
                 next(steps)
@@ -263,6 +266,10 @@ def test_pods_that_are_bound_or_gone_are_forgotten(world: World) -> None:
     lose_pod(world.store, make_pod("gone"), world.clock.mono_s())
     world.quarantine("n1", ends=True)
     assert world.wake_all() == []
+    world.clock.advance(refused.JUDGE_ALL_S)
+    world.find()
+    # Of the one that is gone the watch may tell yet.
+    assert len(world.refused) <= 1
     for _ in range(20):
         world.clock.advance(refused.JUDGE_ALL_S)
         world.find()
@@ -496,3 +503,51 @@ def test_many_kinds_of_pods_are_looked_through_in_steps(world: World) -> None:
     world.quarantine("n1", ends=True)
     # Opened, all judged, and the first of the queue.
     assert sum(1 for _ in world.refused.find(world.clock.mono_s())) == 1 + 2 + 2 * refused.GROUPS_A_STEP + 2
+
+
+def test_an_instant_that_is_rounded_down_is_not_missed() -> None:
+    """Its time has come by the one reckoning, and not by the other yet."""
+    world = World((PoolSpec(name="dc-1", selector={"site": "dc-1"}, spill_after_s=300.0), POOLS[1]))
+    while ((came_s := world.clock.mono_s()) + 300.0) - came_s >= 300.0:
+        world.clock.advance(0.1)
+    see_node(world.store, "home", labels={"site": "dc-1", **SICK})
+    see_node(world.store, "cloud", labels={"site": "aws-a"})
+    assert world.ask("p1") == "no_fit"
+    # The round that judges all is just over.
+    for instant_s in (came_s + 299.0, came_s + 300.0):
+        assert world.find(instant_s) is None
+    assert world.find(came_s + 300.1) is not None
+
+
+def test_pods_of_many_owners_and_images_are_judged_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Owners and images order nodes, and rule none out."""
+    judged = []
+    judge = world.decider.judge
+    see_node(world.store, "n1", 8, SICK)
+    for index in range(4):
+        pod = make_pod(f"p{index}", owner=OwnerRef(kind="ReplicaSet", uid=f"rs-{index}", controller=True))
+        [container] = pod.spec.containers or ()
+        container = msgspec.structs.replace(container, image=f"image-{index}")
+        spec = msgspec.structs.replace(pod.spec, containers=[container])
+        see_pod(world.store, msgspec.structs.replace(pod, spec=spec))
+        world.ask(f"p{index}")
+
+    def counted(request: PodRequest, *rest: Any, **more: Any) -> Judgement:
+        judged.append(request)
+        return judge(request, *rest, **more)
+
+    monkeypatch.setattr(world.decider, "judge", counted)
+    assert world.find() is None
+    assert len(judged) == 1
+
+
+def test_nobody_is_woken_for_a_node_that_is_cordoned(world: World) -> None:
+    """Kubernetes tells kube-scheduler when that ends; until then the pod would be tried in vain."""
+    see_node(world.store, "n1", labels=SICK)
+    world.ask("p1")
+    world.store.apply(Changed(Kind.NODE, make_node("n1", cordoned=True)), world.clock.mono_s())
+    assert world.wake_all() == []
+    world.clock.advance(refused.JUDGE_ALL_S)
+    assert world.wake_all() == []

@@ -73,6 +73,18 @@ def test_after_that_only_the_end_of_a_reason_wakes_it_and_each_does(world: World
     assert world.wake_all() == ["p1"]
 
 
+def test_a_reason_that_comes_and_goes_within_a_second_wakes_it(world: World) -> None:
+    see_node(world.store, "n1")
+    take_on(world, "p1")
+    assert world.wake_all() == ["p1"]
+    # The round that judges all is just over.
+    assert later(world, 10 * refused.JUDGE_ALL_S) == []
+    world.quarantine("n1")
+    assert world.wake_all() == []
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["p1"]
+
+
 def test_room_that_opens_is_kubernetes_to_tell(world: World) -> None:
     """Once it was woken: kube-scheduler hears of pods that end, and tries those that wait."""
     see_node(world.store, "n1", 2)
