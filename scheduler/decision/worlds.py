@@ -117,11 +117,12 @@ def compare(
     load = np.where(measured(real), real.load_sum, np.nan).astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
     loads = place.worlds(moved.load, load_each, load)
-    load_known = ~np.isnan(loads[0]) & ~np.isnan(loads[1])
+    # Whatever is unknown is so in both worlds.
+    load_known = ~np.isnan(loads[0])
     # 2. Watts, of nodes in use.
     in_use = (real.bound_gpus[rows] > 0, ours.bound_gpus[at] > 0)
     power = place.worlds(moved.power_w, power_each_w, power_w)
-    power_known = ~np.isnan(power[0]) & ~np.isnan(power[1])
+    power_known = ~np.isnan(power[0])
     # 3. Free GPUs.
     taking = ~real.cordoned[rows] & ~real.quarantined[rows]
     usable = np.minimum(real.gpu_count[rows], real.healthy_gpus[rows])

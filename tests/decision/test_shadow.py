@@ -425,6 +425,86 @@ def test_the_row_of_a_node_that_went_is_nobodys() -> None:
     assert [moved.real[slot], moved.ours[slot]] == [-1, scene.shadow.store.rows[ours]]
 
 
+def test_a_pod_stands_as_it_was_promised_whatever_is_told_of_it_or_comes_later() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    ours = scene.ask("p", 2)
+    scene.sizes["tight"] = 2
+    scene.node("tight")
+    real = next(name for name in ("a", "b") if name != ours)
+    scene.bind("p", 2, real)
+    scene.bind("p", 2, real)
+    assert scene.stands("p") == (real, ours)
+    assert scene.shadow is not None
+    assert scene.shadow.store.pods["uid-p"].node == ours
+    assert scene.shadow.tally().so_far == 1
+
+
+def test_a_node_that_really_has_room_and_is_not_offered_is_not_chosen() -> None:
+    scene = Scene({"a": 4, "b": 4})
+    scene.bind("other", 4, "a")
+    assert scene.ask("p", 4, "a") == ""
+    assert scene.ask("p", 4, "a", "b") == "b"
+
+
+def test_a_promise_that_is_over_holds_nothing_with_us_either() -> None:
+    scene = Scene({"a": 4})
+    assert scene.ask("p", 4) == "a"
+    scene.now_s += 1000.0
+    assert scene.ask("q", 4) == "a"
+
+
+def test_what_is_held_for_a_nominated_pod_is_held_with_us() -> None:
+    scene = Scene({"a": 4, "b": 4})
+    scene.apply(Changed(Kind.POD, make_pod("first", 4, nominated="a", priority=10)))
+    for priority, want in ((5, ""), (20, "a")):
+        pod = make_pod(f"p{priority}", 4, priority=priority)
+        scene.apply(Changed(Kind.POD, pod))
+        request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
+        scene.decider.place(
+            request, np.array([scene.store.rows["a"]], np.intp), scene.now_s, 1e9, observe=True
+        )
+        assert scene.choice(pod.metadata.name) == want
+
+
+def test_free_gpus_of_nodes_that_take_nobody_are_not_stranded_nor_are_there_less_than_none() -> None:
+    scene = Scene({"cordoned": 4, "sick": 4, "crowded": 4, "free": 4})
+    scene.node("cordoned", cordoned=True)
+    scene.node("sick", {"wattbalance.io/quarantine": "x"})
+    for name in ("p", "q"):
+        scene.bind(name, 4, "crowded")
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    assert (worlds.real.stranded_gpus, worlds.ours.stranded_gpus) == (4.0, 4.0)
+
+
+def test_what_was_measured_long_ago_is_unknown() -> None:
+    scene = Scene({"a": 4, "b": 4})
+    scene.read()
+    assert scene.shadow is not None
+    assert scene.shadow.worlds().nodes_load_known == 2
+    scene.wait(1000.0)
+    assert scene.shadow.worlds().nodes_load_known == 0
+
+
+def test_a_pod_that_moved_since_the_last_reading_leaves_both_its_nodes_unknown() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8})
+    ours = scene.ask("p", 1)
+    real = next(name for name in scene.sizes if name != ours)
+    for name, node in (("there", real), ("here", ours)):
+        scene.bind(name, 1, node)
+    scene.read()
+    assert scene.shadow is not None
+    assert scene.shadow.worlds().nodes_load_known == 3
+    scene.bind("p", 1, real)
+    assert scene.stands("p") == (real, ours)
+    assert scene.shadow.worlds().nodes_load_known == 1
+    assert scene.shadow.tally().unmeasured == 1
+    scene.read()
+    assert scene.shadow.worlds().nodes_load_known == 3
+    scene.end("p")
+    assert scene.shadow.tally().unmeasured == 0
+
+
 def test_who_finds_no_room_at_a_second_question_is_promised_nothing_any_more() -> None:
     scene = Scene({"a": 4, "b": 4})
     assert scene.ask("p", 4, "a") == "a"
@@ -512,6 +592,7 @@ def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_a
         assert scene.shadow is not None
         # Both have but one GPU, and that is held.
         assert scene.shadow.worlds().nodes_power_known == (2 if resting else 0)
+        assert scene.shadow.tally().unmeasured == (0 if resting else 1)
 
 
 def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:
