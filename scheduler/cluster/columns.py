@@ -338,7 +338,7 @@ class Columns:
         left = used.sum(1) + (slot & ~sound).sum(1) * whole_bytes - ended_bytes
         fullest = np.minimum(used.max(1, initial=0) - own_bytes, left)
         asked = np.maximum(asked_bytes[0] / self.sharing_gpus(rows), asked_bytes[1])
-        free = whole_bytes - np.maximum(np.maximum(fullest, asked), 0)
+        free = whole_bytes - np.maximum(fullest, asked)
         # A full one is known: not 0, which is unknown.
         return np.where(told, np.maximum(free, 1), 0)
 

@@ -130,7 +130,7 @@ class _Labelled:
             memory_bytes = labelled_bytes or float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC
         replicas, complaint = self._replicas(name, base, self._there(name, base, profile))
         # MPS gives each its part of the memory and no more; in time slices each may take all that is left.
-        limited = replicas > 1 and self.labels.get(f"{base}.sharing-strategy") == "mps"
+        limited = self.labels.get(f"{base}.sharing-strategy") == "mps"
         offer = Offer(
             self.units[name],
             gpus / replicas,
@@ -176,7 +176,7 @@ class _Labelled:
             if name.startswith(MIG_PREFIX) and not name.endswith(SHARED_SUFFIX)
         )
         # Sums of sevenths round.
-        return max(there - ceil(round(min(sliced, there), 3)) - whole, 0)
+        return max(there - ceil(round(sliced, 3)) - whole, 0)
 
     def _replicas(self, name: str, base: str, there: int) -> tuple[float, str]:
         """How many units share a GPU or slice, of which there are so many; and what is wrong with the label."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from scheduler.cluster.intent import IntentSettings
 from scheduler.cluster.objects import Meta, Partial
 from scheduler.cluster.pods import PodFacts
-from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.shared_memory import MOST_COMING
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PodRequest, Workload
+from scheduler.telemetry.sample import GpuInventory, Inventory
 from tests.builders import (
     GIB,
     SHARED_RESOURCE,
@@ -119,6 +121,75 @@ def test_memory_of_whole_gpus_and_of_slices_is_not_divided_by_how_many_a_pod_tak
     request = make_request("new", 4, gpu_memory_bytes=GIB)
     snapshot = store.snapshot_for(request)
     assert snapshot.unit_memory_bytes[0, store.rows["whole"]] == 80 * GIB
+
+
+def test_what_was_asked_of_whole_gpus_counts_once_they_are_shared() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node("n1", 2)), NOW)
+    found = [GpuInventory(uuid=f"n1-{i}", model="H100", memory_total_bytes=80 * GIB) for i in range(2)]
+    store.see_inventory("n1", Inventory(v=1, node="n1", gpus=found))
+    request = make_request("promised", 1, gpu_memory_bytes=30 * GIB)
+    assert store.reserve(request, "n1", NOW)
+    said = {"wattbalance.io/gpu-memory": "20Gi"}
+    see_pod(store, make_pod("bound", node="n1", annotations=said), NOW)
+    store.apply(Changed(Kind.NODE, make_node("n1", 4, {f"{GPU}.replicas": "4"})), NOW)
+    measure_memory(store, 0, 0)
+    newcomer = make_request("new", 1, gpu_memory_bytes=GIB)
+    assert store.snapshot_for(newcomer).unit_memory_bytes[0, store.rows["n1"]] == 30 * GIB
+    store.release("uid-promised", NOW)
+    assert store.snapshot_for(newcomer).unit_memory_bytes[0, store.rows["n1"]] == 60 * GIB
+
+
+@pytest.mark.parametrize(
+    ("gpus", "units", "replicas", "want_gpus"), [(3, 7, 2, 3), (3, 6, 2, 3), (7, 287, 41, 7)]
+)
+def test_gpus_that_are_shared_are_counted_whole(gpus: int, units: int, replicas: int, want_gpus: int) -> None:
+    store = make_store()
+    see_sharing_node(store, gpus=gpus)
+    # Of three GPUs one has lost a replica; and 287 times the 41st part is less than 7 in 32 bits.
+    labels, shares = {f"{GPU}.replicas": str(replicas)}, {SHARED_RESOURCE: units}
+    store.apply(Changed(Kind.NODE, make_node("n1", labels=labels, shares=shares)), NOW)
+    measure_memory(store, *[0] * gpus)
+    for index in range(6 * want_gpus):
+        see_pod(store, make_sharing_pod(f"p{index}", 10, node="n1"), NOW)
+    assert free_gib(store) == 20
+
+
+def test_what_is_free_is_unknown_where_no_gpu_is_sound_or_nobody_tells_how_much_there_is() -> None:
+    store = world(0, 0)
+    measure_memory(store, 0, 0, state=["lost", "hung"])
+    assert free_gib(store) == -1
+    see_sharing_node(store, "n2", memory_gib=0)
+    measure_memory(store, 10, node="n2")
+    assert free_gib(store, node="n2") == -1
+
+
+def test_a_row_that_nobody_uses_is_as_it_was_in_the_beginning() -> None:
+    store = make_store()
+    see_node(store, "n0")
+    row = store._columns._free_rows[-1]
+    want = _of_row(store, row)
+    see_sharing_node(store, gpus=2, labels={"wattbalance.io/quarantine": "xid"})
+    assert store.rows["n1"] == row
+    measure_memory(store, 10, 20)
+    see_pod(store, make_sharing_pod("bound", 30, node="n1"), NOW)
+    assert store.reserve(ask(10, "promised"), "n1", NOW)
+    store.apply(Gone(Kind.NODE, make_node("n1")), NOW)
+    now = _of_row(store, row)
+    for name, before in want.items():
+        # A resource that was new since has a column of its own.
+        here = now[name][: len(before)]
+        assert np.array_equal(here, before, equal_nan=before.dtype.kind == "f"), name
+
+
+def _of_row(store: Store, row: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    """What all columns say of one row; but for its last name's hash, which nobody asks for."""
+    columns = store._columns
+    return {
+        name: np.atleast_1d(each[row] if len(each) == columns.rows else each[:, row]).copy()
+        for name, each in vars(columns).items()
+        if isinstance(each, np.ndarray) and name != "name_hash"
+    }
 
 
 # --- pods that are on their way -------------------------------------------------------------------------------------

@@ -198,6 +198,39 @@ def test_replicas_of_the_few_gpus_that_are_not_sliced(gpus: int | None) -> None:
     assert gpus_in(found) == pytest.approx(8.0)
 
 
+def test_sums_of_slices_that_round_up_take_no_gpu_more() -> None:
+    # In 64 bits these are 6.000000000000001 GPUs of eight: two are left, and whole.
+    slices = {"nvidia.com/mig-2g.20gb": "4", "nvidia.com/mig-3g.40gb": "11", "nvidia.com/mig-1g.10gb": "1"}
+    found, wrong = offers({**slices, GPU: "2"}, {f"{GPU}.replicas": "2"}, gpus=8)
+    assert found[GPU] == Offer(2.0)
+    assert wrong == (
+        "label nvidia.com/gpu.replicas is 2, but allocatable nvidia.com/gpu is 2, of 2 that are there",
+    )
+
+
+def test_renamed_replicas_are_replicas_however_few_of_the_gpus_they_are_made_of() -> None:
+    found, _ = offers({SHARED: "4"}, {f"{GPU}.replicas": "4"}, gpus=4)
+    assert found[SHARED] == Offer(4.0, 0.25, shared=True)
+
+
+def test_more_whole_slices_than_labels_count_leave_none_that_replicas_share() -> None:
+    found, wrong = offers({SEVENTH: "7", f"{SEVENTH}.shared": "4"}, {f"{SEVENTH}.count": "1"})
+    assert found[f"{SEVENTH}.shared"].gpus == 1 / 7
+    assert wrong == (
+        f"{SEVENTH}.shared is allocatable, but no label {SEVENTH}.replicas says how many share a GPU",
+    )
+
+
+def test_a_slice_is_a_gpu_at_most_whatever_its_model_is_known_for() -> None:
+    assert only({"nvidia.com/mig-7g.40gb": "1"}, {}, model="NVIDIA A30").gpus == 1
+
+
+def test_replicas_of_slices_by_mps_have_their_part_of_the_slices_memory() -> None:
+    labels = sliced("1g.10gb", 7, 4864, replicas=2) | {f"{SEVENTH}.sharing-strategy": "mps"}
+    want = Offer(14.0, 1 / 14, 2432 * 2.0**20, memory_frac=0.5)
+    assert only({SEVENTH: "14"}, labels, gpus=1) == want
+
+
 def test_gpus_of_two_models_are_labelled_with_the_count_of_one() -> None:
     labels = discovered("Tesla-T4-SHARED", 2, replicas=4, strategy="time-slicing")
     assert only({GPU: "16"}, labels) == Offer(16.0, 0.25, shared=True)

@@ -185,10 +185,11 @@ def test_memory_that_a_bound_pod_asked_for_is_its_own_where_it_runs() -> None:
 
 def test_a_pod_that_holds_gpus_by_other_names_than_its_node_offers_frees_none_that_are_not_there() -> None:
     store = make_store()
+    see_sharing_node(store, "other")
     see_pod(store, make_pod("own", shares={SHARED_RESOURCE: 2}, node="n1"))
     store.apply(Changed(Kind.NODE, make_node("n1", shares={})), 0.0)
     store.apply(Changed(Kind.RESOURCESLICE, make_slice("n1", devices=[gpu(0), gpu(1)])), 0.0)
-    see_sharing_node(store, "other")
+    assert float(store.snapshot.bound_gpus[store.rows["n1"]]) == 0, "nor holds them"
     request = make_request("own", 0, shares=((SHARED_RESOURCE, 2),))
     told = look(make_decider(store), request, held_on="n1")
     assert told.own is not None

@@ -63,6 +63,19 @@ def add_pod(system: System, name: str, resource: str, memory: str = "") -> None:
     system.plane.apply(manifest)
 
 
+def hold(system: System, name: str, node: str, units: int, memory: str = "") -> None:
+    """A pod that is there already, bound by somebody else."""
+    manifest = pod_manifest(name, gpus=0, node=node)
+    metadata, spec = manifest["metadata"], manifest["spec"]
+    assert isinstance(metadata, dict)
+    assert isinstance(spec, dict)
+    if memory:
+        metadata["annotations"] = {"wattbalance.io/gpu-memory": memory}
+    amounts = {SHARED: str(units)}
+    spec["containers"][0]["resources"] = {"limits": amounts, "requests": amounts}
+    system.plane.apply(manifest)
+
+
 def held(system: System) -> Counter[tuple[str, str]]:
     """Units that pods hold by node and resource, as the API server has it."""
     listed = system.plane.request("GET", "/api/v1/namespaces/default/pods")
@@ -172,6 +185,46 @@ def test_memory_on_shared_gpus_is_what_agents_measure_free(
     for pod in ("first", "second", "third"):
         system.delete_pod(pod)
     assert system.bound("large") == "roomy"
+
+
+def test_a_victim_makes_room_in_memory_if_it_had_asked_for_some(
+    system: System,
+    replica: Replica,
+    scheduler: Daemon,
+    make_stub: Callable[[str], NvmlStub],
+    start_agent: StartAgent,
+) -> None:
+    stubs = {name: make_stub(name) for name in ("asked", "silent")}
+    for name, stub in stubs.items():
+        labels = {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "8"}
+        add_node(system, name, {SHARED: 32}, labels)
+        # All that is used is on one GPU: so what it had, the victim had there.
+        for gpu in range(8):
+            stub.set(gpu, "mem_used", 70 * 1024**3 if gpu == 5 else 0)
+        start_agent(name, stub)
+        # Of 32 units one is the victim's.
+        hold(system, f"stays-{name}", name, 31)
+        hold(system, f"victim-{name}", name, 1, "65Gi" if name == "asked" else "")
+    wait_for("both are read", lambda: all(view(replica, name)["fresh"] for name in stubs))
+    wait_for("both are full", lambda: all(view(replica, name)["free_gpus"] == 0 for name in stubs))
+    add_pod(system, "urgent", SHARED, memory="60Gi")
+    # As newer versions of kube-scheduler ask.
+    uids = {name: system.pod(f"victim-{name}")["metadata"]["uid"] for name in stubs}
+    victims = {name: {"Pods": [{"UID": uid}], "NumPDBViolations": 0} for name, uid in uids.items()}
+    kept = replica.post("preempt", {"Pod": system.pod("urgent"), "NodeNameToMetaVictims": victims})
+    assert kept == {"NodeNameToMetaVictims": {"asked": victims["asked"]}}
+    for name in stubs:
+        system.delete_pod(f"victim-{name}")
+    # What they had is measured still.
+    newest = wait_for(
+        "it is refused",
+        lambda: [
+            each for each in replica.get("/api/v1/decisions?pod=urgent")["items"] if each["verb"] == "filter"
+        ],
+    )[0]
+    assert newest["reasons"].keys() == {"not enough GPU memory"}
+    stubs["asked"].set(5, "mem_used", 5 * 1024**3)
+    assert system.bound("urgent") == "asked"
 
 
 def test_labels_that_claim_what_is_not_allocatable_make_an_event_of_the_node(
