@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scheduler.cluster.objects import ConfigMap, Meta
-from scheduler.cluster.port import Changed, Gone, Kind, Listed
+from scheduler.cluster.port import Changed, EventNote, Gone, Kind, Listed
 from scheduler.core.errors import ApiForbidden, ApiNotFound
 from scheduler.pause import (
     MOST_BY_CHARS,
@@ -369,6 +369,19 @@ async def test_whoever_asks_about_a_paused_daemon_is_told_and_json_stays_json(
                 assert page.headers["Wattbalance-Paused"].isascii()
             async with replica.session.get("/metrics") as page:
                 assert "Wattbalance-Paused" not in page.headers
+
+
+async def test_an_event_that_was_queued_when_a_pause_began_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path, monkeypatch) as world, world.replica() as replica:
+        await replica.leads()
+        await say(world, "a drill")
+        await eventually(lambda: replica.daemon.pause.now is not None)
+        adapter = replica.daemon.cluster
+        adapter.note(EventNote(kind="Pod", namespace="default", name="p", uid="u", reason="R", note=""))
+        await eventually(lambda: adapter.counters.events_dropped["not_leading"] == 1)
+        assert world.api.list("events") == []
 
 
 async def test_what_was_decided_while_paused_is_no_ones_disobedience_after_it(
