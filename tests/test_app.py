@@ -629,8 +629,7 @@ app.Daemon._see_pod = see
 """
 
 
-@pytest.mark.parametrize("then", ["pass", "time.sleep(3600)"])
-async def test_a_task_that_never_ends_does_not_hold_the_end_beyond_the_grace(world: World, then: str) -> None:
+async def ends_within_its_grace(world: World, then: str) -> None:
     # A quarter of the grace is for the Lease: as much as the server that takes it back may stand still for.
     async with served(world, DEAF.format(then=then), shutdown={"grace": "8s"}) as running:
         await eventually(lambda: any(each["spec"].get("holderIdentity") for each in world.api.list("leases")))
@@ -641,6 +640,19 @@ async def test_a_task_that_never_ends_does_not_hold_the_end_beyond_the_grace(wor
         # Whatever hangs, the others are told at once who leads.
         [lease] = world.api.list("leases")
         assert not lease["spec"].get("holderIdentity")
+
+
+async def test_a_task_that_never_ends_does_not_hold_the_end_beyond_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = tmp_path / "deaf", tmp_path / "blocked"
+    for folder in folders:
+        folder.mkdir()
+    async with cluster(folders[0], monkeypatch) as one, cluster(folders[1], monkeypatch) as other:
+        # Both at once: each waits its grace out.
+        await asyncio.gather(
+            ends_within_its_grace(one, "pass"), ends_within_its_grace(other, "time.sleep(3600)")
+        )
 
 
 async def test_a_failing_task_ends_all_within_the_grace_too(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,19 @@ SCORES = [n for n in registry.known() if isinstance(registry.build(n, {}), Score
 FILTERS = [n for n in registry.known() if isinstance(registry.build(n, {}), Filter)]
 
 gpu_counts = st.integers(0, 16)
+# Made once: to check a strategy takes longer than to draw from it.
+utils = [st.lists(st.none() | st.floats(0, 1), min_size=gpus, max_size=gpus) for gpus in range(17)]
+words = st.sampled_from(["ok", "lost", "hung", "?"])
+states = [st.lists(words, min_size=gpus, max_size=gpus) for gpus in range(17)]
+whole = st.integers(0, 1000).map(float)
+signed = st.integers(-(10**9), 10**9).map(float)
+# What only concerns the pod that is asked about, of one node.
+of_one_pod = st.tuples(st.booleans(), whole, signed, whole | st.just(-1.0), whole)
+
+
+@cache
+def of_nodes(rows: int) -> st.SearchStrategy[list[tuple[bool, float, float, float, float]]]:
+    return st.lists(of_one_pod, min_size=rows, max_size=rows)
 
 
 @st.composite
@@ -45,25 +59,18 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         name, gpus = f"n{index}", draw(gpu_counts)
         see_node(store, name, gpus=gpus)
         if gpus and draw(st.booleans()):
-            util = draw(st.lists(st.none() | st.floats(0, 1), min_size=gpus, max_size=gpus))
-            state = draw(st.lists(st.sampled_from(["ok", "lost", "hung", "?"]), min_size=gpus, max_size=gpus))
+            util, state = draw(utils[gpus]), draw(states[gpus])
             store.see_samples([(name, make_sample(name, util=util, state=state), 1.0)])
         if draw(st.booleans()):
             see_pod(store, make_pod(f"p{index}", gpus=draw(st.integers(1, 20)), node=name), 1.0)
     store.tick(draw(st.floats(1, 100)))
-    rows = store.snapshot.rows
-
-    def column(of: st.SearchStrategy[float]) -> object:
-        return np.array(draw(st.lists(of, min_size=rows, max_size=rows)))
-
-    # What only concerns the pod that is asked about.
-    whole = st.integers(0, 1000).map(float)
+    compared, near, affine, crowded, tainted = zip(*draw(of_nodes(store.snapshot.rows)), strict=True)
     return store.snapshot.replace(
-        compared=np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_),
-        node_affinity=column(whole),
-        pod_affinity=column(st.integers(-(10**9), 10**9).map(float)),
-        topology_spread=column(whole | st.just(-1.0)),
-        untolerated_taints=column(whole),
+        compared=np.array(compared, np.bool_),
+        node_affinity=np.array(near),
+        pod_affinity=np.array(affine),
+        topology_spread=np.array(crowded),
+        untolerated_taints=np.array(tainted),
     )
 
 

@@ -135,7 +135,7 @@ async def test_what_the_daemon_would_refuse_by_its_size_does_not_pass_the_broker
                 node._disconnected.add_done_callback(
                     lambda hang_up: hang_up.cancelled() or hang_up.exception()
                 )
-                await node.publish(f"{ROOT}/n1/inventory", b"y" * 2 * MOST_PAYLOAD_BYTES, qos=1, timeout=5)
+                await node.publish(f"{ROOT}/n1/inventory", b"y" * 2 * MOST_PAYLOAD_BYTES, qos=1, timeout=1)
         async with site.client("n1") as node:
             await node.publish(f"{ROOT}/n1/inventory", b"x" * MOST_PAYLOAD_BYTES, qos=1)
         message = await asyncio.wait_for(anext(aiter(daemon.messages)), 30)
