@@ -8,16 +8,29 @@ import msgspec
 import pytest
 
 from scheduler.cluster.dra import Devices
-from scheduler.cluster.dra_objects import ResourceClaim, ResourceSlice
+from scheduler.cluster.dra_devices import EXTENDED_ANNOTATION
+from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Kind
 from scheduler.cluster.shares import Offer
 from scheduler.core.nouns import GPU_RESOURCE
-from tests.dra import GIB, gpu, held, make_claim, make_slice, mig, slice_manifest, whole
+from tests.dra import (
+    GIB,
+    claim_manifest,
+    claim_status,
+    gpu,
+    held,
+    make_claim,
+    make_class,
+    make_slice,
+    mig,
+    slice_manifest,
+    whole,
+)
 
 MIG = "nvidia.com/mig-1g.10gb"
 
 
-def seen(*things: ResourceSlice | ResourceClaim) -> Devices:
+def seen(*things: ResourceSlice | ResourceClaim | DeviceClass) -> Devices:
     devices = Devices()
     for thing in things:
         devices.see(thing, gone=False)
@@ -218,3 +231,199 @@ def test_a_slice_that_changes_pool_or_driver_leaves_nothing_behind() -> None:
     assert (whole(devices, "n1"), whole(devices, "n2")) == (0, 8)
     assert devices.see_slice("n1-gpu.nvidia.com-0", make_slice("n2", driver="other")) == {"n2"}
     assert not devices.by_node
+
+
+def test_a_pool_with_more_slices_than_it_says_is_not_known() -> None:
+    """As kube-scheduler's allocator has it: neither may be the one that is out of date."""
+    devices = seen(*(make_slice(devices=[gpu(index)], part=index, of=2) for index in range(3)))
+    assert not devices.by_node
+    assert devices.incomplete == {"n1"}
+
+
+def test_a_claim_that_moves_concerns_the_node_that_it_left_too() -> None:
+    devices = seen(make_slice(), make_slice("n2"), make_claim(devices=["gpu-0"]))
+    assert devices.see_claim("c1", make_claim(devices=["gpu-1"], node="n2")) == {"n1", "n2"}
+    assert (held(devices, "n1"), held(devices, "n2")) == (0, 1)
+
+
+def test_gpus_of_several_pools_come_in_the_order_of_their_pools() -> None:
+    def pool(name: str, device: int) -> ResourceSlice:
+        raw = slice_manifest(devices=[gpu(device)])
+        raw["metadata"]["uid"] = raw["spec"]["pool"]["name"] = name
+        return msgspec.convert(raw, ResourceSlice)
+
+    devices = seen(pool("b", 0), pool("a", 1))
+    assert [each.key for each in devices.by_node["n1"].gpus] == [("a", "gpu-1"), ("b", "gpu-0")]
+
+
+def test_of_slices_alone_nothing_is_offered() -> None:
+    devices = seen(make_slice(devices=[mig(0, 0)]))
+    assert devices.offers("n1") == {}
+
+
+def test_a_gpu_that_is_held_whole_and_in_parts_is_held_in_parts() -> None:
+    devices = seen(
+        make_slice(devices=[gpu(0, parted=True), mig(0, 0)]),
+        make_claim(devices=["gpu-0"]),
+        make_claim("c2", devices=["gpu-0-mig-1g10gb-0"]),
+    )
+    assert devices.held("n1") == {MIG: 1}
+    assert devices.offers("n1")[GPU_RESOURCE] == Offer(0)
+
+
+def parts_of(*profiles: str) -> Devices:
+    """A GPU with one part of each profile, all of them held."""
+    parts = []
+    for place, profile in enumerate(profiles):
+        part = mig(0, place)
+        part["attributes"]["profile"] = {"string": profile}
+        parts.append(part)
+    names = [part["name"] for part in parts]
+    return seen(make_slice(devices=[gpu(0, parted=True), *parts]), make_claim(devices=names))
+
+
+def test_what_is_left_of_a_gpu_is_not_lost_to_rounding() -> None:
+    # 1 - 1/7 - 5/7 is a hair less than 1/7.
+    offered = parts_of("1g.10gb", "5g.60gb").offers("n1")
+    assert {name: offer.units for name, offer in offered.items()} == {
+        GPU_RESOURCE: 0,
+        MIG: 2,
+        "nvidia.com/mig-5g.60gb": 1,
+    }
+
+
+def test_parts_that_add_up_to_more_than_their_gpu_are_there_all_the_same() -> None:
+    devices = parts_of("x", "x")
+    assert devices.offers("n1")["nvidia.com/mig-x"].units == 2
+    assert devices.held("n1")["nvidia.com/mig-x"] == 2
+
+
+def test_a_gpu_that_another_claim_shares_with_one_made_for_a_pod_is_counted_by_that_pod() -> None:
+    devices = seen(
+        make_slice(), make_claim(devices=["gpu-0"], extended_of="uid-a"), make_claim("c2", devices=["gpu-0"])
+    )
+    assert held(devices, "n1", {"uid-a": 1.0}.__getitem__) == 0
+
+
+def test_a_slice_that_names_no_gpu_is_not_of_one_without_a_uuid() -> None:
+    bare = gpu(0)
+    del bare["attributes"]["uuid"]
+    devices = seen(
+        make_slice(devices=[bare, gpu(1, parted=True), mig(1, 0, by_counters=True)]),
+        make_claim(devices=["gpu-1-mig-1g10gb-0"]),
+    )
+    assert list(devices.holders("n1")) == ["n1-1"]
+    assert devices.by_node["n1"].parts[0][1] == ("n1", "gpu-1")
+
+
+def test_counters_of_another_pool_are_others_though_they_are_called_the_same() -> None:
+    def pool(name: str, *devices: dict[str, object]) -> ResourceSlice:
+        raw = slice_manifest(devices=list(devices))
+        raw["metadata"]["uid"] = raw["spec"]["pool"]["name"] = name
+        return msgspec.convert(raw, ResourceSlice)
+
+    part = mig(0, 0, by_counters=True)
+    devices = seen(pool("a", gpu(0, parted=True)), pool("b", gpu(0, parted=True), part))
+    assert devices.by_node["n1"].parts[0][1] == ("b", "gpu-0")
+    assert seen(pool("a", gpu(0, parted=True)), pool("b", part)).by_node["n1"].parts == ()
+
+
+def test_devices_of_other_drivers_hold_nothing_of_ours_though_they_are_called_the_same() -> None:
+    raw = claim_manifest()
+    raw["metadata"]["uid"] = "c1"
+    raw["status"] = claim_status(["gpu-0", "gpu-1"])
+    raw["status"]["allocation"]["devices"]["results"][0]["driver"] = "fpga.example.com"
+    devices = seen(make_slice(), msgspec.convert(raw, ResourceClaim))
+    assert held(devices) == 1
+    assert list(devices.holders("n1")) == ["n1-1"]
+
+
+def test_whoever_uses_a_claim_and_is_no_pod_is_not_taken_for_one() -> None:
+    raw = claim_manifest()
+    raw["metadata"]["uid"] = "c1"
+    raw["status"] = claim_status(["gpu-0"], pods=("uid-a", "uid-b"))
+    raw["status"]["reservedFor"][1]["resource"] = "jobs"
+    devices = seen(make_slice(), msgspec.convert(raw, ResourceClaim))
+    assert devices.held_by("uid-a") == ["claim team-a/c1 holds gpu-0 of n1"]
+    assert devices.held_by("uid-b") == []
+
+
+def test_an_annotation_that_says_otherwise_makes_no_claim_one_for_extended_resources() -> None:
+    raw = claim_manifest(extended_of="uid-a")
+    raw["metadata"]["uid"] = "c1"
+    raw["metadata"]["annotations"] = {EXTENDED_ANNOTATION: "false"}
+    raw["status"] = claim_status(["gpu-0"])
+    devices = seen(make_slice(), msgspec.convert(raw, ResourceClaim))
+    assert held(devices, "n1", {"uid-a": 1.0}.__getitem__) == 1
+
+
+@pytest.mark.parametrize("owners", [[{"kind": "Job", "uid": "uid-j"}, {"kind": "Pod", "uid": "uid-a"}], []])
+def test_a_claim_for_extended_resources_is_its_owning_pods_or_else_that_of_who_may_use_it(
+    owners: list[dict[str, str]],
+) -> None:
+    raw = claim_manifest(extended_of="uid-a")
+    raw["metadata"] |= {"uid": "c1", "ownerReferences": owners}
+    raw["status"] = claim_status(["gpu-0"], pods=("uid-a",))
+    devices = seen(make_slice(), msgspec.convert(raw, ResourceClaim))
+    assert devices.nodes_of_pod("uid-a") == {"n1"}
+    assert held(devices, "n1", {"uid-a": 1.0}.__getitem__) == 0
+
+
+def test_gpus_of_which_one_tells_no_model_are_of_no_model_for_sure_and_the_smallest_memory_counts() -> None:
+    silent = gpu(0)
+    del silent["attributes"]["productName"]
+    found = seen(make_slice(devices=[silent, gpu(1)])).by_node["n1"]
+    assert (found.model, found.models) == ("NVIDIA H100 80GB HBM3", frozenset())
+    small = gpu(0, capacity={"memory": {"value": "40Gi"}})
+    found = seen(make_slice(devices=[gpu(1), small, gpu(2)])).by_node["n1"]
+    assert (found.models, found.memory_bytes) == ({"nvidia h100 80gb hbm3"}, 40 * GIB)
+    broken = gpu(0, capacity={"memory": {"value": "-40Gi"}})
+    assert seen(make_slice(devices=[broken])).by_node["n1"].memory_bytes == 0
+    older = gpu(0)
+    older["attributes"]["model"] = older["attributes"].pop("productName")
+    assert seen(make_slice(devices=[older])).by_node["n1"].model == "NVIDIA H100 80GB HBM3"
+
+
+def test_a_gpu_without_a_uuid_is_held_by_its_name() -> None:
+    bare = gpu(0)
+    del bare["attributes"]["uuid"]
+    devices = seen(make_slice(devices=[bare, gpu(1)]), make_claim(devices=["gpu-0"]))
+    assert [(name, claim.name) for name, claims in devices.holders("n1").items() for claim in claims] == [
+        ("gpu-0", "c1")
+    ]
+
+
+def test_claims_on_one_gpu_are_told_in_an_order_that_stands_still() -> None:
+    names = [f"c{number}" for number in range(9)]
+    devices = seen(make_slice(), *(make_claim(name, devices=["gpu-0"]) for name in reversed(names)))
+    assert [claim.name for claim in devices.holders("n1")["n1-0"]] == names
+
+
+def test_a_listing_of_classes_forgets_the_names_of_those_that_it_lacks() -> None:
+    devices = Devices()
+    devices.see(make_class("example.com/gpu"), gone=False)
+    devices.keep(Kind.DEVICECLASS, {make_class().metadata.uid})
+    assert devices.is_named("example.com/gpu")
+    devices.keep(Kind.DEVICECLASS, set())
+    assert not devices.is_named("example.com/gpu")
+
+
+def test_what_is_gone_leaves_nothing_behind() -> None:
+    empty = {name: len(each) for name, each in vars(Devices()).items()}
+    parted = [gpu(0, parted=True), mig(0, 0)]
+    things = (
+        make_slice(devices=parted),
+        make_slice("n2"),
+        make_claim(devices=["gpu-0-mig-1g10gb-0"], pods=("uid-a",), extended_of="uid-a"),
+        make_claim("c2", devices=["gpu-0"], node="n2"),
+        make_claim("c3", devices=["gpu-0"], node="n2"),
+        make_class(),
+    )
+    for gone in (things, things[::-1]):
+        devices = seen(*things)
+        # A GPU less, which a claim goes on to name.
+        devices.see(make_slice("n2", devices=[gpu(1)]), gone=False)
+        assert devices.nodes_of_pod("uid-a") == {"n1"}
+        for thing in gone:
+            devices.see(thing, gone=True)
+        assert {name: len(each) for name, each in vars(devices).items()} == empty
