@@ -343,7 +343,6 @@ class Refused:
             if len(offered) == len(group.offered) and (offered[changed] == group.new_nodes).all():
                 continue
             # A node that kube-scheduler learns of now is told to it; one that only we did not know is not.
-            offered = offered.copy()
             offered[changed] = group.new_nodes
             self._offer(group, offered)
         for uid in self._ungrouped:

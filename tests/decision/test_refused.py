@@ -528,7 +528,8 @@ def test_pods_of_many_owners_and_images_are_judged_once(
     see_node(world.store, "n1", 8, SICK)
     for index in range(4):
         pod = make_pod(f"p{index}", owner=OwnerRef(kind="ReplicaSet", uid=f"rs-{index}", controller=True))
-        [container] = pod.spec.containers or ()
+        assert pod.spec.containers
+        [container] = pod.spec.containers
         container = msgspec.structs.replace(container, image=f"image-{index}")
         spec = msgspec.structs.replace(pod.spec, containers=[container])
         see_pod(world.store, msgspec.structs.replace(pod, spec=spec))
@@ -551,3 +552,66 @@ def test_nobody_is_woken_for_a_node_that_is_cordoned(world: World) -> None:
     assert world.wake_all() == []
     world.clock.advance(refused.JUDGE_ALL_S)
     assert world.wake_all() == []
+
+
+def test_a_node_that_takes_another_s_row_between_two_looks_is_judged_anew(world: World) -> None:
+    """Alike in all that is compared, it is another one all the same, and was not offered."""
+    see_node(world.store, "n1", labels=SICK)
+    world.ask("p1")
+    world.quarantine("n1", ends=True)
+    choice = world.find()
+    assert choice is not None
+    world.refused.take(choice, world.clock.mono_s() + 1.0)
+    world.refused.not_woken(choice)
+    assert world.find() is None
+    world.store.apply(Gone(Kind.NODE, make_node("n1")), world.clock.mono_s())
+    world.store.apply(Changed(Kind.NODE, make_node("n9")), world.clock.mono_s())
+    world.clock.advance(1.0)
+    assert world.find() is None
+
+
+def test_two_kinds_that_become_one_are_both_woken(world: World) -> None:
+    """What was offered to the one and not to the other has gone."""
+    see_node(world.store, "n1", labels=SICK)
+    see_node(world.store, "n2", labels=SICK)
+    world.ask("p1", nodes=("n1",))
+    world.ask("p2", nodes=("n1", "n2"))
+    assert world.find() is None
+    world.store.apply(Gone(Kind.NODE, make_node("n2")), world.clock.mono_s())
+    assert world.find() is None
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["p1", "p2"]
+
+
+def test_nodes_may_come_between_two_steps(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    world.ask("p1")
+    assert world.find() is None
+    world.quarantine("n1", ends=True)
+    steps = world.refused.find(world.clock.mono_s())
+    next(steps)
+    for index in range(200):
+        see_node(world.store, f"m{index}", labels=SICK)
+    assert world.ask("p2", nodes=("m0",)) == "no_fit"
+    assert list(steps) is not None
+    assert world.wake_all() == ["p1"]
+
+
+def test_the_instant_of_a_pod_s_next_pool_is_noted_once() -> None:
+    world = World(POOLS)
+    see_node(world.store, "home", labels={"site": "dc-1", **SICK})
+    see_node(world.store, "cloud", labels={"site": "aws-a"})
+    world.ask("p1")
+    for _ in range(10):
+        world.clock.advance(refused.JUDGE_ALL_S)
+        assert world.find() is None
+    assert len(world.refused._ages) == 1
+
+
+def test_pods_of_one_second_keep_the_order_in_which_they_were_refused(world: World) -> None:
+    """Creation is told in whole seconds; what the clocks differ by is not the same each time."""
+    see_node(world.store, "n1", labels=SICK)
+    for name, waited_s in (("second-name", 0.1), ("first-name", 0.3), ("another", 0.2)):
+        world.ask(name, waited_s=waited_s)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["second-name", "first-name", "another"]
