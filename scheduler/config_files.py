@@ -6,6 +6,8 @@ secret never shows it.
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -24,7 +26,9 @@ from scheduler.core.units import format_instant
 MOST_SECRET_BYTES = 64 * 2**10
 # Whoever renews certificates by hand needs days; tools renew them long before.
 SOON_S = 7 * 86_400.0
-_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_CERTIFICATE = re.compile(r"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
+# Around the blocks of a PEM file may stand anything, and what OpenSSL skips is no fault.
+_ANY_BYTES = "latin-1"
 _KEY = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
 _LOCKED = re.compile(r"-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED")
 
@@ -66,7 +70,7 @@ class Files:
     def _check_pair(self, path: Path, cert_file: str, key_file: str | None) -> None:
         cert_path, key_path = (*path, "cert_file"), (*path, "key_file" if key_file else "cert_file")
         certificates = self._certificates(cert_path, cert_file)
-        key = self._text(key_path, key_file) if key_file else certificates
+        key = self._text(key_path, key_file, _ANY_BYTES) if key_file else certificates
         if certificates is None or key is None:
             return
         file = key_file or cert_file
@@ -99,15 +103,14 @@ class Files:
 
     def _certificates(self, path: Path, file: str) -> str | None:
         """The text of a file of certificates; None if it is none."""
-        if (text := self._text(path, file)) is None:
+        if (text := self._text(path, file, _ANY_BYTES)) is None:
             return None
-        found = _CERTIFICATE.findall(text)
-        if not found:
+        if _CERTIFICATE.search(text) is None:
             self._refuse(path, "certificates in PEM", file, "none in it")
             return None
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata="\n".join(found))
-        except (ssl.SSLError, ValueError) as error:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(file)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = getattr(error, "reason", None) or error
             self._refuse(path, "certificates in PEM", file, f"what OpenSSL cannot read ({reason})")
             return None
@@ -151,13 +154,14 @@ class Files:
         if missing:
             self._refuse(path, expected, file, f"one without {', '.join(missing)}")
             return
-        names = [each.get("name") for each in parts["contexts"] if isinstance(each, dict)]
+        contexts = parts["contexts"] if isinstance(parts["contexts"], list) else []
+        names = [each.get("name") for each in contexts if isinstance(each, dict)]
         if parts["current-context"] not in names:
             self._refuse(path, "a kubeconfig whose current-context is among its contexts", file, "another")
 
-    def _text(self, path: Path, file: str) -> str | None:
+    def _text(self, path: Path, file: str, encoding: str = "utf-8") -> str | None:
         try:
-            return read_regular(FileSystemPath(file)).decode()
+            return read_regular(FileSystemPath(file)).decode(encoding)
         except UnicodeDecodeError:
             self._refuse(path, "text", file, "other bytes")
         except (OSError, ValueError) as error:
@@ -174,5 +178,8 @@ class Files:
 
 
 def _validities(text: str) -> list[Validity]:
-    blocks = (ssl.PEM_cert_to_DER_cert(block) for block in _CERTIFICATE.findall(text))
-    return [found for block in blocks if (found := validity_of(block)) is not None]
+    found = []
+    for _, block in _CERTIFICATE.findall(text):
+        with contextlib.suppress(binascii.Error):
+            found.append(validity_of(binascii.a2b_base64(block)))
+    return [each for each in found if each is not None]

@@ -128,12 +128,12 @@ def zeros(path: Path) -> None:
         (zeros, "a device"),
         (folder_instead, "a directory"),
         (huge, "expected at most 4194304 bytes, got 1099511627776"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "other bytes"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), ("other bytes", "none in it")),
     ],
 )
 @pytest.mark.parametrize("name", ["ca.crt", "tls.crt", "tls.key", "username", "password", "kubeconfig"])
 def test_what_is_no_file_of_text_is_refused_for_what_it_is(
-    folder: Folder, name: str, spoil: Callable[[Path], object], want: str
+    folder: Folder, name: str, spoil: Callable[[Path], object], want: str | tuple[str, ...]
 ) -> None:
     spoil(folder.path / name)
     told = folder.check()
@@ -196,6 +196,15 @@ def write(name: str, text: str) -> Callable[[Folder], object]:
             "kubeconfig",
             "expected a kubeconfig, got '{}/kubeconfig': what is no YAML",
         ),
+        *(
+            (
+                write("kubeconfig", KUBECONFIG.replace("contexts: [{name: k,", f"contexts: {odd} #")),
+                "kubeconfig",
+                "another",
+            )
+            for odd in ("5", "{a: b}", "[1, [2]]", "[{name: [k]}]")
+        ),
+        (write("kubeconfig", "[" * 5000), "kubeconfig", "what is no YAML"),
         (write("kubeconfig", "- 1"), "kubeconfig", "one without clusters, contexts, users, current-context"),
         (
             write("kubeconfig", KUBECONFIG.replace("current-context: k", "current-context: gone")),
@@ -214,6 +223,15 @@ def test_what_a_file_should_be_is_told(
     for each in told:
         assert want_path in each
         assert want.replace("{}", str(folder.path)) in each
+
+
+def test_what_stands_around_the_blocks_is_no_fault(folder: Folder) -> None:
+    for name in ("ca.crt", "tls.crt", "tls.key"):
+        file = folder.path / name
+        file.write_bytes(
+            "# Né à Genève\r\n".encode("latin-1") + file.read_bytes().replace(b"\n", b"\r\n") + b"\xff\n"
+        )
+    assert folder.check() == []
 
 
 def test_the_key_may_stand_in_the_certificates_file(folder: Folder) -> None:
