@@ -66,6 +66,15 @@ def test_an_agent_that_finds_none_counts_none() -> None:
     assert store.nodes["n1"].model == "NVIDIA-L4", "of none it has nothing to say of their model"
 
 
+def test_an_agent_that_finds_none_says_nothing_of_what_replicas_are_made_of() -> None:
+    store = make_store()
+    tell(store, make_node(labels={"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "8"}))
+    store.see_inventory("n1", make_inventory(gpus=0))
+    assert counts(store)[:3] == (CountedBy.ALLOCATABLE, 8, 8)
+    [wrong] = store.nodes["n1"].contradictions
+    assert wrong.endswith("of 8 that are there")
+
+
 def test_each_source_takes_over_from_those_behind_it_and_hands_back() -> None:
     store = make_store()
     store.see_inventory("n1", make_inventory(gpus=3))

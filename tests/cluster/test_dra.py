@@ -17,6 +17,7 @@ from tests.dra import (
     GIB,
     claim_manifest,
     claim_status,
+    class_manifest,
     gpu,
     held,
     make_claim,
@@ -64,7 +65,10 @@ def test_devices_of_v1beta1_are_read_one_level_down() -> None:
 
 def test_other_drivers_and_devices_that_are_no_gpus_are_none_of_ours() -> None:
     network = {"name": "nic-0", "attributes": {"type": {"string": "nic"}}}
-    devices = seen(make_slice(driver="net.example.com"), make_slice("n2", [network, {"name": "bare"}]))
+    nameless = gpu(0)
+    del nameless["name"]
+    offered = make_slice("n2", [network, {"name": "bare"}, nameless])
+    devices = seen(make_slice(driver="net.example.com"), offered)
     assert not devices.by_node
 
 
@@ -73,7 +77,8 @@ def test_a_device_names_its_node_where_the_slice_does_not() -> None:
     raw["metadata"]["uid"] = "fabric"
     del raw["spec"]["nodeName"]
     devices = seen(msgspec.convert(raw, ResourceSlice))
-    assert (whole(devices, "n1"), whole(devices, "n2")) == (1, 1), "of the third no node is known"
+    assert (whole(devices, "n1"), whole(devices, "n2")) == (1, 1)
+    assert devices.by_node.keys() == {"n1", "n2"}, "of the third no node is known"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -184,6 +189,10 @@ def test_a_slice_of_which_nobody_can_say_how_large_it_is_counts_as_its_gpu(profi
         GPU_RESOURCE: (0, 1),
         name: (1, 1),
     }
+
+
+def test_a_slice_is_called_as_the_device_plugin_calls_it() -> None:
+    assert parts_of("1g.10gb+me").offers("n1").keys() == {GPU_RESOURCE, f"{MIG}.me"}
 
 
 def test_slices_without_their_gpu_are_no_whole_gpus() -> None:
@@ -376,7 +385,8 @@ def test_gpus_of_which_one_tells_no_model_are_of_no_model_for_sure_and_the_small
     assert (found.model, found.models) == ("NVIDIA H100 80GB HBM3", frozenset())
     small = gpu(0, capacity={"memory": {"value": "40Gi"}})
     found = seen(make_slice(devices=[gpu(1), small, gpu(2)])).by_node["n1"]
-    assert (found.models, found.memory_bytes) == ({"nvidia h100 80gb hbm3"}, 40 * GIB)
+    assert found.models == {"nvidia h100 80gb hbm3"}
+    assert found.memory_bytes == 40 * GIB
     broken = gpu(0, capacity={"memory": {"value": "-40Gi"}})
     assert seen(make_slice(devices=[broken])).by_node["n1"].memory_bytes == 0
     older = gpu(0)
@@ -406,6 +416,10 @@ def test_a_listing_of_classes_forgets_the_names_of_those_that_it_lacks() -> None
     assert devices.is_named("example.com/gpu")
     devices.keep(Kind.DEVICECLASS, set())
     assert not devices.is_named("example.com/gpu")
+    raw = class_manifest()
+    del raw["spec"]["extendedResourceName"]
+    devices.see(msgspec.convert(raw, DeviceClass), gone=False)
+    assert not devices.is_named(GPU_RESOURCE)
 
 
 def test_what_is_gone_leaves_nothing_behind() -> None:
