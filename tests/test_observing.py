@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from scheduler import config
-from scheduler.cluster.port import Kind
+from scheduler import config, observing
+from scheduler.cluster.objects import Pod
+from scheduler.cluster.port import Gone, Kind, Listed
 from scheduler.decision.shadow import Shadow
 from scheduler.observing import observed
 from scheduler.pause import Pause, Paused
@@ -214,6 +216,42 @@ async def test_a_fault_in_it_neither_ends_the_daemon_nor_holds_a_question(
         # Another question, and another look: it stays given up.
         await replica.daemon.observing.look()
         assert (await told(replica))["status"] == "failed"
+        # Until something else is observed.
+        exchange(replica.daemon, config.load(world.configure(pools=POOLS)[0].read_text()))
+        assert (await until_follows(replica))["status"] == "no_data"
+
+
+async def test_once_it_has_begun_it_measures_and_hears_of_new_lists_until_it_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_pod("p", node="theirs")
+    async with following(world) as replica:
+        daemon = replica.daemon
+        shadow = daemon.observing.shadow
+        assert shadow is not None
+        assert daemon.store.on_devices is not None
+        await eventually(lambda: len(shadow.store.pods) == 1)
+        steps: list[str] = []
+
+        def step(what: str) -> Iterator[None]:
+            steps.append(what)
+            yield
+
+        monkeypatch.setattr(shadow, "measure", lambda: step("measure"))
+        monkeypatch.setattr(shadow, "try_waiting", lambda _: step("try"))
+        monkeypatch.setattr(observing, "MEASURE_S", 0.0)
+        await daemon.observing.look()
+        monkeypatch.setattr(observing, "MEASURE_S", math.inf)
+        await daemon.observing.look()
+        assert steps[:3] == ["try", "measure", "try"]
+        # The store alone hears that the pod has gone, as if a watch had lost it.
+        [facts] = daemon.store.pods.values()
+        daemon.store.apply(Gone(Kind.POD, Pod(metadata=facts.meta)), 0.0)
+        daemon.observing.see(Listed(Kind.POD, frozenset()))
+        assert not shadow.store.pods
+        exchange(daemon, config.load(world.configure(pools=ALIKE)[0].read_text()))
+        await eventually(lambda: daemon.observing.shadow is None)
+        assert daemon.store.on_devices is None
 
 
 def test_what_is_observed_is_said_with_the_reason() -> None:

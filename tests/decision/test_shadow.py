@@ -353,6 +353,12 @@ def test_a_pod_that_waits_says_what_keeps_it_from_most_nodes() -> None:
     scene.bind("p", 1, "c")
     assert scene.shadow is not None
     assert scene.shadow.pods["uid-p"].reason == "node in quarantine"
+    # One that could take it, but for room.
+    scene.sizes["full"] = 4
+    scene.node("full")
+    scene.bind("other", 4, "full")
+    scene.wait(1.0)
+    assert scene.shadow.pods["uid-p"].reason == NO_ROOM
 
 
 def test_each_pod_that_waits_is_tried_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,8 +377,11 @@ def test_each_pod_that_waits_is_tried_in_its_turn(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pod_that_is_asked_about_again_keeps_what_it_was_promised() -> None:
-    scene = Scene({"a": 4})
+    scene = Scene({"a": 8})
     assert scene.ask("p", 4) == "a"
+    assert scene.ask("p", 4) == "a"
+    scene.sizes["tight"] = 4
+    scene.node("tight")
     assert scene.ask("p", 4) == "a"
 
 

@@ -1,0 +1,130 @@
+"""`/api/v1/observe`, figure by figure: each stands where it belongs, and each note where it is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from scheduler.core.clock import ManualClock
+from scheduler.decision import shadow as shadows
+from scheduler.decision.shadow import Shadow
+from scheduler.report.observation import ObservedWorld
+from scheduler.report.observe import ObserveReporter
+from tests.decision.test_shadow import Scene
+
+
+class Watched:
+    """What is observed, by a scene's shadow."""
+
+    def __init__(self, shadow: Shadow | None) -> None:
+        self.shadow = shadow
+        self.failed = False
+        self.what: Callable[[], str] = lambda: "everything"
+
+
+def fields(world: ObservedWorld | None) -> tuple[object, ...]:
+    assert world is not None
+    return (
+        world.load_spread_frac,
+        world.stranded_gpus,
+        world.used_nodes,
+        world.power_in_use_w,
+        world.waiting_pods,
+    )
+
+
+def life() -> tuple[Scene, Shadow]:
+    """Two pods elsewhere, one the same, one that waited 30 s, and one that waits; a node is empty."""
+    sizes = {"a": 4, "b": 4, "c": 8, "d": 8, "e": 2, "idle": 8}
+    scene = Scene(sizes, sites=dict.fromkeys(("c", "d", "e", "idle"), "aws-a"))
+    shadow = scene.shadow
+    assert shadow is not None
+    for name, gpus, offered in (("far", 4, ("a", "b")), ("away", 2, ("c", "d"))):
+        ours = scene.ask(name, gpus, *offered)
+        scene.bind(name, gpus, next(each for each in offered if each != ours), busy_frac=0.9)
+    scene.bind("same", 2, scene.ask("same", 2, "e"), busy_frac=0.1)
+    scene.bind("ends", 4, scene.stands("far")[0])
+    for name in ("late", "waits"):
+        assert scene.ask(name, 4, "a", "b") == ""
+        scene.bind(name, 4, scene.stands("far")[1])
+    scene.wait(30.0)
+    scene.end("ends")
+    scene.wait(0.0)
+    scene.read()
+    scene.wait(20.0)
+    return scene, shadow
+
+
+def test_every_figure_is_that_of_the_two_worlds() -> None:
+    scene, shadow = life()
+    report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
+    worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally()
+    assert means is not None
+    for told, want in (
+        (report.real, worlds.real),
+        (report.ours, worlds.ours),
+        (report.real_mean, means[0]),
+        (report.ours_mean, means[1]),
+    ):
+        assert fields(told) == (
+            want.load_spread_frac,
+            want.stranded_gpus,
+            want.used_nodes,
+            want.power_in_use_w,
+            want.waiting_pods,
+        )
+    assert len({fields(each) for each in (report.real, report.ours)}) == 2
+    assert (report.pods_so_far, report.pods_same, report.pods_elsewhere, report.pods_waiting) == (5, 1, 3, 1)
+    assert (report.pods_waited_so_far, report.waited_longer_s) == (2, pods.waited_so_far_s) == (2, 30.0)
+    assert (report.nodes, report.nodes_in_use) == (6, worlds.nodes_in_use)
+    assert report.nodes_in_use < report.nodes
+    assert any("5 pods placed since" in note and ", 5 of which still run" in note for note in report.notes)
+
+
+def test_every_pod_is_told_with_what_it_does_newest_first() -> None:
+    scene, shadow = life()
+    reporter = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s))
+    pods = {pod.name: pod for pod in reporter.report().pods}
+    assert list(pods) == ["waits", "late", "same", "away", "far"]
+    assert [pod.name for pod in reporter.report(2).pods] == ["waits", "late"]
+    assert {name: pod.place for name, pod in pods.items()} == {
+        "waits": "waiting",
+        "late": "elsewhere",
+        "same": "same",
+        "away": "elsewhere",
+        "far": "elsewhere",
+    }
+    assert [pods[name].waited_longer_s for name in ("waits", "late", "far")] == [50.0, 30.0, 0.0]
+    assert (pods["far"].gpus, pods["same"].load, pods["same"].power_w) == (4.0, None, None)
+    slot = shadow.pods["uid-far"].slot
+    assert (pods["far"].load, pods["far"].power_w) == (shadow.moved.load[slot], shadow.moved.power_w[slot])
+
+
+def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadows, "MOST_FOLLOWED", 1)
+    scene = Scene({"a": 8, "b": 8})
+    shadow = scene.shadow
+    assert shadow is not None
+    for name in ("p", "q"):
+        ours = scene.ask(name, 1)
+        scene.bind(name, 1, "a" if ours == "b" else "b")
+    reporter = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s))
+    blind = reporter.report()
+    for text in (
+        "The spread is about the 0 of 2 nodes",
+        "The watts are about the 0 of 2 nodes in use",
+        "1 pods that would stand elsewhere, or wait, are not measured",
+        "1 pods came beyond",
+    ):
+        assert sum(note.startswith(text) for note in blind.notes) == 1, text
+    assert (blind.pods[0].load, blind.pods[0].power_w) == (None, None)
+    scene.read()
+    assert not any(
+        note.startswith(("The spread", "The watts")) or "not measured" in note
+        for note in reporter.report().notes
+    )
+
+
+def test_before_it_has_begun_it_says_so_and_not_that_we_act() -> None:
+    assert ObserveReporter(Watched(None), ManualClock()).report().status == "starting"
