@@ -47,23 +47,20 @@ class SharedMemory:
 
     def add_up_bound(self, record: NodeRecord) -> None:
         """Sum what pods of a node have asked for. The caller folds."""
-        columns, row = self._columns, record.row
-        columns.memory_bound_bytes[:, row] = 0
-        if not record.shared:
-            return
-        before, record.memory_bytes = record.memory_bytes, {}
-        for uid, facts in record.pods.items():
-            record.memory_bytes[uid] = before[uid] if uid in before else self._wanted_bytes(facts)
-        columns.memory_bound_bytes[:, row] = columns.memory_asked_bytes(_bound(record), row)
+        if record.shared:
+            before, record.memory_bytes = record.memory_bytes, {}
+            for uid, facts in record.pods.items():
+                # It was let in by what it asked for then, whatever its owner or namespace says since.
+                record.memory_bytes[uid] = before[uid] if uid in before else self._wanted_bytes(facts)
+        self._columns.memory_bound_bytes[:, record.row] = self._sum(record, _bound(record))
 
     def add_up_promised(self, node: str) -> None:
         """Sum what was promised there. The caller folds."""
-        columns, record = self._columns, self._records[node]
-        columns.memory_reserved_bytes[:, record.row] = 0
-        if record.shared:
-            columns.memory_reserved_bytes[:, record.row] = columns.memory_asked_bytes(
-                self._promised(record), record.row
-            )
+        record = self._records[node]
+        self._columns.memory_reserved_bytes[:, record.row] = self._sum(record, self._promised(record))
+
+    def _sum(self, record: NodeRecord, asks: Iterable[tuple[Units, float]]) -> tuple[float, float]:
+        return self._columns.memory_asked_bytes(asks, record.row) if record.shared else (0.0, 0.0)
 
     def column_for(
         self, request: PodRequest, gone: Mapping[str, Collection[str]], coming: Iterable[PodFacts]
@@ -114,12 +111,13 @@ class SharedMemory:
             # free before it is measured to be.
             asks = [(record.pods[uid].units, record.memory_bytes[uid]) for uid in uids if uid in record.pods]
             ended[at], _ = columns.memory_asked_bytes(asks, record.row)
-            is_own[at], is_held[at] = request.uid in uids, request.uid in record.pods
+            is_own[at] = request.uid in uids
+            is_held[at] = request.uid in uids and request.uid in record.pods
         on_one = self._on_one_gpu(request, rows)
         # A pod that has its place comes back to it: others were let in beside it by what is left on other GPUs.
         elsewhere = columns.sharing_gpus(rows) * on_one - columns.shared_units(request.units, rows)
-        asked[0] = np.maximum(asked[0] - is_own * elsewhere * each_bytes, 0)
-        own_bytes = is_own * is_held * on_one * each_bytes
+        asked[0] -= is_own * elsewhere * each_bytes
+        own_bytes = is_held * on_one * each_bytes
         return columns.shared_memory_free_bytes(rows, asked, ended_bytes=ended, own_bytes=own_bytes)
 
     def _on_one_gpu(self, request: PodRequest, rows: Rows | slice) -> FloatColumn:

@@ -109,9 +109,15 @@ def test_units_of_one_pod_that_lie_on_one_gpu_share_what_is_free_of_it(
 ) -> None:
     store = world(*[10.0] * gpus, replicas=8)
     assert free_gib(store, ask(units=units)) == pytest.approx(want_gib)
-    # It is so of what is shared alone.
-    both = make_request("new", 1, shares=((SHARED_RESOURCE, 1),), gpu_memory_bytes=GIB)
-    assert free_gib(store, both) == 70
+
+
+def test_only_units_that_share_a_gpu_have_to_share_what_is_free() -> None:
+    store = world(0, 0, 0, 10, whole=3)
+    asks = make_request("new", 3, shares=((SHARED_RESOURCE, 1),), gpu_memory_bytes=GIB)
+    assert free_gib(store, asks) == 70
+    asks = make_request("new", 1, shares=((SHARED_RESOURCE, 2),), gpu_memory_bytes=GIB)
+    assert free_gib(store, asks) == 35
+    assert store.snapshot_for(asks).unit_memory_bytes[0, store.rows["n1"]] == 80 * GIB
 
 
 def test_memory_of_whole_gpus_and_of_slices_is_not_divided_by_how_many_a_pod_takes() -> None:
@@ -138,6 +144,18 @@ def test_what_was_asked_of_whole_gpus_counts_once_they_are_shared() -> None:
     assert store.snapshot_for(newcomer).unit_memory_bytes[0, store.rows["n1"]] == 30 * GIB
     store.release("uid-promised", NOW)
     assert store.snapshot_for(newcomer).unit_memory_bytes[0, store.rows["n1"]] == 60 * GIB
+
+
+def test_a_bound_pod_has_what_it_was_let_in_by_whatever_its_namespace_says_since() -> None:
+    store = world(0)
+    said = {"wattbalance.io/gpu-memory": "20Gi"}
+    store.apply(Changed(Kind.NAMESPACE, Partial(metadata=Meta(name="team-a", annotations=said))), NOW)
+    see_pod(store, make_sharing_pod("before", node="n1"), NOW)
+    store.apply(Changed(Kind.NAMESPACE, Partial(metadata=Meta(name="team-a"))), NOW)
+    see_pod(store, make_sharing_pod("after", node="n1"), NOW)
+    assert free_gib(store) == 60
+    see_pod(store, make_sharing_pod("before", 30, node="n1"), NOW)
+    assert free_gib(store) == 50, "its own word is another matter"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +249,13 @@ def test_several_nominated_pods_count_together_and_beside_what_is_there() -> Non
     )
 
 
+def test_beside_nominated_pods_the_largest_that_is_there_counts_still() -> None:
+    store = world(0, 0)
+    see_pod(store, make_sharing_pod("bound", 60, node="n1"), NOW)
+    see_pod(store, make_sharing_pod("nominated", 10, nominated="n1"), NOW)
+    assert free_gib(store) == 20
+
+
 def test_pods_on_their_way_by_our_own_doing_keep_theirs_too() -> None:
     store = world(0)
     see_pod(store, make_sharing_pod("woken", 50, nominated="n1"), NOW)
@@ -290,6 +315,12 @@ def test_what_was_promised_to_a_pod_is_its_own_though_others_were_let_in_since()
     assert free_gib(store, ask(70, "newcomer")) == 10
 
 
+def test_what_is_only_promised_to_a_pod_is_not_measured_as_its_own() -> None:
+    store = world(30)
+    assert store.reserve(ask(40, "own"), "n1", NOW)
+    assert free_gib(store, ask(40, "own")) == 50
+
+
 def test_a_promise_of_other_memory_than_before_is_another_promise() -> None:
     store = world(0)
     for gib in (50, 50, 20, 60):
@@ -325,6 +356,13 @@ def test_a_bound_pod_of_several_units_frees_what_each_has_taken() -> None:
     assert free_gib(store, ask(30, "own", units=2), held_on="n1") == (80 - (70 - 60)) / 2
     see_pod(store, make_sharing_pod("other", 10, node="n1"), NOW)
     assert free_gib(store, ask(30, "own", units=2), held_on="n1") == 35
+
+
+def test_a_bound_pod_frees_as_much_of_a_gpu_as_its_units_have_to_have_there() -> None:
+    store = world(70, 60, replicas=8)
+    see_pod(store, make_sharing_pod("own", 20, units=3, node="n1"), NOW)
+    # Two of the three are on one: of 70 there, 40 are its own.
+    assert free_gib(store, ask(20, "own", units=3), held_on="n1") == (80 - 30) / 2
 
 
 # --- what would end -------------------------------------------------------------------------------------------------
@@ -370,6 +408,9 @@ def test_a_victim_that_is_only_promised_its_place_has_taken_nothing() -> None:
     assert free_gib(store) == 20
     assert free_gib(store, gone={"n1": ["uid-assumed"]}) == 70
     assert free_gib(store, gone={"n2": ["uid-assumed"]}) == 20, "it is not there"
+    shared = store.snapshot.resources[SHARED_RESOURCE]
+    elsewhere = store.snapshot_for(ask(), gone={"n2": ["uid-assumed"]})
+    assert elsewhere.free_units[shared, store.rows["n2"]] == 4
     snapshot = store.snapshot_for(ask(), gone={"n1": ["uid-assumed"]})
     assert snapshot.reserved_units.sum() == 0
     assert snapshot.free_units[snapshot.resources[SHARED_RESOURCE], store.rows["n1"]] == 4
@@ -384,5 +425,10 @@ def test_units_of_victims_are_free() -> None:
     row = store.rows["n1"]
     told = (snapshot.free_gpus, snapshot.bound_gpus, snapshot.free_units[0], snapshot.bound_units[0])
     assert [float(each[row]) for each in told] == [3, 1, 3, 1]
+    assert float(store.snapshot.bound_units[0, row]) == 4, "the books are as before"
+    # Nor does it matter there what anybody has of memory.
+    wants = make_request(gpu_memory_bytes=GIB)
+    snapshot = store.snapshot_for(wants, gone={"n1": ["uid-a"]})
+    assert float(snapshot.free_units[0, row]) == 3
     lose_pod(store, make_pod("a", 3, node="n1"), NOW)
     assert float(store.snapshot.free_gpus[row]) == 3

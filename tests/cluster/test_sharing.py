@@ -164,6 +164,16 @@ def test_gpus_by_a_name_of_ones_own_are_placed_promised_and_filled_like_others()
     assert stranger.snapshot.gpu_count[stranger.rows["n1"]] == 0, "nobody said so"
 
 
+def test_an_absurd_amount_that_is_given_back_leaves_nothing_behind() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 2**25})
+    # One more than 32 bits can say exactly.
+    assert store.reserve(make_request("absurd", 2**24 + 1), "n1", 1.0)
+    store.release("uid-absurd", 1.0)
+    assert store.snapshot.reserved_units.sum() == 0
+    assert free_of(store, GPU) == 2**25
+
+
 def test_only_the_youngest_of_those_that_lack_something_are_evicted() -> None:
     store = make_store()
     see_shares(store, {GPU: 2, SEVENTH: 2})
