@@ -5,38 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from scheduler.core.clock import SystemClock
 from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.nudges import RETRY_ANNOTATION
-from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.kubescheduler import KubeScheduler, SchedulerConfig
 from scheduler.simulate.kubescheduler_extender import ExtenderConfig
 from scheduler.simulate.requeue import Rules
 from tests.builders import make_inventory
 from tests.contracts.cluster_contract import beside, eventually
 from tests.simulate.scheduler_cases import node, pod
-from tests.test_app import NAMESPACE, TOKEN, Replica, World
+from tests.test_app import NAMESPACE, Replica, World, world
 
+__all__ = ["world"]
 MODEL = {"wattbalance.io/gpu-model": "*H100*"}
 # Of kube-scheduler's own retry: it is minutes.
 LONGER_S = 1.5
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    api = ApiServer(SystemClock(), token=TOKEN)
-    for name in ("default", NAMESPACE):
-        with contextlib.suppress(Exception):
-            api.create("namespaces", {"metadata": {"name": name}})
-    await api.start()
-    try:
-        yield World(api, tmp_path, monkeypatch)
-    finally:
-        await api.stop()
 
 
 @contextlib.asynccontextmanager
