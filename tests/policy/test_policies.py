@@ -288,6 +288,22 @@ def test_pools_hold_a_pod_until_its_patience_is_over() -> None:
     assert not policy.filter(make_request(waited_s=300), store.snapshot).any()
 
 
+def test_of_the_pools_that_a_pod_names_the_first_that_holds_it_is_waited_for() -> None:
+    names = ("a", "b", "c")
+    store = make_store(tuple(PoolSpec(name=name, selector={"site": name}) for name in names))
+    for name in names:
+        see_node(store, name, labels={"site": name})
+    policy = registry.build("pools", {"spill_after_s": [300.0, 600.0, 0.0]})
+    assert isinstance(policy, Filter)
+
+    def told(waited_s: float) -> list[int]:
+        codes = policy.filter(make_request(pools=(1, 0, 2), waited_s=waited_s), store.snapshot)
+        return [int(codes[store.rows[name]]) for name in names]
+
+    assert told(0.0) == [POOL_CODES + 1, 0, POOL_CODES + 1], "for b alone, though a has its own patience"
+    assert told(600.0) == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("held", "listed", "lost", "asked", "fits"),
     [
