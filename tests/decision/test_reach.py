@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
@@ -11,6 +12,7 @@ from scheduler.cluster.store import Store
 from scheduler.core.nouns import PodRequest, PoolSpec
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.openings import Openings
+from scheduler.policy.model import Model
 from tests.builders import all_rows, make_decider, make_node, make_request, make_store
 
 NEAR = PoolSpec(name="near", selector={"site": "near"}, spill_after_s=300.0)
@@ -92,6 +94,17 @@ def test_what_could_have_taken_it_and_goes_opens_the_other_pools() -> None:
     assert opened is not None
     assert opened[decider.store.rows["far-1"]]
     assert place(decider, request).record.chosen == "far-1"
+
+
+def test_a_filter_that_fails_rules_no_pool_out_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(Model, "could", fails)
+    decider = cluster()
+    outcome = place(decider, replace(make_request(), gpu_models=("*h100*",)))
+    assert "waiting for pool near" in outcome.record.reasons
+    assert decider.failures.counts == {"model": 1}
 
 
 def test_memory_that_nobody_tells_may_suffice_and_parts_of_gpus_may_get_more() -> None:
