@@ -514,6 +514,28 @@ def test_a_pod_that_moved_since_the_last_reading_leaves_both_its_nodes_unknown()
     assert scene.shadow.tally().unmeasured == 0
 
 
+def test_a_node_counts_as_in_use_in_either_world_and_one_without_gpus_in_none() -> None:
+    scene, real, ours = crossed({"a": 4, "b": 4, "idle": 4, "plain": 0})
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    assert (worlds.nodes, worlds.nodes_in_use) == (3, 2)
+    assert (worlds.real.used_nodes, worlds.ours.used_nodes) == (1, 1)
+    assert scene.shadow.tally().unmeasured == 1
+    scene.end("p")
+    assert scene.shadow.tally().unmeasured == 0
+    assert scene.shadow.worlds().nodes_in_use == 0, f"neither {real} nor {ours}"
+
+
+def test_a_broken_gpu_is_not_stranded() -> None:
+    scene = Scene({"a": 4})
+    sample = make_sample("a", [0.0] * 4, ["ok", "ok", "ok", "lost"])
+    for store in scene.stores:
+        store.see_samples([("a", sample, scene.now_s)])
+        store.tick(scene.now_s)
+    assert scene.shadow is not None
+    assert scene.shadow.worlds().real.stranded_gpus == 3.0
+
+
 def test_who_finds_no_room_at_a_second_question_is_promised_nothing_any_more() -> None:
     scene = Scene({"a": 4, "b": 4})
     assert scene.ask("p", 4, "a") == "a"
