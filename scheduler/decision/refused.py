@@ -110,8 +110,7 @@ class Refused:
         self._note_rows()
         before = self._pods.pop(request.uid, None)
         self._leave(request.uid, before)
-        if before is None:
-            self._arrivals += 1
+        self._arrivals += 1
         self._pods[request.uid] = Waiter(
             request=request,
             # A pod keeps its place: what its clock and ours differ by is not the same each time.
@@ -134,7 +133,7 @@ class Refused:
         group = pod.group if pod is not None else None
         if pod is None or group is None:
             return
-        pod.group, pod.offered = None, group.offered
+        pod.group = None
         group.pods.discard(uid)
         if not group.pods and self._groups.get(group.key) is group:
             del self._groups[group.key]

@@ -615,3 +615,45 @@ def test_pods_of_one_second_keep_the_order_in_which_they_were_refused(world: Wor
         world.ask(name, waited_s=waited_s)
     world.quarantine("n1", ends=True)
     assert world.wake_all() == ["second-name", "first-name", "another"]
+
+
+def test_a_pod_that_is_refused_again_keeps_its_place(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    for name, waited_s in (("a", 30.0), ("b", 20.0), ("c", 20.0)):
+        world.ask(name, waited_s=waited_s)
+    # What its clock and ours differ by may be another now.
+    world.ask("a", waited_s=0.0)
+    world.ask("b", waited_s=20.0)
+    world.quarantine("n1", ends=True)
+    assert world.wake_all() == ["a", "b", "c"]
+
+
+def test_a_pod_for_which_no_node_was_offered_does_not_wait_for_us(world: World) -> None:
+    see_pod(world.store, make_pod("p1"))
+    request = world.store.request(make_pod("p1"), 0.0, world.decider.profile_facts)
+    none = all_rows(world.store)
+    assert not len(none)
+    assert world.decider.place(request, none, world.clock.mono_s(), 0.0).result == "no_fit"
+    assert len(world.refused) == 0
+
+
+def test_a_pod_that_is_placed_between_two_steps_is_not_woken(world: World) -> None:
+    see_node(world.store, "n1", labels=SICK)
+    kinds = 2 * refused.GROUPS_A_STEP
+    for index in range(kinds):
+        world.ask(f"p{index}", priority=-index)
+    assert world.find() is None
+    world.quarantine("n1", ends=True)
+    steps = world.refused.find(world.clock.mono_s())
+    # The first half has been looked through for the first of the queue.
+    for _ in range(1 + 2 + kinds + 1):
+        next(steps)
+    assert world.ask("p0") == "placed"
+    choice = None
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        choice = end.value
+    assert choice is not None
+    assert choice.pod.name == "p1"

@@ -85,6 +85,13 @@ def test_a_reason_that_comes_and_goes_within_a_second_wakes_it(world: World) -> 
     assert world.wake_all() == ["p1"]
 
 
+def test_a_node_that_nobody_of_us_knew_wakes_once_we_do(world: World) -> None:
+    take_on(world, "p1", words="1 node unknown to wattbalance")
+    assert world.wake_all() == []
+    see_node(world.store, "n1")
+    assert world.wake_all() == ["p1"]
+
+
 def test_room_that_opens_is_kubernetes_to_tell(world: World) -> None:
     """Once it was woken: kube-scheduler hears of pods that end, and tries those that wait."""
     see_node(world.store, "n1", 2)
