@@ -68,6 +68,7 @@ workload:
 annotations: {}                  # {expected-duration: 4h}
 
 # What the pods of a namespace may ask for; the first entry that matches counts, and a key that is not named is free.
+# Who asks for nothing is held to the pools and GPU models allowed, and to the workloads.
 namespaces: []                   # [{match: "team-*", allow: {pools: [dc-1], workload: [batch, training]}}]
 
 # The extender is open to other machines only with client certificates, the api never (kubectl port-forward).

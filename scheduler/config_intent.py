@@ -33,6 +33,8 @@ class NamespaceSettings(Strict, frozen=True, kw_only=True):
         dict[Text, tuple[AnnotationText, ...]],
         Meta(
             description="Annotations, without wattbalance.io/, each with the values allowed: one that is not named is "
-            "free, an empty list forbids it. Of a list, such as pools, each entry must be in one of the values."
+            "free, an empty list forbids it. Of a list, such as pools, each entry must be in one of the values. Pods "
+            "for which nothing that counts is said are held to the pools and GPU models allowed, and are of the first "
+            "workload allowed if the inferred one is not. A default in `annotations` must be allowed everywhere."
         ),
     ]

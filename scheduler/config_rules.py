@@ -16,7 +16,9 @@ import msgspec
 
 from scheduler.cluster.annotation_values import BadValue
 from scheduler.cluster.annotations import TABLE, read, unknown_key
-from scheduler.cluster.intent import Word, contradictions
+from scheduler.cluster.contradictions import contradictions, unknown_pools
+from scheduler.cluster.intent import Word
+from scheduler.cluster.limits import allows, listed
 from scheduler.cluster.shares import SHARED_SUFFIX, is_gpu_resource
 from scheduler.config_intent import NamespaceSettings
 from scheduler.config_problems import Checker, decode, shown
@@ -31,6 +33,7 @@ from scheduler.config_settings import (
 )
 from scheduler.config_types import Address, PositiveSeconds
 from scheduler.config_yaml import Path
+from scheduler.core.units import quoted
 
 # From 1.30 on, kube-scheduler's `ignorable` covers bind too.
 IGNORABLE_COVERS_BIND = (1, 30)
@@ -82,8 +85,9 @@ def check(data: dict[str, object], checker: Checker) -> None:
     _check_pools(pools, checker)
     _check_modes(data, pools, checker)
     names = {pool.settings.name for pool in pools.values() if pool.has("name")}
-    _check_annotations(data, names | {DEFAULT_POOL}, checker)
-    _check_namespaces(_parts(data, "namespaces", NamespaceSettings, checker), names | {DEFAULT_POOL}, checker)
+    rules = _parts(data, "namespaces", NamespaceSettings, checker)
+    _check_namespaces(rules, names | {DEFAULT_POOL}, checker)
+    _check_annotations(data, names | {DEFAULT_POOL}, rules, checker)
     _check_listeners(listeners, checker)
     _check_gpu_resources(data.get("gpu_resources"), checker)
 
@@ -112,7 +116,12 @@ def _parts(data: dict[str, object], name: str, kind: type[_T], checker: Checker)
     return {index: part for index, part in made.items() if part is not None}
 
 
-def _check_annotations(data: dict[str, object], pools: AbstractSet[str], checker: Checker) -> None:
+def _check_annotations(
+    data: dict[str, object],
+    pools: AbstractSet[str],
+    rules: dict[int, _Part[NamespaceSettings]],
+    checker: Checker,
+) -> None:
     """Those that hold for everybody must be good ones: nobody would see the event of a pod that says nothing."""
     given = data.get("annotations")
     if not isinstance(given, dict):
@@ -126,8 +135,32 @@ def _check_annotations(data: dict[str, object], pools: AbstractSet[str], checker
         for key, text in texts.items()
         if checker.good(("annotations", key))
     }
-    for key, message in contradictions(words, pools):
-        checker.refuse(("annotations", key), message)
+    for found in contradictions(words, None):
+        if found.message_of_other:
+            checker.refuse(("annotations", found.other), found.message_of_other)
+        elif found.other in given:
+            # It is there, and what is wrong with it is said.
+            continue
+        checker.refuse(("annotations", found.key), found.message)
+    for key, word in words.items():
+        strange = unknown_pools(word.value, pools) if key == "pools" else ""
+        if message := strange or _refused_default(key, word, rules, checker):
+            checker.refuse(("annotations", key), message)
+
+
+def _refused_default(
+    key: str, word: Word, rules: dict[int, _Part[NamespaceSettings]], checker: Checker
+) -> str:
+    """Why a default cannot be one: what some namespaces may not ask for would be theirs unasked."""
+    for index, rule in rules.items():
+        if not rule.has("allow") or not checker.good(("namespaces", index, "allow", key)):
+            continue
+        # None at all: nobody may ask there, and the default holds.
+        allowed = [read(key, text) for text in rule.settings.allow.get(key, ())]
+        if allowed and not allows(allowed, word.value):
+            takes = f"namespaces[{index}].allow.{key} takes ({listed(key, allowed)})"
+            return f"expected a default that {takes}, got {quoted(word.text)}"
+    return ""
 
 
 def _check_annotation(path: Path, key: str, texts: Iterable[str], checker: Checker) -> None:
@@ -153,8 +186,7 @@ def _check_namespaces(
             path: Path = ("namespaces", index, "allow", key)
             _check_annotation(path, key, texts, checker)
             for text in texts if key == "pools" and checker.good(path) else ():
-                word = Word(value=read(key, text), text=text, where="")
-                for _, message in contradictions({key: word}, pools):
+                if message := unknown_pools(read(key, text), pools):
                     checker.refuse(path, message)
         if rule.has("match"):
             glob = rule.settings.match

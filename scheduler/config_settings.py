@@ -319,7 +319,8 @@ class Settings(Strict, frozen=True, kw_only=True):
     annotations: Annotated[
         dict[Text, AnnotationText],
         Meta(
-            description="Annotations, without wattbalance.io/, of pods that say nothing, nor their owners or namespace."
+            description="Annotations, without wattbalance.io/, of pods for which nothing that counts is said by them, "
+            "their owners or their namespace."
         ),
     ] = field(default_factory=dict)
     namespaces: Annotated[

@@ -65,7 +65,7 @@ def intent_settings(settings: Settings) -> IntentSettings:
             )
             for each in settings.namespaces
         ],
-        pools={pool.name for pool in settings.pools} | {DEFAULT_POOL},
+        pools=(*(pool.name for pool in settings.pools), DEFAULT_POOL),
     )
 
 

@@ -158,6 +158,7 @@ class Reload:
         self.results["ok"] += 1
         self.taken_unix_s, self.taken_digest = self._running.clock.unix_s(), digest
         log.info("configuration reloaded", extra=kv(file=str(self._file), changed=changed))
+        self._tell_of_lost_pools(before, merged)
         for problem in config.warnings(settings):
             log.warning("configuration: %s", problem, extra=kv(file=str(self._file)))
         if changed:
@@ -167,6 +168,17 @@ class Reload:
             text = f"These keys of the configuration change with a restart only: {', '.join(needed)}."
             self._tell(RESTART_NEEDED, text, ",".join(needed), warning=True)
         self.restart_needed = needed
+
+    def _tell_of_lost_pools(self, before: Settings, now: Settings) -> None:
+        """Who still names a pool that is gone, or has another name: for them the default holds from now on."""
+        lost = {pool.name for pool in before.pools} - {pool.name for pool in now.pools}
+        if not lost:
+            return
+        store = self._running.store
+        pods, namespaces = store.intents.naming(lost, (facts.meta for facts in store.waiting.values()))
+        if pods or namespaces:
+            told = kv(pools=sorted(lost), waiting_pods=pods, namespaces=namespaces)
+            log.warning("configuration: annotations name pools that are gone", extra=told)
 
     def _refuse(self, problems: list[Problem]) -> None:
         self.problems = tuple(problems)

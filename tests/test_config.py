@@ -625,11 +625,32 @@ pools: [{name: dc-1, selector: {site: a}}, {name: edge, selector: {site: b}}]
 """
 
 
+def test_a_default_that_is_bad_is_told_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(WANTS + "annotations: {gang: g, gang-size: many}")
+    [problem] = error.value.problems
+    assert problem.path == "annotations.gang-size"
+
+
+def test_where_nobody_may_ask_for_a_key_its_default_holds() -> None:
+    limits = 'namespaces: [{match: "*", allow: {pools: [], workload: []}}]'
+    settings = config.load(WANTS + f"annotations: {{pools: edge, workload: training}}\n{limits}")
+    found = Intents(intent_settings(settings)).resolve(Meta(namespace="a", uid="u"), "")
+    assert (found.value("pools"), found.workload) == (("edge",), Workload.TRAINING)
+
+
+def test_a_limit_holds_pods_in_the_order_of_the_pools() -> None:
+    limits = 'namespaces: [{match: "*", allow: {pools: [default, edge, dc-1]}}]'
+    settings = config.load(WANTS + limits)
+    found = Intents(intent_settings(settings)).resolve(Meta(namespace="a", uid="u"), "")
+    assert found.value("pools") == ("dc-1", "edge", "default")
+
+
 def test_default_annotations_and_what_namespaces_may_ask_for_are_taken() -> None:
     settings = config.load(
         WANTS
         + """
-annotations: {queue: research, pools: "edge, default"}
+annotations: {queue: research, pools: edge}
 namespaces:
   - {match: "team-*", allow: {pools: ["dc-1,edge"], workload: [batch], gang: []}}
   - {match: "*", allow: {max-power: [400W]}}
@@ -660,6 +681,19 @@ namespaces:
             "annotations.pools: expected names of pools (dc-1, default, edge), got 'mars'",
         ),
         ("annotations: {gang: g}", "annotations.gang: expected it together with gang-size"),
+        ("annotations: {gpu-model: '*H100*,[!'}", "annotations.gpu-model: expected globs on GPU models"),
+        (
+            "annotations: {pools: dc-1}\nnamespaces: [{match: '*', allow: {pools: [edge, default]}}]",
+            "line 5: annotations.pools: expected a default that namespaces[0].allow.pools takes (edge or default), got",
+        ),
+        (
+            "annotations: {\n  flex: 25%}\nnamespaces: [{match: a, allow: {}}, {match: b, allow: {flex: [10%]}}]",
+            "line 6: annotations.flex: expected a default that namespaces[1].allow.flex takes (10%), got '25%'",
+        ),
+        (
+            "annotations: {flex: 25%, power: firm}",
+            "annotations.power: expected elastic beside flex: 25%, got firm",
+        ),
         ("annotations: {gang-size: 3}", "annotations.gang-size: expected text"),
         (
             "namespaces: [{match: '*', allow: {flex: ['30%']}}]",

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from scheduler import config, parts, reload
 from scheduler.bindings import Bindings
-from scheduler.cluster.objects import Container, Pod, Resources
+from scheduler.cluster.objects import Container, Meta, Partial, Pod, Resources
 from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.config_changes import APPLIED, differing, merge, needs_restart
 from scheduler.config_settings import Settings
 from scheduler.core.clock import ManualClock
-from scheduler.core.nouns import PoolSpec, Workload
+from scheduler.core.nouns import PREFIX, PoolSpec, Workload
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.extender.wire import read_filter
 from scheduler.reload import Content, Reload, Running, read
@@ -255,6 +255,30 @@ async def test_a_refusal_after_the_reload_names_a_pool_that_there_is(world: Worl
     see("b", "aws", ill=False)
     await world.reload.judge(content(pools=[{"name": "far", "selector": {"site": "dc"}, **waits}]))
     assert "waiting for pool far" in refusals()
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_who_names_a_pool_that_is_gone_is_counted_in_one_line(
+    world: World, caplog: pytest.LogCaptureFixture, *, named: bool
+) -> None:
+    said = {PREFIX + "pools": "dc,aws"} if named else {}
+    for name in ("p1", "p2"):
+        see_pod(world.store, make_pod(name, annotations=said))
+    see_pod(world.store, make_pod("bound", annotations=said, node="n1"))
+    see_pod(world.store, make_pod("p3", annotations={PREFIX + "pools": "aws"}))
+    space = Partial(metadata=Meta(name="team-b", annotations=said))
+    world.store.apply(Changed(Kind.NAMESPACE, space), world.clock.mono_s())
+
+    def told() -> list[object]:
+        return [each.__dict__["kv"] for each in caplog.records if "pools that are gone" in each.message]
+
+    await world.reload.judge(content(**SWAPPED))
+    assert not told()
+    renamed = [{"name": "home", "selector": {"site": "dc"}}, {"name": "aws", "selector": {"site": "aws"}}]
+    await world.reload.judge(content(pools=renamed))
+    assert told() == [{"pools": ["dc"], "waiting_pods": 2, "namespaces": 1}] * named
+    faults = world.store.intents.resolve(world.store.waiting["uid-p1"].meta, "").faults
+    assert [fault.key for fault in faults] == ["pools"] * named
 
 
 async def test_filters_workloads_models_and_names_are_exchanged(world: World) -> None:

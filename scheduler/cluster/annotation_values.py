@@ -94,6 +94,28 @@ def list_of(pattern: re.Pattern[str], expected: str) -> Callable[[str], tuple[st
     return read_list
 
 
+def globs(text: str) -> tuple[str, ...]:
+    """Globs on GPU models, each once, separated by commas."""
+    expected = "globs on GPU models such as *H100*,*A100*"
+    entries = list_of(GLOB, expected)(text)
+    if not all(map(_closed, entries)):
+        # It would stand for itself, which no model has in its name: the pod would wait for ever.
+        raise _refused(f"{expected}, with a ] for each [", text)
+    return entries
+
+
+def _closed(glob: str) -> bool:
+    """Whether each bracket has its end; the first sign within one, behind a !, is never its end."""
+    at = glob.find("[")
+    while at >= 0:
+        first = at + 2 if glob[at + 1 : at + 2] == "!" else at + 1
+        end = glob.find("]", first + 1)
+        if end < 0:
+            return False
+        at = glob.find("[", end)
+    return True
+
+
 def count(text: str) -> int:
     """A number of pods."""
     if _COUNT.fullmatch(text) and int(text) <= MOST_GANG:

@@ -14,13 +14,13 @@ from typing import Any
 
 from scheduler.cluster.annotation_values import (
     CARBON,
-    GLOB,
     NAME,
     PRICE,
     BadValue,
     above_zero,
     count,
     flex,
+    globs,
     list_of,
     lower,
     matching,
@@ -110,14 +110,19 @@ def ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def unknown_key(key: str) -> str:
-    """What to say of a key under our prefix that is not in the table; empty if it is one of our own."""
+def unknown_key(key: str, *, listing: bool = True) -> str:
+    """What to say of a key under our prefix that is not in the table; empty if it is one of our own.
+
+    Args:
+        key: Without the prefix.
+        listing: Whether to end in all keys there are, where none looks like it.
+    """
     if key in WRITTEN:
         return ""
     if key in ELSEWHERE:
         return f"expected it as a {ELSEWHERE[key]}, got an annotation"
     near = get_close_matches(key.lower(), TABLE, n=1)
-    hint = f"; did you mean {PREFIX}{near[0]}?" if near else f"; known: {', '.join(TABLE)}"
+    hint = f"; did you mean {PREFIX}{near[0]}?" if near else KNOWN * listing
     return f"expected a key that wattbalance knows, got {quoted(PREFIX + key)}{hint}"
 
 
@@ -151,9 +156,10 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="gpu-model",
-            read=list_of(GLOB, "globs on GPU models such as *H100*,*A100*"),
+            read=globs,
             write=",".join,
-            values="globs on the model as the driver names it, comma separated; small and large letters are the same",
+            values="globs on the model as the driver names it, comma separated; each `[` has its `]`; small and large "
+            "letters are the same",
             examples=("*H100*", "*A100*80GB*,*H100*"),
             meaning="Only nodes all of whose GPUs are of these models; one whose model nobody tells is none of them. "
             "Where no agent tells, the label nvidia.com/gpu.product does, without its -SHARED or -MIG-1g.10gb.",
@@ -333,3 +339,6 @@ TABLE: dict[str, Annotation] = {
         ),
     )
 }
+
+# How an answer to an unknown key ends, once.
+KNOWN = f"; known: {', '.join(TABLE)}"

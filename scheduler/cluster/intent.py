@@ -1,18 +1,18 @@
-"""What is wanted of one pod: words that count, faults that do not, and which words contradict each other. Pure."""
+"""What is wanted of one pod: words that count, and faults, which do not. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.cluster.annotations import TABLE, Value
 from scheduler.cluster.objects import OwnerRef
 from scheduler.core.nouns import PREFIX, Workload
-from scheduler.core.units import quoted
 
 # Where a word was found; owners and namespaces go by kind and name.
 POD, CONFIGURATION = "pod", "configuration"
+# Nobody said it: what the configuration lets the pod's namespace ask for leaves nothing else.
+LIMIT = "namespace limit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Intent:
 
     workload: Workload
     workload_by: str
-    """What told the workload: an object, a priority class, the owner's kind, or the configuration."""
+    """What told it: an object, a priority class, the owner's kind, a namespace's limit, or the configuration."""
     words: Mapping[str, Word] = field(default_factory=dict)
     """By key; only those that are good."""
     faults: tuple[Fault, ...] = ()
@@ -67,7 +67,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceRule:
-    """What pods in some namespaces may ask for. The first rule that matches a namespace counts."""
+    """What pods in some namespaces may ask for, and are held to. The first rule that matches a namespace counts."""
 
     match: Callable[[str], bool]
     allow: Mapping[str, Sequence[Value]]
@@ -83,28 +83,5 @@ class IntentSettings:
     defaults: Mapping[str, str] = field(default_factory=dict)
     """Annotations, without the prefix, of whatever says nothing itself."""
     rules: Sequence[NamespaceRule] = ()
-    pools: AbstractSet[str] | None = None
-    """Names of pools that there are; None: any will do."""
-
-
-def contradictions(words: Mapping[str, Word], pools: AbstractSet[str] | None) -> list[tuple[str, str]]:
-    """Keys that cannot count beside the others, or beside the cluster's pools, each with the reason."""
-    found: list[tuple[str, str]] = []
-    say = {key: word.value for key, word in words.items()}
-    texts = {key: word.text for key, word in words.items()}
-    if pools is not None and (strange := [pool for pool in say.get("pools", ()) if pool not in pools]):
-        known = ", ".join(sorted(pools))
-        found.append(("pools", f"expected names of pools ({known}), got {quoted(','.join(strange))}"))
-    if say.get("min-power", 0) > say.get("max-power", float("inf")):
-        text = f"expected min-power below max-power, got {texts['min-power']} and {texts['max-power']}"
-        found += [("min-power", text), ("max-power", text)]
-    for one, other in (("gang", "gang-size"), ("gang-size", "gang"), ("max-latency", "client-region")):
-        if one in say and other not in say:
-            found.append((one, f"expected it together with {other}, got {quoted(texts[one])} alone"))
-    if say.get("flex") and say.get("power") == "firm":
-        message = f"expected 0 beside power: firm, which gives nothing away; got {texts['flex']}"
-        found.append(("flex", message))
-    if "checkpoint-interval" in say and say.get("preemptible") is False:
-        message = f"expected preemptible: true beside it, got {texts['checkpoint-interval']} beside false"
-        found.append(("checkpoint-interval", message))
-    return found
+    pools: Collection[str] | None = None
+    """Names of pools that there are, in order of preference; None: any will do."""

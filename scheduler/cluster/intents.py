@@ -1,30 +1,31 @@
 """From annotations to intents, inherited pod -> owners -> namespace -> configuration.
 
 Pure. Knows owners and namespaces by the events that the store passes on. An owner that is gone or may not be read
-ends the chain; a cycle ends it too. The nearest word counts, also where it is a bad one: then the key's default holds,
-and never a farther word that was not meant for this pod.
+ends the chain; a cycle ends it too. What of all their words counts is told by hearing.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from scheduler.cluster.annotation_values import BadValue
-from scheduler.cluster.annotations import MOST_UNKNOWN, TABLE, Value, ours, read, unknown_key
-from scheduler.cluster.intent import CONFIGURATION, POD, Fault, Intent, IntentSettings, Word, contradictions
+from scheduler.cluster.annotations import TABLE, ours
+from scheduler.cluster.hearing import Hearing, Speaker
+from scheduler.cluster.intent import CONFIGURATION, POD, Fault, Intent, IntentSettings
+from scheduler.cluster.limits import Limits, limits_of
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Kind
 from scheduler.core.nouns import Controller, Workload
-from scheduler.core.units import quoted
 
 # Pod -> ReplicaSet -> Deployment is two; JobSet and operators add one or two.
 LONGEST_CHAIN = 6
 # Pods whose bad values are remembered: more than a cluster has. Only such as nobody tells the end of (asked about, and
 # never seen by the watch) could fill it.
 MOST_PODS = 65_536
+# Namespaces whose limits are kept: more than a cluster has.
+MOST_NAMESPACES = 10_000
 # Bad values of one pod that are told apart; who tries more is not counted further.
 MOST_VALUES = 16
 
@@ -93,6 +94,10 @@ class Intents:
         """Hashes of uids of owners that say nothing and have no owner: they are there, and no more is known of them."""
         self._replica_sets: dict[str, tuple[str, ...]] = {}
         """Deployment -> its ReplicaSets, the old ones too: pods of all of them are replicas of one thing."""
+        self._limits: dict[str, Limits] = {}
+        """By namespace, as far as it was asked about."""
+        self._limited_by = self.settings
+        """Whose limits these are."""
 
     def see_owner(self, kind: Kind, owner: Partial) -> None:
         """An owner was added or changed."""
@@ -101,8 +106,11 @@ class Intents:
         annotations = ours(meta.annotations)
         if not annotations and controller is None:
             # Nothing to inherit through it: 10,000 plain owners then cost half a megabyte.
-            self.forget_owner(meta.uid)
-            self._plain.setdefault(kind, set()).add(hash(meta.uid))
+            if not self.is_plain(kind, meta.uid):
+                self.forget_owner(meta.uid)
+                self._plain.setdefault(kind, set()).add(hash(meta.uid))
+                # From now on it speaks for them, by saying nothing.
+                self.generation += meta.uid in self._replica_sets
             return
         self._plain.get(kind, set()).discard(hash(meta.uid))
         parent_uid = controller.uid if controller is not None else ""
@@ -121,7 +129,8 @@ class Intents:
         for plain in self._plain.values():
             plain.discard(hash(uid))
         owner = self.owners.pop(uid, None)
-        self.generation += owner is not None
+        # Of a Deployment that is gone its ReplicaSets speak, whether it said something or not.
+        self.generation += owner is not None or uid in self._replica_sets
         if owner is None or owner.parent_uid not in self._replica_sets:
             return
         left = tuple(each for each in self._replica_sets[owner.parent_uid] if each != uid)
@@ -136,7 +145,9 @@ class Intents:
         for uid in gone:
             self.forget_owner(uid)
         if kind in self._plain:
+            before = len(self._plain[kind])
             self._plain[kind] &= set(map(hash, uids))
+            self.generation += len(self._plain[kind]) < before
 
     def is_plain(self, kind: Kind, uid: str) -> bool:
         """Whether such an owner is there, says nothing, and has no owner itself."""
@@ -158,19 +169,23 @@ class Intents:
     def resolve(self, meta: Meta, priority_class: str) -> Intent:
         """What is wanted of a pod. Faults are counted, each once for a pod."""
         chain = self._chain(meta)
-        words, faults = self._read(meta, chain)
-        workload = words.get("workload")
+        limits = self._limits_of(meta.namespace)
+        hearing = Hearing(self.settings, limits)
+        hearing.hear(self._speakers(meta, chain))
+        workload = hearing.words.get("workload")
         if workload is not None:
             found, by = Workload(workload.value), workload.where
         else:
-            found, by = self._inferred(meta, priority_class, chain)
+            found, by = limits.workload(*self._inferred(meta, priority_class, chain))
+        hearing.settle(found)
+        faults = hearing.faults
         siblings_of = self._siblings_of(meta)
         for fault in faults:
             self._count(meta.uid, fault)
         return Intent(
             workload=found,
             workload_by=by,
-            words=words,
+            words=hearing.words,
             faults=tuple(faults),
             siblings_of=siblings_of,
             controller=controller_of(meta),
@@ -196,6 +211,19 @@ class Intents:
             controller = owner.parent
         return controller
 
+    def naming(self, pools: AbstractSet[str], pods: Iterable[Meta]) -> tuple[int, int]:
+        """How many of these pods, and how many namespaces, ask for one of these pools; a pod also by its owners."""
+        said_by_pods = (
+            next((said["pools"] for _, said in self._speakers(pod, self._chain(pod)) if "pools" in said), "")
+            for pod in pods
+        )
+        said_by_namespaces = (said.get("pools", "") for said in self.namespaces.values())
+        of_pods, of_namespaces = (
+            sum(not pools.isdisjoint(map(str.strip, text.split(","))) for text in texts)
+            for texts in (said_by_pods, said_by_namespaces)
+        )
+        return of_pods, of_namespaces
+
     def workload(self, meta: Meta, priority_class: str) -> Workload:
         """The pod's class of work."""
         return self.resolve(meta, priority_class).workload
@@ -204,59 +232,39 @@ class Intents:
         """A pod is gone."""
         self._counted.pop(uid, None)
 
-    def _read(self, meta: Meta, chain: list[Owner]) -> tuple[dict[str, Word], list[Fault]]:
-        words: dict[str, Word] = {}
-        faults: list[Fault] = []
-        heard: set[str] = set()
-        for where, said in self._speakers(meta, chain):
-            new = {key: text for key, text in said.items() if key not in heard}
-            heard |= new.keys()
-            for key, text in new.items():
-                if key not in TABLE:
-                    continue
-                try:
-                    value = read(key, text)
-                    if where != CONFIGURATION:
-                        self._allow(meta.namespace, key, value)
-                except BadValue as error:
-                    faults.append(Fault(key=key, text=quoted(text), where=where, message=str(error)))
-                    continue
-                words[key] = Word(value=value, text=TABLE[key].write(value), where=where)
-            # Behind those that are known: what an event has no room for is at its end.
-            faults += _unknown(where, new)
-        for key, message in contradictions(words, self.settings.pools):
-            word = words.pop(key)
-            faults.append(Fault(key=key, text=quoted(word.text), where=word.where, message=message))
-        return words, faults
-
-    def _speakers(self, meta: Meta, chain: list[Owner]) -> list[tuple[str, Mapping[str, str]]]:
-        """Who may say something of a pod, the nearest first; only those who do."""
-        speakers: list[tuple[str, Mapping[str, str]]] = []
+    def _speakers(self, meta: Meta, chain: list[Owner]) -> list[Speaker]:
+        """Who may say something of a pod, the nearest first; only those who do, and not the configuration."""
+        speakers: list[Speaker] = []
         if own := ours(meta.annotations):
             speakers.append((POD, own))
-        speakers += [(owner.where, owner.annotations) for owner in chain if owner.annotations]
+        speakers += [
+            (owner.where, owner.annotations)
+            for owner in chain
+            if owner.annotations and not self._is_spoken_for(owner)
+        ]
         if shared := self.namespaces.get(meta.namespace):
             speakers.append((f"namespace {meta.namespace}", shared))
-        if self.settings.defaults:
-            speakers.append((CONFIGURATION, self.settings.defaults))
         return speakers
 
-    def _allow(self, namespace: str, key: str, value: Value) -> None:
-        """Raises BadValue where the configuration does not let this namespace's pods ask for that."""
-        rule = next((rule for rule in self.settings.rules if rule.match(namespace)), None)
-        allowed = rule.allow.get(key) if rule is not None else None
-        if allowed is None:
-            return
-        among = value in allowed
-        if isinstance(value, tuple):
-            entries = {entry for each in allowed for entry in each}
-            among = set(value) <= entries
-        if not among:
-            write = TABLE[key].write
-            listed = " or ".join(write(each) for each in allowed) or "nothing"
-            raise BadValue(
-                f"expected what namespace {namespace} may ask for ({listed}), got {quoted(write(value))}"
-            )
+    def _is_spoken_for(self, owner: Owner) -> bool:
+        """Whether its annotations are copies: of a Deployment's ReplicaSet, where we know what the Deployment says.
+
+        The deployment controller writes each of a Deployment's annotations on its ReplicaSets, and takes none away:
+        what was removed from the Deployment would count for ever.
+        """
+        if owner.kind is not Kind.REPLICASET or owner.parent_kind != "Deployment":
+            return False
+        return owner.parent_uid in self.owners or self.is_plain(Kind.DEPLOYMENT, owner.parent_uid)
+
+    def _limits_of(self, namespace: str) -> Limits:
+        if self._limited_by is not self.settings or len(self._limits) > MOST_NAMESPACES:
+            self._limited_by = self.settings
+            self._limits.clear()
+        found = self._limits.get(namespace)
+        if found is None:
+            found = limits_of(namespace, self.settings.rules, self.settings.pools)
+            self._limits[namespace] = found
+        return found
 
     def _inferred(self, meta: Meta, priority_class: str, chain: list[Owner]) -> tuple[Workload, str]:
         """By priority class, else by owner's kind, else the default."""
@@ -275,7 +283,9 @@ class Intents:
 
     def _count(self, uid: str, fault: Fault) -> None:
         """Count a fault once for its pod."""
-        counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text, fault.message))
+        # What is said of an unknown key depends on the others beside it.
+        message = fault.message if fault.key in TABLE else ""
+        counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text, message))
         if this in counted or len(counted) >= MOST_VALUES:
             return
         self.errors[fault.key if fault.key in TABLE else "unknown"] += 1
@@ -297,16 +307,3 @@ class Intents:
             chain.append(owner)
             uid = owner.parent_uid
         return chain
-
-
-def _unknown(where: str, said: Mapping[str, str]) -> list[Fault]:
-    """Keys that nobody knows of one object: the first ones by name, and that there are more."""
-    faults: list[Fault] = []
-    for key, text in said.items():
-        message = unknown_key(key) if key not in TABLE else ""
-        if message and len(faults) == MOST_UNKNOWN:
-            more = f"expected keys that wattbalance knows, got more than {MOST_UNKNOWN} others; the rest is not named"
-            return [*faults, Fault(key="…", text="'…'", where=where, message=more)]
-        if message:
-            faults.append(Fault(key=quoted(key)[1:-1], text=quoted(text), where=where, message=message))
-    return faults

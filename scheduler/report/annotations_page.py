@@ -19,16 +19,31 @@ namespace, or in the configuration, under `{PREFIX}`. For each key the nearest w
     kubectl annotate job train-7 {PREFIX}workload=training
     kubectl annotate namespace team-a {PREFIX}expected-duration=2h
 
-**A bad value never keeps a pod from being placed.** The default holds for that key, and for that key alone: a farther
-word does not take its place. The pod gets one Warning event, `BadAnnotation`, that names each key, what was expected
-and what stands there, and `wattbalance_annotation_errors_total` counts it by key. Where many pods of one Deployment or
-Job say the same, the first three get it, and their owner, where it counts them; what a namespace says is told on the
-namespace.
+A Deployment speaks for its ReplicaSets: Kubernetes copies its annotations to them and never takes one away there, so
+what stands on a ReplicaSet counts only where its Deployment is gone or cannot be read.
 
-The same goes for a key that nobody knows (`unknown`), for words that contradict each other (`min-power` above
-`max-power`, `gang` without `gang-size`, `max-latency` without `client-region`, `flex` beside `power: firm`,
-`checkpoint-interval` beside `preemptible: false`), and for pools that are not in the configuration. Of the unknown keys
-of one object sixteen are named, and that there are more.
+**A bad value never keeps a pod from being placed.** The default holds for that key, and for that key alone: the one of
+`annotations` in the configuration if there is one, else the key's own. A farther word of an owner or the namespace does
+not take its place. The pod gets one Warning event, `BadAnnotation`, that names each key, what was expected and what
+stands there, and `wattbalance_annotation_errors_total` counts it by key. Where many pods of one Deployment or Job say
+the same, the first three get it, and their owner, where it counts them; what a namespace says is told on the namespace.
+
+The same goes for what the pod's namespace may not ask for (below), for pools none of which is in the configuration, and
+for a key that nobody knows (`unknown`). Of several pools those count that there are, and the others are told. Of the
+unknown keys of one object sixteen are named, and that there are more; all known ones are listed once, behind what is
+wrong with known keys.
+
+Words may contradict each other: `min-power` above `max-power`, `flex` beside `power: firm`, `checkpoint-interval`
+beside `preemptible: false`. The nearer one counts, and the farther gives way; if one object says both, neither counts.
+A default of the configuration gives way without an event. For inference `flex` counts only beside `power: elastic`,
+since it is firm by default; `gang` and `gang-size` count only together, `max-latency` only with `client-region`. Where
+the other one is bad, its event says so.
+
+**`namespaces` of the configuration limits what pods may ask for**, and holds those that ask for nothing, or for nothing
+that counts: where `pools` or `gpu-model` is limited, such a pod gets what is allowed (pools in the configuration's
+order of preference), and where `workload` is, a pod whose inferred workload is not allowed gets the first one that is.
+`kubectl wattbalance explain` then names `namespace limit` as who said it. Limits on other keys bound only what is said.
+An empty list lets nobody ask, and holds nobody.
 
 Amounts carry their unit (`250W`, `40Gi`, `4h30m`, `5%`); units are case-sensitive.
 
@@ -41,7 +56,7 @@ These are validated like the others; what will act on them comes later.
 """
 TAIL = f"""
 A pod that says no `workload` is, by its priority class if `workload.priority_classes` of the configuration names that;
-else by the kind of its topmost owner:
+else by the kind of its topmost owner (and where its namespace may not be that, the first that it may be):
 
 | owner | workload |
 |---|---|

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import translate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +96,11 @@ def test_values_are_read_in_plain_units(key: str, text: str, want: object) -> No
         ("gpu-memory", "512k", "expected at least 1Mi of memory, such as 40Gi, got '512k'"),
         ("max-power", "nan", "expected a power such as 250W or 1.5kW, got 'nan'"),
         ("max-power", "-1W", "expected a power such as 250W or 1.5kW, got '-1W'"),
+        (
+            "gpu-model",
+            "*A100*,[!",
+            "expected globs on GPU models such as *H100*,*A100*, with a ] for each [, got '*A100*,[!'",
+        ),
         ("flex", "30%", "expected 0, 10%, 25% or 50%, got '30%'"),
         ("gang-size", "0", "expected a whole number from 1 to 65536, got '0'"),
         ("gang-size", "65537", "expected a whole number from 1 to 65536, got '65537'"),
@@ -126,6 +134,28 @@ def test_a_text_of_a_quarter_megabyte_is_refused_unread(key: str) -> None:
 def test_what_is_just_within_its_bounds_is_read_and_reads_back(key: str, text: str) -> None:
     value = read(key, text)
     assert read(key, TABLE[key].write(value)) == value
+
+
+@pytest.mark.parametrize("text", ["[", "[!", "[[[", "[]", "[!]", "a[b]c[", "[]a][", "x,[a,b]"])
+def test_a_bracket_of_a_glob_has_its_end(text: str) -> None:
+    with pytest.raises(BadValue, match=r"with a \] for each \["):
+        read("gpu-model", text)
+
+
+@pytest.mark.parametrize("text", ["[AH]100", "[!]]", "[]]x", "a]", "[[]", "*[0-9]*[!a-c]"])
+def test_a_glob_whose_brackets_have_their_ends_is_taken(text: str) -> None:
+    assert read("gpu-model", text) == (text,)
+
+
+@given(st.text("[]!-a*", min_size=1, max_size=8))
+def test_no_glob_that_is_taken_has_a_bracket_that_stands_for_itself(text: str) -> None:
+    try:
+        [glob] = read("gpu-model", text)
+    except BadValue:
+        # As it is written, a bracket matches itself.
+        assert r"\[" in translate(text)
+    else:
+        assert r"\[" not in re.sub(r"\[(?:[^]\\]|\\.)*\]", "", translate(glob))
 
 
 def test_a_list_has_an_end() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from scheduler.cluster import intents as intent_module
 from scheduler.cluster.annotations import MOST_UNKNOWN
-from scheduler.cluster.intent import IntentSettings, NamespaceRule
+from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, IntentSettings, NamespaceRule
 from scheduler.cluster.intents import Intents
 from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Kind, Listed
@@ -188,7 +188,7 @@ def test_a_chain_in_a_circle_ends() -> None:
 @pytest.mark.parametrize(
     ("said", "want"),
     [
-        ({"pools": "dc-1,mars"}, {"pools": "expected names of pools (aws-a, dc-1), got 'mars'"}),
+        ({"pools": "moon,mars"}, {"pools": "expected names of pools (aws-a, dc-1), got 'moon,mars'"}),
         (
             {"min_power": "400W", "max_power": "300W"},
             dict.fromkeys(
@@ -200,11 +200,17 @@ def test_a_chain_in_a_circle_ends() -> None:
         ({"max_latency": "5ms"}, {"max-latency": "expected it together with client-region, got '5ms' alone"}),
         (
             {"flex": "25%", "power": "firm"},
-            {"flex": "expected 0 beside power: firm, which gives nothing away; got 25%"},
+            {
+                "flex": "expected 0 beside power: firm, which gives nothing away; got 25%",
+                "power": "expected elastic beside flex: 25%, got firm",
+            },
         ),
         (
             {"checkpoint_interval": "5m", "preemptible": "false"},
-            {"checkpoint-interval": "expected preemptible: true beside it, got 5m beside false"},
+            {
+                "checkpoint-interval": "expected preemptible: true beside it, got 5m beside false",
+                "preemptible": "expected true beside checkpoint-interval: 5m, got false",
+            },
         ),
         ({"flex": "0", "power": "firm"}, {}),
         ({"min_power": "300W", "max_power": "300W"}, {}),
@@ -229,8 +235,284 @@ def test_a_namespace_may_ask_for_what_the_configuration_allows() -> None:
         "workload": "expected what namespace team-a may ask for (batch), got 'inference'",
         "queue": "expected what namespace team-a may ask for (nothing), got 'q'",
     }
-    assert intents.resolve(meta("p2", pools="edge,aws-a"), "").value("pools") is None
-    assert intents.resolve(meta("p3"), "").workload is Workload.TRAINING, "the configuration may"
+    # Also where the configuration says otherwise; a file that does is refused.
+    assert (found.workload, found.workload_by) == (Workload.BATCH, CONFIGURATION)
+
+
+@pytest.mark.parametrize(
+    ("key", "texts", "want"),
+    [
+        ("pools", ["aws-a", "dc-1,aws-a", "dc1", "default", "", "mars,aws-a"], ("dc-1", "edge")),
+        ("gpu-model", ["*", "*L4*", "[", ""], ("*H100*", "*A100*")),
+    ],
+)
+def test_a_pod_for_which_nothing_that_counts_was_asked_is_held_to_what_its_namespace_may_have(
+    key: str, texts: list[str], want: tuple[str, ...]
+) -> None:
+    allow = {"pools": [("edge",), ("dc-1", "edge")], "gpu-model": [("*H100*",), ("*A100*", "*H100*")]}
+    rule = NamespaceRule(match=lambda name: name == "team-a", allow=allow)
+    settings = IntentSettings(rules=[rule], pools=("dc-1", "aws-a", "edge", "default"))
+    intents = Intents(settings)
+    for said in ({}, *({PREFIX + key: text} for text in texts)):
+        found = intents.resolve(Meta(name="p", namespace="team-a", uid="u", annotations=said), "")
+        assert found.words[key].value == want, said
+        assert found.words[key].where == LIMIT
+        assert [fault.key for fault in found.faults] == [key] * bool(said), said
+        # Nobody holds it where no limit is.
+        free = intents.resolve(Meta(name="p", namespace="ops", uid="v", annotations=said), "")
+        assert all(word.where == POD for word in free.words.values())
+    # Who speaks for it is held to the same.
+    intents.see_namespace(Partial(metadata=Meta(name="team-a", annotations={PREFIX + "pools": "aws-a"})))
+    assert intents.resolve(meta(), "").words["pools"].where == LIMIT
+    intents.settings = IntentSettings(pools=settings.pools)
+    assert intents.resolve(meta(), "").value("pools") == ("aws-a",), "no limit any more"
+
+
+def test_an_empty_limit_lets_nobody_ask_and_holds_nobody() -> None:
+    allow: dict[str, list[object]] = {"pools": [], "workload": [], "gpu-model": []}
+    rule = NamespaceRule(match=lambda _: True, allow=allow)
+    intents = Intents(IntentSettings(rules=[rule], pools=("dc-1",), defaults={"pools": "dc-1"}))
+    found = intents.resolve(meta(pools="dc-1", gpu_model="*", workload="batch"), "")
+    assert {key: word.where for key, word in found.words.items()} == {"pools": CONFIGURATION}
+    assert {fault.key for fault in found.faults} == {"pools", "gpu-model", "workload"}
+    assert found.workload is Workload.BATCH
+
+
+@pytest.mark.parametrize("text", ["mars", "", "aws-a", "dc 1"])
+def test_where_a_word_is_bad_or_refused_the_configurations_default_holds_and_no_farther_word(
+    text: str,
+) -> None:
+    rule = NamespaceRule(match=lambda name: name == "team-a", allow={"pools": [("dc-1",), ("edge",)]})
+    defaults = {"pools": "dc-1", "gpu-memory": "1Gi", "workload": "training"}
+    pools = ("dc-1", "edge", "aws-a")
+    intents = inheriting(IntentSettings(rules=[rule], pools=pools, defaults=defaults))
+    intents.see_namespace(Partial(metadata=Meta(name="team-a", annotations={PREFIX + "pools": "edge"})))
+    assert intents.resolve(meta(), "").words["pools"].where == "namespace team-a"
+    found = intents.resolve(meta(owner="rs", pools=text, gpu_memory="lots", workload="?"), "")
+    assert {key: (found.words[key].text, found.words[key].where) for key in defaults} == {
+        key: (default, CONFIGURATION) for key, default in defaults.items()
+    }
+    assert found.workload is Workload.TRAINING
+    assert [(fault.key, fault.where) for fault in found.faults if fault.key in defaults] == [
+        (key, POD) for key in ("pools", "gpu-memory", "workload")
+    ]
+
+
+def test_a_workload_that_is_inferred_is_one_that_is_allowed() -> None:
+    allow = {"workload": [Workload.BATCH, Workload.TRAINING]}
+    rule = NamespaceRule(match=lambda name: name == "team-a", allow=allow)
+    intents = inheriting(IntentSettings(rules=[rule], priority_classes={"fast": Workload.TRAINING}))
+    for pod, priority, want in (
+        (meta(owner="rs"), "", (Workload.BATCH, LIMIT)),
+        (meta(owner="rs", workload="inference"), "", (Workload.BATCH, LIMIT)),
+        (meta(owner="rs"), "fast", (Workload.TRAINING, "priority class fast")),
+        (meta(owner="rs", workload="training"), "", (Workload.TRAINING, POD)),
+    ):
+        found = intents.resolve(pod, priority)
+        assert (found.workload, found.workload_by) == want
+    elsewhere = msgspec.structs.replace(meta(owner="rs"), namespace="ops")
+    assert intents.resolve(elsewhere, "").workload is Workload.INFERENCE
+
+
+def test_of_several_pools_those_count_that_there_are() -> None:
+    intents = Intents(IntentSettings(pools=("dc-1", "aws-a", "edge")))
+    found = intents.resolve(meta(pools="gone,edge, dc-1,mars"), "")
+    assert found.words["pools"].text == "edge,dc-1"
+    [fault] = found.faults
+    want = "expected names of pools (aws-a, dc-1, edge), got 'gone,mars'; the others count"
+    assert (fault.key, fault.message) == ("pools", want)
+
+
+def test_pods_and_namespaces_that_name_certain_pools_are_counted() -> None:
+    intents = inheriting()
+    web = Meta(name="web", uid="web", annotations={PREFIX + "pools": "aws-a, gone"})
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=web))
+    pods = [meta(owner="rs"), meta(), meta(pools="gone"), meta(pools="edge", owner="rs")]
+    assert intents.naming({"gone"}, pods) == (2, 0)
+    assert intents.naming({"gone", "dc-1"}, pods) == (3, 1)
+    assert intents.naming({"gon"}, pods) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "want"),
+    [
+        (
+            {"max_power": "200W"},
+            {"min-power": "300W"},
+            "expected min-power below max-power, got 300W and 200W",
+        ),
+        (
+            {"min_power": "300W"},
+            {"max-power": "200W"},
+            "expected min-power below max-power, got 300W and 200W",
+        ),
+        (
+            {"power": "firm"},
+            {"flex": "25%"},
+            "expected 0 beside power: firm, which gives nothing away; got 25%",
+        ),
+        ({"flex": "25%"}, {"power": "firm"}, "expected elastic beside flex: 25%, got firm"),
+        (
+            {"preemptible": "false"},
+            {"checkpoint-interval": "5m"},
+            "expected preemptible: true beside it, got 5m beside false",
+        ),
+        (
+            {"checkpoint_interval": "5m"},
+            {"preemptible": "false"},
+            "expected true beside checkpoint-interval: 5m, got false",
+        ),
+    ],
+)
+@pytest.mark.parametrize("whose", ["owner", "namespace", "configuration"])
+def test_of_two_words_that_contradict_each_other_the_farther_gives_way(
+    near: dict[str, str], far: dict[str, str], want: str, whose: str
+) -> None:
+    intents = Intents(IntentSettings(defaults=far if whose == "configuration" else {}))
+    said = {PREFIX + key: text for key, text in far.items()}
+    if whose == "owner":
+        intents.see_owner(Kind.JOB, Partial(metadata=Meta(name="j", uid="j", annotations=said)))
+    if whose == "namespace":
+        intents.see_namespace(Partial(metadata=Meta(name="team-a", annotations=said)))
+    owners = [OwnerRef(kind="Job", uid="j", controller=True)]
+    [(key, text)] = near.items()
+    found = intents.resolve(msgspec.structs.replace(meta(**near), owner_references=owners), "")
+    assert {key: word.where for key, word in found.words.items()} == {key.replace("_", "-"): POD}
+    if whose == "configuration":
+        assert not found.faults, "a default that does not fit is nobody's mistake"
+        return
+    [fault] = found.faults
+    assert [fault.key] == list(far)
+    assert fault.where == {"owner": "job j", "namespace": "namespace team-a"}[whose]
+    assert fault.message == f"{want}; {key.replace('_', '-')}: {text} (pod) is nearer"
+
+
+def test_what_gives_way_makes_room_for_a_default_that_fits() -> None:
+    defaults = {"min-power": "100W"}
+    intents = Intents(IntentSettings(defaults=defaults))
+    said = {PREFIX + "min-power": "300W"}
+    intents.see_namespace(Partial(metadata=Meta(name="team-a", annotations=said)))
+    found = intents.resolve(meta(max_power="200W"), "")
+    assert found.words["min-power"].where == CONFIGURATION
+    assert [fault.where for fault in found.faults] == ["namespace team-a"]
+    found = intents.resolve(meta(max_power="90W"), "")
+    assert found.words.keys() == {"max-power"}
+    assert len(found.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "want_key"),
+    [
+        ({"gang": "a", "gang_size": "many"}, "gang-size"),
+        ({"gang": "not a name", "gang_size": "3"}, "gang"),
+        ({"max_latency": "5ms", "client_region": "?"}, "client-region"),
+        ({"flex": "25%", "power": "frim", "workload": "inference"}, "power"),
+    ],
+)
+def test_a_word_that_needs_a_bad_one_does_not_count_and_is_told_there(
+    said: dict[str, str], want_key: str
+) -> None:
+    found = Intents().resolve(meta(**said), "")
+    [fault] = found.faults
+    assert fault.key == want_key
+    [other] = {key.replace("_", "-") for key in said} - {want_key, "workload"}
+    assert fault.message.endswith(f"; so {other} does not count either")
+    assert found.words.keys() == {"workload"} & said.keys()
+
+
+def test_of_a_pod_that_is_inference_the_power_is_firm_unless_it_says_elastic() -> None:
+    intents = inheriting()
+    found = intents.resolve(meta(owner="rs", flex="25%"), "")
+    [fault] = found.faults
+    assert str(fault) == (
+        "wattbalance.io/flex (pod): expected 0 beside power: firm, the default for inference; got 25%"
+    )
+    assert "flex" not in found.words
+    for said in ({"power": "elastic"}, {"workload": "training"}):
+        found = intents.resolve(meta(owner="rs", flex="25%", **said), "")
+        assert found.value("flex") == 0.25
+        assert not found.faults
+    # Of what holds anyway nothing is taken away.
+    found = intents.resolve(meta(owner="rs", flex="25%", power="firm"), "")
+    assert ([fault.key for fault in found.faults], found.value("power")) == (["flex"], "firm")
+    for default in ({"flex": "25%"}, {"flex": "25%", "power": "elastic"}):
+        found = inheriting(IntentSettings(defaults=default)).resolve(meta(owner="rs"), "")
+        assert ("flex" in found.words) is ("power" in default)
+        assert not found.faults
+
+
+def test_faults_of_known_keys_come_first_and_the_known_keys_are_listed_once() -> None:
+    intents = inheriting()
+    said = {PREFIX + "pools": "dc 1", PREFIX + "zzz": "", PREFIX + "min-power": "9W", PREFIX + "gang": "g"}
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web", annotations=said)))
+    pod = meta(owner="rs", qqq="1", xxx="2", gpu_memry="3", max_power="8W", vvv="4")
+    found = intents.resolve(pod, "")
+    want = ["pools", "min-power", "qqq", "xxx", "gpu-memry", "vvv", "zzz"]
+    assert [fault.key for fault in found.faults] == want
+    told = [fault.message for fault in found.faults]
+    assert ["; known: workload, pools" in message for message in told] == [key == "qqq" for key in want]
+    assert "did you mean wattbalance.io/gpu-memory?" in told[4]
+    # Whichever of them lists the keys, it is the same mistake.
+    counted = intents.errors.total()
+    intents.resolve(msgspec.structs.replace(pod, annotations={PREFIX + "xxx": "2"}), "")
+    assert intents.errors.total() == counted
+
+
+# --- a Deployment and its ReplicaSets ---------------------------------------------------------------------------------
+
+
+def replica_set(intents: Intents, said: str, kind: str = "Deployment") -> None:
+    """One of `web`, with what was copied to it."""
+    owners = [OwnerRef(kind=kind, uid="web", controller=True)]
+    annotations = {PREFIX + "gpu-memory": said}
+    copied = Meta(name="rs", uid="rs", owner_references=owners, annotations=annotations)
+    intents.see_owner(Kind.REPLICASET, Partial(metadata=copied))
+
+
+def test_a_deployment_speaks_for_its_replica_sets_also_when_it_says_nothing() -> None:
+    intents = inheriting()
+    replica_set(intents, "40Gi")
+    assert intents.resolve(meta(owner="rs"), "").words["gpu-memory"].where == "deployment web"
+    for said in ({}, {PREFIX + "queue": "q"}):
+        intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web", annotations=said)))
+        assert intents.resolve(meta(owner="rs"), "").words["gpu-memory"].where == "namespace team-a"
+    # Its mistakes are its own.
+    replica_set(intents, "lots")
+    web = Meta(name="web", uid="web", annotations={PREFIX + "gpu-memory": "lots"})
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=web))
+    [fault] = [each for each in intents.resolve(meta(owner="rs"), "").faults if each.key == "gpu-memory"]
+    assert fault.where == "deployment web"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("how", ["deleted", "not listed"])
+def test_a_replica_set_speaks_where_its_deployment_is_not_known(how: str, *, plain: bool) -> None:
+    intents = Intents()
+    replica_set(intents, "40Gi")
+    assert intents.resolve(meta(owner="rs"), "").words["gpu-memory"].where == "replicaset rs"
+    said = {} if plain else {PREFIX + "queue": "q"}
+    generation = intents.generation
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web", annotations=said)))
+    assert intents.generation > generation, "what its pods ask for is another thing now"
+    assert "gpu-memory" not in intents.resolve(meta(owner="rs"), "").words
+    generation = intents.generation
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web", annotations=said)))
+    assert intents.generation == generation
+    if how == "deleted":
+        intents.forget_owner("web")
+    else:
+        intents.keep_owners(Kind.DEPLOYMENT, frozenset())
+    assert intents.generation > generation
+    assert intents.resolve(meta(owner="rs"), "").words["gpu-memory"].where == "replicaset rs"
+
+
+def test_a_replica_set_of_something_else_speaks_for_itself() -> None:
+    intents = inheriting()
+    replica_set(intents, "40Gi", kind="Rollout")
+    assert intents.resolve(meta(owner="rs"), "").words["gpu-memory"].where == "replicaset rs"
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
 
 
 def test_faults_are_counted_once_a_pod_and_key() -> None:

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from scheduler.cluster.annotations import ELSEWHERE, TABLE, WRITTEN, read
-from scheduler.cluster.intent import CONFIGURATION, Fault, IntentSettings, NamespaceRule
+from scheduler.cluster.annotations import KNOWN as KNOWN_KEYS
+from scheduler.cluster.contradictions import contradictions
+from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, Fault, IntentSettings, NamespaceRule, Word
 from scheduler.cluster.intents import Intents
+from scheduler.cluster.limits import allows
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Kind
-from scheduler.core.nouns import PREFIX
+from scheduler.core.nouns import PREFIX, Workload
 from scheduler.core.units import quoted
 
 # What the API server lets an object's annotations hold together.
@@ -20,6 +23,7 @@ MOST_BYTES = 256 * 1024
 # A message stands in an event and in a table; the list of all known keys is the longest that one may hold.
 MOST_MESSAGE_CHARACTERS = 600
 KNOWN = sorted(TABLE)
+UNSAID = Word(value=None, text="", where="nobody")
 
 NUMBERS = st.integers(0, 2000).map(str) | st.from_regex(r"[0-9]{1,19}(?:\.[0-9]{1,19})?", fullmatch=True)
 UNITS = st.sampled_from(
@@ -89,11 +93,18 @@ SAID = st.dictionaries(KEYS, TEXTS, max_size=4) | st.lists(
     max_size=5,
 ).map(dict)
 
-RULE = NamespaceRule(
-    match=lambda name: name == "tenants", allow={"workload": [], "pools": [("dc-1",)], "gpu-memory": [2**30]}
-)
-NAMESPACES = st.sampled_from(["team-a", "tenants"])
-SETTINGS = IntentSettings(pools={"dc-1", "aws-a"}, rules=[RULE], defaults={"queue": "any", "gang-size": "2"})
+TENANTS = "tenants"
+ALLOW: dict[str, list[object]] = {
+    "workload": [Workload.BATCH],
+    "pools": [("dc-1",)],
+    "gpu-model": [("*H100*",)],
+    "gpu-memory": [2**30],
+    "client-region": [],
+}
+RULE = NamespaceRule(match=lambda name: name == TENANTS, allow=ALLOW)
+NAMESPACES = st.sampled_from(["team-a", TENANTS])
+DEFAULTS = {"queue": "any", "gang": "all", "gang-size": "2", "min-power": "300W", "flex": "10%"}
+SETTINGS = IntentSettings(pools=("dc-1", "aws-a"), rules=[RULE], defaults=DEFAULTS)
 
 
 def judge(
@@ -111,15 +122,44 @@ def judge(
     about = meta("pod", pod, [OwnerRef(kind="Job", uid="job", controller=True)])
     found = intents.resolve(about, "")
 
-    # The nearest word of each key, and nothing else, is a good one or a fault.
-    said = {**SETTINGS.defaults, **shared, **owner, **pod}
-    judged = [*found.words, *(fault.key for fault in found.faults)]
-    assert sorted(judged) == sorted(quoted(key)[1:-1] for key in said if key not in WRITTEN)
-    for key, word in found.words.items():
-        assert read(key, word.text) == word.value == read(key, said[key]), key
-        assert TABLE[key].write(word.value) == word.text
+    # Each fault is of the nearest word of its key, one of a key; those of keys that nobody knows are behind the others.
+    said = {**shared, **owner, **pod}
+    by = {**dict.fromkeys(shared, f"namespace {namespace}"), **dict.fromkeys(owner, "job job")}
+    by |= dict.fromkeys(pod, POD)
+    faults = {fault.key: fault for fault in found.faults}
+    unknown = [quoted(key)[1:-1] for key in said if key not in WRITTEN and key not in TABLE]
+    assert sorted(unknown) == sorted(fault.key for fault in found.faults if fault.key not in TABLE)
+    assert [fault.key for fault in found.faults if fault.key in TABLE] == list(faults)[
+        : len(faults) - len(set(unknown))
+    ]
+    assert sum(fault.message.endswith(KNOWN_KEYS) for fault in found.faults) <= 1
     for fault in found.faults:
+        assert fault.key not in TABLE or fault.where == by[fault.key]
         assert_told(fault, said)
+    for key, word in found.words.items():
+        assert TABLE[key].write(word.value) == word.text
+        assert read(key, word.text) == word.value
+        if word.where == CONFIGURATION:
+            assert word.value == read(key, DEFAULTS[key])
+        elif word.where == LIMIT:
+            assert (word.value,) == tuple(ALLOW[key])
+        elif key in faults:
+            # Some of the pools are not there; the others count.
+            assert (word.where, key) == (by[key], "pools")
+            assert word.value == tuple(pool for pool in read(key, said[key]) if pool in ("dc-1", "aws-a"))
+        else:
+            assert (word.where, word.value) == (by[key], read(key, said[key]))
+    # What counts for nothing is told, by itself or with what it lacks; what the configuration says, by nobody.
+    for key in said.keys() & TABLE.keys():
+        if key not in faults and found.words.get(key, UNSAID).where != by[key]:
+            assert any(
+                fault.message.endswith(f"; so {key} does not count either") for fault in found.faults
+            ), key
+    assert not list(contradictions(found.words, found.workload))
+    if namespace == TENANTS:
+        assert found.workload is Workload.BATCH
+        for key in ("pools", "gpu-model"):
+            assert allows(ALLOW[key], found.value(key)), key
     # Asked again, the same; counted once.
     assert intents.resolve(about, "") == found
     assert intents.errors.total() == len(found.faults)
@@ -132,7 +172,7 @@ def assert_told(fault: Fault, said: Mapping[str, str]) -> None:
     assert line.isprintable()
     assert len(line) < MOST_MESSAGE_CHARACTERS
     assert line.startswith(f"{PREFIX}{fault.key} (")
-    assert fault.where != CONFIGURATION or fault.key == "gang-size"
+    assert fault.where not in {CONFIGURATION, LIMIT}
     expected, got, value = fault.message.partition(", got ")
     if not got:
         expected, got, value = fault.message.partition("; got ")
@@ -151,5 +191,5 @@ def assert_told(fault: Fault, said: Mapping[str, str]) -> None:
     except ValueError:
         # Not readable: it must stand there as it was written, or how much of it there is.
         pass
-    counted = re.fullmatch(r"[0-9]+( characters)?", value)
+    counted = re.match(r"[0-9]+( characters)?(;|$)", value)
     assert counted or any(each in value for each in spellings), line
