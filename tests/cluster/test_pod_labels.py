@@ -49,7 +49,7 @@ def test_nodes_labels_and_places_of_pods_that_have_gone_are_used_again() -> None
     for number in range(100):
         # One that stays meanwhile changes what it has, too.
         see(pods, "stays", f"n{number}", app=str(number))
-        see(pods, "goes", f"n{number}")
+        pods.see("goes", "team-a", {"app": "web", "run": str(number)}, f"n{number}", ending=False)
         assert counted(pods) == [number % 2 == 0, number % 2 == 1]
         pods.forget("goes")
         assert counted(pods) == [0, 0]
