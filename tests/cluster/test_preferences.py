@@ -103,6 +103,9 @@ def test_a_spread_takes_the_pods_own_labels_by_their_keys() -> None:
     given = {"labelSelector": {"matchLabels": {"app": "web"}}, "matchLabelKeys": ["hash", "absent"]}
     want = (Requirement("app", Operator.IN, ("web",)), Requirement("hash", Operator.IN, ("1",)))
     assert read(spread(**given)).spreads == (SpreadTerm(PodSet(want, ("team-a",)), "zone"),)
+    # Beside no selector, which alone would select nothing, too.
+    alone = read(spread(matchLabelKeys=["hash"])).spreads
+    assert alone == (SpreadTerm(PodSet(want[1:], ("team-a",)), "zone"),)
 
 
 def test_what_a_spread_honours_is_kept_and_nothing_else() -> None:
