@@ -392,7 +392,11 @@ async def test_nobody_who_is_being_answered_is_sent_away() -> None:
         assert listeners.refused.crowded == 1
 
 
-async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> None:
+async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is their number that ends them.
+    monkeypatch.setattr(handshakes_module, "HANDSHAKE_S", 10 * PATIENCE_S)
     site = Site(tmp_path)
     most, crowd = 10, 60
     async with listening(spec(site.files), connections=most) as listeners, AsyncExitStack() as stack:
@@ -403,6 +407,19 @@ async def test_a_crowd_in_its_tls_handshake_keeps_nobody_out(tmp_path: Path) -> 
         for reader in readers[: crowd - most]:
             assert await is_closed(reader)
         assert listeners.refused.crowded == crowd + 1 - most
+
+
+async def test_stopping_ends_a_handshake_that_never_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes_module, "HANDSHAKE_S", 10 * PATIENCE_S)
+    site = Site(tmp_path)
+    async with AsyncExitStack() as stack:
+        async with listening(spec(site.files)) as listeners:
+            silent, _ = await stack.enter_async_context(connected(listeners.addresses[0][1]))
+            # Who comes later is served: the silent one has been accepted by then.
+            assert await serial_served(listeners.addresses[0][1], site.client(site.old)) == site.serial
+        assert await is_closed(silent)
 
 
 async def test_a_tls_handshake_that_never_comes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
