@@ -104,7 +104,7 @@ class Disagreements:
 
     def see(self, node: str, said: str) -> None:
         """What is to be said of a node now; empty if nothing. Another figure is another disagreement."""
-        if said and said in (self.steady.get(node), self._new.get(node), self._since.get(node, ("",))[0]):
+        if said and said in (self.steady.get(node), self._since.get(node, ("",))[0]):
             return
         self.steady.pop(node, None)
         self._new.pop(node, None)

@@ -36,7 +36,7 @@ class GpuDevice:
     whole: bool
     uuid: str = ""
     parent_uuid: str = ""
-    """Of the GPU that it is a part of; of a whole one its own."""
+    """Of the GPU that it is a part of; empty for a whole one."""
     model: str = ""
     memory_bytes: float = 0.0
     tainted: bool = False
@@ -111,16 +111,14 @@ def _device(pool: str, device: Device, facts: DeviceFacts, *, whole: bool) -> Gp
     memory_bytes = max(quantity(memory.value), 0.0) if memory else 0.0
     # Of which slice of its GPU it is, its name tells; without one it counts as the whole of it.
     offer = _WHOLE if whole else offers({resource: 1}, {}, model=model)[0][resource]
-    if offer.gpus <= 0:
-        offer = _WHOLE
-    if memory_bytes and not whole:
+    if memory_bytes:
         offer = replace(offer, memory_bytes=memory_bytes)
     return GpuDevice(
         name=device.name,
         pool=pool,
         whole=whole,
         uuid=uuid,
-        parent_uuid=uuid if whole else _text(facts, "parentUUID"),
+        parent_uuid=_text(facts, "parentUUID"),
         model=model,
         memory_bytes=memory_bytes,
         tainted=any(taint.effect in REPELS for taint in facts.taints or ()),

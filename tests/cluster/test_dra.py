@@ -195,6 +195,21 @@ def test_a_slice_is_called_as_the_device_plugin_calls_it() -> None:
     assert parts_of("1g.10gb+me").offers("n1").keys() == {GPU_RESOURCE, f"{MIG}.me"}
 
 
+def test_a_slice_is_as_much_of_its_gpu_as_the_model_goes_into() -> None:
+    part = mig(0, 0)
+    part["attributes"] |= {"profile": {"string": "1g.6gb"}, "productName": {"string": "NVIDIA A30"}}
+    devices = seen(make_slice(devices=[gpu(0, parted=True), part]), make_claim(devices=[part["name"]]))
+    offer = devices.offers("n1")["nvidia.com/mig-1g.6gb"]
+    assert (offer.units, offer.gpus) == (4, 1 / 4)
+
+
+def test_a_slice_that_tells_no_memory_has_what_its_name_says() -> None:
+    part = mig(0, 0)
+    del part["capacity"]
+    devices = seen(make_slice(devices=[gpu(0, parted=True), part]), make_claim(devices=[part["name"]]))
+    assert devices.offers("n1")[MIG].memory_bytes == pytest.approx(8.9e9)
+
+
 def test_slices_without_their_gpu_are_no_whole_gpus() -> None:
     devices = seen(make_slice(devices=[mig(0, 0), gpu(1)]), make_claim(devices=["gpu-0-mig-1g10gb-0"]))
     assert (whole(devices, "n1"), held(devices, "n1")) == (1, 0)
@@ -203,7 +218,8 @@ def test_slices_without_their_gpu_are_no_whole_gpus() -> None:
 def test_a_tainted_gpu_is_not_to_be_had_unless_it_is_held() -> None:
     broken = gpu(0, taints=[{"key": "gpu.nvidia.com/xid", "effect": "NoSchedule"}])
     told = gpu(1, taints=[{"key": "example.com/note", "effect": "None"}])
-    devices = seen(make_slice(devices=[broken, told, gpu(2)]))
+    drained = gpu(3, taints=[{"key": "example.com/drain", "effect": "NoExecute"}])
+    devices = seen(make_slice(devices=[broken, told, gpu(2), drained]))
     assert whole(devices, "n1") == 2
     devices.see_claim("c1", make_claim(devices=["gpu-0"]))
     assert (whole(devices, "n1"), held(devices, "n1")) == (3, 1), "what is free stays the same"
