@@ -13,6 +13,8 @@ from scheduler.core.preferences import Toleration
 
 # Sets of nodes that are gone are dropped when there are more of them than nodes.
 SPARE_SETS = 64
+# not-ready, unreachable, unschedulable, disk-pressure …
+KUBERNETES_OWN = "node.kubernetes.io/"
 
 TaintSet = tuple[Taint, ...]
 
@@ -76,9 +78,14 @@ class NodeTaints:
         by_set = np.array([self.untolerated(each, tolerations) for each in self._sets], np.float64)
         return by_set[self._of_sets(rows)]
 
-    def forbidding(self, tolerations: tuple[Toleration, ...], rows: int) -> NDArray[np.bool_]:
-        """Which nodes have a taint that keeps these tolerations away, shape (rows,)."""
-        by_set = np.array([self.forbids(each, tolerations) for each in self._sets], np.bool_)
+    def forbidding(
+        self, tolerations: tuple[Toleration, ...], rows: int, *, lasting: bool = False
+    ) -> NDArray[np.bool_]:
+        """Which nodes have a taint that keeps these tolerations away, shape (rows,).
+
+        `lasting`: only such as somebody set for good; Kubernetes' own come and go with a node's health.
+        """
+        by_set = np.array([self.forbids(each, tolerations, lasting=lasting) for each in self._sets], np.bool_)
         return by_set[self._of_sets(rows)]
 
     @staticmethod
@@ -90,10 +97,14 @@ class NodeTaints:
         )
 
     @staticmethod
-    def forbids(taints: Sequence[Taint], tolerations: tuple[Toleration, ...]) -> bool:
+    def forbids(
+        taints: Sequence[Taint], tolerations: tuple[Toleration, ...], *, lasting: bool = False
+    ) -> bool:
         """Likewise."""
         return any(
-            taint.effect in FORBIDDING and not any(tolerates(each, taint) for each in tolerations)
+            taint.effect in FORBIDDING
+            and not (lasting and taint.key.startswith(KUBERNETES_OWN))
+            and not any(tolerates(each, taint) for each in tolerations)
             for taint in taints
         )
 

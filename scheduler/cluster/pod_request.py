@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.objects import Meta
-from scheduler.core.nouns import PodRequest, Units
+from scheduler.cluster.pods import PodFacts
+from scheduler.core.nouns import PodRequest
 from scheduler.core.preferences import Preferences
 
 
@@ -15,9 +16,8 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
     intent: Intent,
     profile: tuple[str, float],
     pool_indexes: Callable[[Sequence[str]], tuple[int, ...]],
+    facts: PodFacts | None,
     *,
-    gpus: int,
-    shares: Units,
     waited_s: float,
     priority: int,
     nominated_node: str,
@@ -32,8 +32,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         intent: What its annotations, its owners' and its namespace's come to.
         profile: Name and expected load of the profile of its workload.
         pool_indexes: Of pools by their names.
-        gpus: Units of nvidia.com/gpu that it asks for.
-        shares: Units of what is parts of GPUs.
+        facts: What was read of it; None if it asks for no GPU that we count.
         waited_s: How long ago it was created.
         priority: The pod's.
         nominated_node: For which kube-scheduler has others make room.
@@ -46,8 +45,8 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         uid=meta.uid,
         namespace=meta.namespace,
         name=meta.name,
-        gpus=gpus,
-        shares=shares,
+        gpus=int(facts.gpus) if facts is not None else 0,
+        shares=facts.shares if facts is not None else (),
         workload=intent.workload,
         profile=name,
         expected_load=expected_load,
@@ -58,6 +57,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
         gpu_memory_bytes=intent.value("gpu-memory") or 0,
         preferences=preferences,
+        conditions=facts.conditions if facts is not None else None,
         waits_for_volume=waits_for_volume,
         siblings_of=intent.siblings_of,
         images=images,

@@ -8,6 +8,7 @@ from functools import lru_cache
 from sys import intern
 
 from scheduler.cluster.annotations import ours
+from scheduler.cluster.conditions import conditions_of
 from scheduler.cluster.images import images_of
 from scheduler.cluster.objects import (
     Container,
@@ -22,7 +23,7 @@ from scheduler.cluster.pod_status import is_refused
 from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import GPU_RESOURCE, PREFIX, Units
-from scheduler.core.preferences import Preferences
+from scheduler.core.preferences import Conditions, Preferences
 
 # More than a cluster has of templates that prefer something.
 TEMPLATES_KEPT = 4096
@@ -50,6 +51,8 @@ class PodFacts:
     images: tuple[str, ...] = ()
     """Of its containers, by full names; kept while it waits."""
     preferences: Preferences | None = None
+    conditions: Conditions | None = None
+    """What its spec asks of nodes; None if nothing, and it tolerates no more than every pod."""
     refused: bool = False
     """Whether kube-scheduler wrote on it that it was not placed, and not for reasons of its own (pod_status.py)."""
 
@@ -93,6 +96,7 @@ def pod_facts(
         preferences=before.preferences
         if before is not None and before.node
         else _shared(preferences_of(pod)),
+        conditions=_same(conditions_of(pod.spec)),
         refused=with_status and is_refused(pod),
     )
 
@@ -123,6 +127,12 @@ def _names_devices(spec: PodSpec) -> bool:
 def _shared(preferences: Preferences | None) -> Preferences | None:
     """The same object for all pods of one template: 50,000 of their own would take 30 MiB."""
     return preferences
+
+
+@lru_cache(maxsize=TEMPLATES_KEPT)
+def _same(conditions: Conditions | None) -> Conditions | None:
+    """Likewise."""
+    return conditions
 
 
 def _shares(spec: PodSpec, also: AbstractSet[str]) -> Units:

@@ -122,7 +122,7 @@ class _Reader:
         what = "preferred node affinity"
         for term in self._few(given or (), what):
             try:
-                read = _node_term(term.preference, _weight(term.weight))
+                read = node_term(term.preference, _weight(term.weight))
             except NotUnderstood as error:
                 self._unclear.append(f"{what}: {error}")
                 continue
@@ -185,19 +185,18 @@ class _Reader:
         )
 
     def _conditions(self, affinity: Affinity) -> tuple[Selector, tuple[NodeTerm, ...] | None]:
-        labels = self._spec.node_selector or {}
-        node_selector = tuple(Requirement(key, Operator.IN, (value,)) for key, value in labels.items())
+        node_selector = node_selector_of(self._spec)
         required = affinity.node_affinity.required if affinity.node_affinity is not None else None
         if required is None:
             return node_selector, None
-        return node_selector, tuple(_node_term(each, 0) for each in required.node_selector_terms or ())
+        return node_selector, tuple(node_term(each, 0) for each in required.node_selector_terms or ())
 
     def _tolerations(self, *, all_effects: bool) -> Iterator[Toleration]:
         for given in self._few(self._spec.tolerations or (), "tolerations"):
             if not all_effects and given.effect not in {"", PREFER_NO_SCHEDULE}:
                 continue
             try:
-                yield _toleration(given)
+                yield toleration(given)
             except NotUnderstood as error:
                 self._unclear.append(f"toleration: {error}")
 
@@ -207,7 +206,14 @@ class _Reader:
         return given[:MOST_TERMS]
 
 
-def _node_term(given: NodeSelectorTerm, weight: int) -> NodeTerm:
+def node_selector_of(spec: PodSpec) -> Selector:
+    """Its nodeSelector."""
+    labels = spec.node_selector or {}
+    return tuple(Requirement(key, Operator.IN, (value,)) for key, value in labels.items())
+
+
+def node_term(given: NodeSelectorTerm, weight: int) -> NodeTerm:
+    """Read one term. Raises NotUnderstood."""
     if len(given.match_fields or ()) + len(given.match_expressions or ()) > MOST_TERMS:
         raise NotUnderstood(f"more than {MOST_TERMS} expressions")
     names = tuple(_requirement(each) for each in given.match_fields or ())
@@ -264,7 +270,8 @@ def _honours(policy: str | None, *, default: bool) -> bool:
     return default if policy is None else policy == "Honor"
 
 
-def _toleration(given: TolerationEntry) -> Toleration:
+def toleration(given: TolerationEntry) -> Toleration:
+    """Read one toleration. Raises NotUnderstood."""
     if given.operator not in {"", "Equal", "Exists"}:
         raise NotUnderstood(f"operator {quoted(given.operator)}")
     return Toleration(given.key, given.operator == "Exists", given.value, given.effect)

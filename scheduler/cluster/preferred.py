@@ -15,8 +15,8 @@ from dataclasses import replace
 from math import log
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scheduler.cluster.known_nodes import Amounts, KnownNodes
 from scheduler.cluster.label_columns import ABSENT, Codes, LabelColumns, Mask, meets
 from scheduler.cluster.node_taints import NodeTaints
 from scheduler.cluster.objects import Node, Partial, Pod
@@ -29,18 +29,14 @@ from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest
 from scheduler.core.preferences import (
     NodeTerm,
-    Operator,
     PodSet,
     PodTerm,
     Preferences,
-    Requirement,
-    Selector,
     SpreadTerm,
     Toleration,
 )
 
 HOSTNAME = "kubernetes.io/hostname"
-Amounts = NDArray[np.float64]
 NOTHING = Preferences()
 NO_NAMESPACES = "preferred pod (anti-)affinity: namespaceSelector, since namespaces are not listed"
 
@@ -134,6 +130,10 @@ class Preferred:
             wanted = NOTHING
         return _Question(self, snapshot, request, wanted, strangers).answer()
 
+    def known_nodes(self, rows: int, strangers: Sequence[Node] = ()) -> KnownNodes:
+        """So many rows, strangers in the last of them."""
+        return KnownNodes(self.labels, self.taints, self.rows, rows, strangers)
+
     def promised(self, uid: str) -> list[tuple[str, int]]:
         """Pods other than this one with the row that is promised to each: kube-scheduler counts them there already."""
         rows = self.rows
@@ -157,8 +157,7 @@ class _Question:
         self._snapshot = snapshot
         self._request = request
         self._wanted = wanted
-        self._strangers = strangers
-        self._rows = snapshot.rows - len(strangers)
+        self._nodes = known.known_nodes(snapshot.rows, strangers)
         self._promised: list[tuple[str, int]] | None = None
 
     def answer(self) -> Snapshot:
@@ -176,59 +175,18 @@ class _Question:
             columns["topology_spread"] = self._spread(wanted.spreads, compared)
         return self._snapshot.replace(compared=compared, **columns) if columns else self._snapshot
 
-    # --- nodes ---------------------------------------------------------------------------------------------------
-
-    def _match(self, selector: Selector) -> Mask:
-        matched = self._known.labels.match(selector, self._rows)
-        more = [meets(node.metadata.labels or {}, selector) for node in self._strangers]
-        return np.concatenate([matched, np.array(more, np.bool_)]) if more else matched
-
-    def _named(self, requirement: Requirement) -> Mask:
-        named = np.zeros(self._snapshot.rows, np.bool_)
-        rows = self._known.rows
-        named[[rows[name] for name in requirement.values if name in rows]] = True
-        for row, node in enumerate(self._strangers, self._rows):
-            named[row] = node.metadata.name in requirement.values
-        return named if requirement.operator is Operator.IN else ~named
-
-    def _meets(self, term: NodeTerm) -> Mask:
-        if not term.labels and not term.names:
-            return np.zeros(self._snapshot.rows, np.bool_)
-        met = self._match(term.labels)
-        for each in term.names:
-            met &= self._named(each)
-        return met
-
     def _node_affinity(self, terms: Sequence[NodeTerm]) -> Amounts:
         met = np.zeros(self._snapshot.rows, np.float64)
         for term in terms:
-            met += self._meets(term) * float(term.weight)
+            met += self._nodes.meets(term) * float(term.weight)
         return met
 
     def _untolerated(self, tolerations: tuple[Toleration, ...]) -> Amounts | None:
-        taints = self._known.taints
-        if not taints.soft and not self._strangers:
+        if not self._known.taints.soft and not self._nodes.strangers:
             return None
-        more = [taints.untolerated(node.spec.taints or (), tolerations) for node in self._strangers]
-        return np.concatenate([taints.soft_untolerated(tolerations, self._rows), np.array(more, np.float64)])
+        return self._nodes.untolerated(tolerations)
 
     # --- pods ----------------------------------------------------------------------------------------------------
-
-    def _places(self, key: str) -> tuple[Codes, int]:
-        """Which place each node is in by a label, ABSENT if in none; and how many places there may be."""
-        column = self._known.labels.column(key, self._rows)
-        codes, count = column.codes(self._rows), column.count
-        if not self._strangers:
-            return codes, count
-        new: dict[str, int] = {}
-        more = []
-        for node in self._strangers:
-            value = (node.metadata.labels or {}).get(key)
-            code = ABSENT if value is None else column.code(value)
-            if value is not None and code == ABSENT:
-                code = new.setdefault(value, count + len(new))
-            more.append(code)
-        return np.concatenate([codes, np.array(more, np.int32)]), count + len(new)
 
     def _counts(self, pods: PodSet, *, ending: bool) -> Amounts:
         """How many of these pods are on each node."""
@@ -257,14 +215,14 @@ class _Question:
     def _pod_affinity(self, terms: Sequence[PodTerm]) -> Amounts:
         total = np.zeros(self._snapshot.rows, np.float64)
         for term in terms:
-            codes, places = self._places(term.topology_key)
+            codes, places = self._nodes.places(term.topology_key)
             here = _by_place(codes, self._counts(term.pods, ending=True), places)
             total += here[codes] * term.weight
         return total
 
     def _spread(self, terms: Sequence[SpreadTerm], compared: Mask) -> Amounts:
         """How crowded each node's places are; -1 where a node lacks one of the labels."""
-        found = [self._places(term.topology_key) for term in terms]
+        found = [self._nodes.places(term.topology_key) for term in terms]
         placed: Mask = np.logical_and.reduce([codes != ABSENT for codes, _ in found])
         among = compared & placed
         crowd = np.zeros(self._snapshot.rows, np.float64)
@@ -283,17 +241,9 @@ class _Question:
         honoured = np.ones(self._snapshot.rows, np.bool_)
         wanted = self._wanted
         if term.honours_affinity:
-            honoured &= self._match(wanted.node_selector)
-            if wanted.required is not None:
-                any_of = np.zeros(self._snapshot.rows, np.bool_)
-                for each in wanted.required:
-                    any_of |= self._meets(each)
-                honoured &= any_of
+            honoured &= self._nodes.selected(wanted.node_selector, wanted.required)
         if term.honours_taints:
-            taints = self._known.taints
-            more = [taints.forbids(node.spec.taints or (), wanted.tolerations) for node in self._strangers]
-            honoured[: self._rows] &= ~taints.forbidding(wanted.tolerations, self._rows)
-            honoured[self._rows :] &= ~np.array(more, np.bool_)
+            honoured &= ~self._nodes.forbidden(wanted.tolerations)
         return honoured
 
 

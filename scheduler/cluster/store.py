@@ -82,6 +82,8 @@ class Store:
         )
         self._vacancies = Vacancies(columns, nodes.records, self._promises)
         self._beside = Beside(self.reservations, nodes.rows)
+        self.known_nodes = self._beside.preferred.known_nodes
+        """The rows of a snapshot, to be asked about labels, names and taints."""
         neighbours = self._beside.neighbours
         self._holdings = Holdings(
             columns, nodes.records, self._promises, self._expected_load, neighbours, self.devices
@@ -264,8 +266,7 @@ class Store:
             intent,
             profiles[intent.workload],
             self._nodes.pool_indexes,
-            gpus=int(facts.gpus) if facts else 0,
-            shares=facts.shares if facts else (),
+            facts,
             waited_s=waited_s,
             priority=pod.spec.priority or 0,
             nominated_node=pod.status.nominated_node_name,
@@ -283,8 +284,7 @@ class Store:
             intent,
             profile,
             self._nodes.pool_indexes,
-            gpus=int(facts.gpus),
-            shares=facts.shares,
+            facts,
             waited_s=waited_s,
             priority=facts.priority,
             nominated_node=facts.nominated_node,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Protocol
 
-from scheduler.core.preferences import Preferences
+from scheduler.core.preferences import Conditions, Preferences
 
 PREFIX = "wattbalance.io/"
 GPU_RESOURCE = "nvidia.com/gpu"
@@ -137,6 +137,8 @@ class PodRequest:
     """What each GPU of its node must have at least; 0: any."""
     preferences: Preferences | None = None
     """What its spec prefers, if anything (preferred affinity, ScheduleAnyway, tolerations)."""
+    conditions: Conditions | None = None
+    """What its spec asks of nodes, if anything (nodeSelector, required affinity, tolerations)."""
     waits_for_volume: bool = False
     """True if it uses a claim, of a volume or a device, that may bind late: its reservation must outlive the wait."""
     siblings_of: tuple[str, ...] = ()

@@ -101,6 +101,16 @@ class Toleration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What of a pod's spec rules nodes out."""
+
+    node_selector: Selector = ()
+    required: tuple[NodeTerm, ...] | None = None
+    """Node affinity, of which one term must hold. None: any node will do."""
+    tolerations: tuple[Toleration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
     """All that one pod's spec prefers, and what it takes to weigh that."""
 

@@ -133,7 +133,7 @@ class Decider:
         return judge(
             request,
             rows,
-            self._reach.applied(request, snapshot, counted),
+            self._reach.applied(request, snapshot, store.known_nodes(snapshot.rows, strangers), counted),
             self.profiles[request.workload],
             self.filters,
             counted,

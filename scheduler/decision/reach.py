@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scheduler.cluster.known_nodes import KnownNodes
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest, PoolSpec
+from scheduler.core.preferences import Conditions
 from scheduler.decision.cycle import PolicyFailures
 from scheduler.policy.base import Lasting
 from scheduler.policy.profiles import NamedFilter
+
+NO_CONDITIONS = Conditions()
 
 
 class Reach:
@@ -20,13 +24,16 @@ class Reach:
         self._longest_s = max((pool.spill_after_s for pool in pools), default=0.0)
         self._lasting = [(named.name, named.policy) for named in filters if isinstance(named.policy, Lasting)]
 
-    def applied(self, request: PodRequest, snapshot: Snapshot, failures: PolicyFailures) -> Snapshot:
+    def applied(
+        self, request: PodRequest, snapshot: Snapshot, nodes: KnownNodes, failures: PolicyFailures
+    ) -> Snapshot:
         """The snapshot with the nodes of each pool that could take the pod, were they empty and well."""
         if request.waited_s >= self._longest_s:
             return snapshot
         could = snapshot.present & snapshot.is_large_enough(request)
         if snapshot.in_two_pools is not None:
             could &= ~snapshot.in_two_pools
+        could &= nodes.could(request.conditions or NO_CONDITIONS)
         for name, policy in self._lasting:
             try:
                 could &= policy.could(request, snapshot)
