@@ -85,9 +85,7 @@ def test_a_pod_goes_to_the_pools_models_and_memory_that_it_asks_for(
         system.add_pod(pod, annotations={PREFIX + key: text})
     assert {pod: system.bound(pod) for pod in asked} == {pod: want for pod, (_, _, want) in asked.items()}
     system.add_pod("nowhere", annotations={PREFIX + "gpu-model": "*B200*"})
-    wait_for("it was asked about", lambda: replica.get("/api/v1/decisions?pod=nowhere")["items"])
-    newest, *_ = replica.get("/api/v1/decisions?pod=nowhere")["items"]
-    assert newest["reasons"] == {"GPU model not among those asked for": 2, "GPU model unknown": 1}
+    assert reasons(replica, "nowhere") == {"GPU model not among those asked for": 2, "GPU model unknown": 1}
 
 
 def test_a_job_and_a_deployment_speak_for_their_pods(
@@ -128,6 +126,105 @@ def test_a_namespace_speaks_for_its_pods_until_it_says_no_more(
     finally:
         system.plane.request("PATCH", NAMESPACE, {"metadata": {"annotations": {PREFIX + "pools": None}}})
     wait_for("it says no more", lambda: not lands_far())
+
+
+def explained(replica: Replica, pod: str) -> dict[str, Any]:
+    return dict(replica.get(f"/api/v1/explain/default/{pod}"))
+
+
+def reasons(replica: Replica, pod: str) -> dict[str, int]:
+    """Of its newest refusal."""
+    wait_for("it was asked about", lambda: replica.get(f"/api/v1/decisions?pod={pod}")["items"])
+    newest, *_ = replica.get(f"/api/v1/decisions?pod={pod}")["items"]
+    return dict(newest["reasons"])
+
+
+@pytest.mark.parametrize("default", [{"pools": "dc-1"}, {}], ids=["with a default", "without"])
+def test_nothing_that_a_pod_says_lets_it_out_of_its_namespaces_pools(
+    system: System, default: dict[str, str]
+) -> None:
+    limits = [{"match": "default", "allow": {"pools": ["dc-1"], "workload": ["training"]}}]
+    replica = system.serve(annotations=default, namespaces=limits)
+    system.add_node("far", site="aws-a")
+    until_seen(replica, "far")
+    said = {
+        "refused": "aws-a",
+        "typo": "dc1",
+        "last": "default",
+        "empty": "",
+        "some": "mars,aws-a",
+        "silent": None,
+    }
+    scheduler = system.scheduler(replica.port)
+    try:
+        for pod, pools in said.items():
+            system.add_pod(pod, annotations={} if pools is None else {PREFIX + "pools": pools})
+        for pod, pools in said.items():
+            assert reasons(replica, pod) == {"pool not among those asked for": 1}, pod
+            told = explained(replica, pod)
+            counts = [each for each in told["annotations"] if not each.get("problem")]
+            want_by = "configuration" if default else "namespace limit"
+            assert [(each["key"], each["value"], each["where"]) for each in counts] == [
+                ("pools", "dc-1", want_by)
+            ]
+            assert len(told["annotations"]) - 1 == (pools is not None)
+            assert (told["workload"], told["workload_from"]) == ("training", "namespace limit")
+        system.add_node("near", site="dc-1")
+        assert {system.bound(pod) for pod in said} == {"near"}
+    finally:
+        scheduler.stop()
+
+
+def test_what_is_taken_off_a_deployment_counts_no_longer_though_its_replica_set_keeps_it(
+    system: System, replica: Replica, scheduler: Daemon, controllers: Daemon
+) -> None:
+    add_a_node_a_pool(system, replica)
+    web, of_web = f"{DEPLOYMENTS}/web", "/apis/apps/v1/namespaces/default/replicasets?labelSelector=app%3Dweb"
+
+    def say(pools: str | None) -> None:
+        system.plane.request("PATCH", web, {"metadata": {"annotations": {PREFIX + "pools": pools}}})
+
+    def copied() -> str:
+        listed = system.plane.request("GET", of_web)
+        assert isinstance(listed, dict)
+        [found] = listed["items"]
+        return str(found["metadata"]["annotations"].get(PREFIX + "pools"))
+
+    def anew() -> set[str]:
+        """Where its next pod goes; until the watch has told of the Deployment, that may be the old place."""
+        before = {pod["metadata"]["uid"] for pod in pods_of(system, "web")}
+        for pod in pods_of(system, "web"):
+            system.delete_pod(pod["metadata"]["name"])
+
+        def replaced() -> bool:
+            pods = pods_of(system, "web")
+            uids = {pod["metadata"]["uid"] for pod in pods}
+            return bool(uids) and uids.isdisjoint(before) and all(pod["spec"].get("nodeName") for pod in pods)
+
+        wait_for("there is another", replaced)
+        return nodes_of(system, "web")
+
+    selector = {"selector": {"matchLabels": {"app": "web"}}, "replicas": 1}
+    system.plane.request("POST", DEPLOYMENTS, made("Deployment", "web", {"pools": "aws-a"}, **selector))
+    try:
+        wait_for("it is placed", lambda: nodes_of(system, "web") == {"far"})
+        assert copied() == "aws-a"
+        say(None)
+        wait_for("it counts no longer", lambda: anew() == {"near"})
+        assert copied() == "aws-a", "the controller never takes it away there"
+        # A mistake is the Deployment's, too.
+        say("aws a")
+        wait_for("it is copied", lambda: copied() == "aws a")
+
+        def blamed() -> list[str]:
+            [pod] = pods_of(system, "web")
+            told = explained(replica, pod["metadata"]["name"])["annotations"]
+            return [each["where"] for each in told if each.get("problem")]
+
+        wait_for("it is blamed", lambda: blamed() == ["deployment web"])
+    finally:
+        system.plane.request("DELETE", web, BACKGROUND)
+        wait_for("its pods are gone", lambda: ended(system, "web"))
 
 
 def test_the_decision_stands_on_a_pod_once_it_is_bound(
