@@ -155,7 +155,8 @@ class Notices:
             if its and self._is_told_itself(pod, subject, _bad(its)):
                 told += its
         if told:
-            self._tell(pod, _bad(told))
+            # In the order of all: mistakes in keys that nobody knows come last, whoever made them.
+            self._tell(pod, _bad(tuple(fault for fault in faults if fault in told)))
 
     def contradictions(self, node: NodeRecord) -> None:
         """A node's labels claim GPUs that its allocatable does not have, or its agent finds fewer than are counted.

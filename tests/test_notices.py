@@ -251,6 +251,17 @@ def test_all_bad_annotations_of_a_pod_are_one_warning() -> None:
     assert len(world.written) == 2
 
 
+def test_of_bad_annotations_those_whose_key_nobody_knows_come_last_whoever_says_them() -> None:
+    world = World()
+    known = Fault(
+        key="pools", text="'?'", where="namespace team-a", message="expected names of pools, got '?'"
+    )
+    unknown = Fault(key="zzz", text="''", where="pod", message="expected a key, got 'zzz'")
+    world.notices.bad_annotations(Meta(name="p", namespace="team-a", uid="u"), (known, unknown))
+    [of_pod] = [note for note in world.written if note.kind == "Pod"]
+    assert of_pod.note.endswith(f"{known}; {unknown}")
+
+
 def test_who_does_not_lead_tells_of_no_annotation() -> None:
     world = World(leads=False)
     world.notices.bad_annotations(pod_of("p", "web"), (fault("power"), fault("queue", "namespace team-a")))

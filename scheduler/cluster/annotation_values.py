@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
+from fnmatch import translate
 
 from scheduler.core.nouns import Workload
 from scheduler.core.units import parse_bytes, parse_percent, quoted
@@ -22,6 +23,8 @@ class BadValue(ValueError):
 
 NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 GLOB = re.compile(r"[-A-Za-z0-9 _.+()/*?\[\]!]{1,100}")
+# What a range that ends before it begins becomes in a regular expression, if nothing is beside it.
+_NOTHING = "(?!)"
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 PRICE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/gpu-hour")
 CARBON = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)g/kWh")
@@ -98,9 +101,12 @@ def globs(text: str) -> tuple[str, ...]:
     """Globs on GPU models, each once, separated by commas."""
     expected = "globs on GPU models such as *H100*,*A100*"
     entries = list_of(GLOB, expected)(text)
+    # A bracket without its end would stand for itself, which no model has in its name, and none is within [9-0]: the pod
+    # would wait for ever.
     if not all(map(_closed, entries)):
-        # It would stand for itself, which no model has in its name: the pod would wait for ever.
         raise _refused(f"{expected}, with a ] for each [", text)
+    if any(_NOTHING in translate(entry) for entry in entries):
+        raise _refused(f"{expected}, with ranges that begin with their first sign, such as [0-9]", text)
     return entries
 
 

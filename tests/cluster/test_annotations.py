@@ -142,7 +142,13 @@ def test_a_bracket_of_a_glob_has_its_end(text: str) -> None:
         read("gpu-model", text)
 
 
-@pytest.mark.parametrize("text", ["[AH]100", "[!]]", "[]]x", "a]", "[[]", "*[0-9]*[!a-c]"])
+@pytest.mark.parametrize("text", ["[9-0]", "*[z-a]*", "*H100*,[b-a]"])
+def test_a_range_of_a_glob_begins_with_its_first_sign(text: str) -> None:
+    with pytest.raises(BadValue, match=r"such as \[0-9\], got"):
+        read("gpu-model", text)
+
+
+@pytest.mark.parametrize("text", ["[AH]100", "[!9-0]", "[!]]", "[]]x", "a]", "[[]", "*[0-9]*[!a-c]"])
 def test_a_glob_whose_brackets_have_their_ends_is_taken(text: str) -> None:
     assert read("gpu-model", text) == (text,)
 
