@@ -101,8 +101,8 @@ def globs(text: str) -> tuple[str, ...]:
     """Globs on GPU models, each once, separated by commas."""
     expected = "globs on GPU models such as *H100*,*A100*"
     entries = list_of(GLOB, expected)(text)
-    # A bracket without its end would stand for itself, which no model has in its name, and none is within [9-0]: the pod
-    # would wait for ever.
+    # Either is no model's name, and the pod would wait for ever: a bracket without its end stands for itself, and
+    # nothing is within [9-0].
     if not all(map(_closed, entries)):
         raise _refused(f"{expected}, with a ] for each [", text)
     if any(_NOTHING in translate(entry) for entry in entries):
