@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scheduler import __version__, config
-from scheduler.bindings import Binding, Bindings, Past
+from scheduler.bindings import DEFAULT_SCHEDULER, Binding, Bindings, Past
 from scheduler.cluster.api_request import Limits
 from scheduler.cluster.credentials import find
 from scheduler.cluster.intent import Fault
@@ -56,6 +56,7 @@ from scheduler.report.metrics import MetricsPage
 from scheduler.report.observe import ObserveReporter
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
+from scheduler.unasked import Unasked
 from scheduler.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,13 @@ class Daemon:
         self.decider.on_no_fit = lambda record, request: self.notices.no_fit(record, request.controller)
         self.store.on_faults = self._note_faults
         self.store.on_contradictions = self._note_contradictions
+        self.unasked = Unasked(
+            self.store,
+            clock,
+            may_tell=lambda: self.leadership.may_act() and self.knowledge.not_ready() is None,
+            is_ours=self._should_ask,
+            tell=self._tell_faults,
+        )
         self.bindings.on_past = self._tell_past
         self.write_back = WriteBack(
             self.cluster,
@@ -237,6 +245,7 @@ class Daemon:
                 group.create_task(guard("store.tick", self._tick()), name="store.tick"),
                 group.create_task(guard("decisions.write", self.write_back.run()), name="decisions.write"),
                 group.create_task(guard("pods.wake", self.nudges.run()), name="pods.wake"),
+                group.create_task(guard("pods.judge", self.unasked.run()), name="pods.judge"),
                 group.create_task(guard("config.reload", self.reload.run()), name="config.reload"),
                 group.create_task(guard("observing.run", self.observing.run()), name="observing.run"),
                 *(
@@ -288,11 +297,18 @@ class Daemon:
 
     def _see_pod(self, event: ClusterEvent) -> None:
         now_mono_s = self.clock.mono_s()
+        before = None
         if isinstance(event, Changed):
             # A binding takes the promise with it, so it is looked up before the store sees it.
-            promise = self.store.reservations.get(event.object.metadata.uid)
+            uid = event.object.metadata.uid
+            promise = self.store.reservations.get(uid)
             self._promised = promise.node if promise is not None else ""
+            before = self.store.waiting.get(uid)
         self.store.apply(event, now_mono_s)
+        if isinstance(event, Listed):
+            self.unasked.keep(event.keys)
+        else:
+            self.unasked.see(event.object.metadata.uid, before, now_mono_s)
         self.observing.see(event)
         self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
         self.leadership.see(event)
@@ -318,6 +334,17 @@ class Daemon:
         record = self.decider.log.of_pod(pod.uid)
         if record is None or record.result != "observed":
             self.notices.bad_annotations(pod, faults)
+
+    def _should_ask(self, pod: PodFacts) -> bool:
+        """Whether kube-scheduler should ask us about a pod, and nothing but our own nodes may come of it.
+
+        Where some pools are only observed, nobody knows before we are asked whether it goes there.
+        """
+        return (
+            (pod.scheduler_name or DEFAULT_SCHEDULER) in self.bindings.scheduler_names
+            and any(self.bindings.manages(name) for name, _ in pod.units)
+            and not any(pool.observe for pool in self.store.settings.pools)
+        )
 
     def _tell_past(self, binding: Binding, why: Past) -> None:
         pod = f"{binding.namespace}/{binding.name}"

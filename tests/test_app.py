@@ -200,6 +200,43 @@ async def test_a_pod_that_fits_nowhere_gets_one_warning_however_often_it_is_aske
     assert "series" not in first
 
 
+async def test_a_bad_annotation_of_a_pod_that_nobody_asks_about_is_told_once(world: World) -> None:
+    def add(name: str, scheduler: str = "wattbalance") -> None:
+        world.add_pod(name, schedulerName=scheduler)
+        said = {"wattbalance.io/pools": "nope", "wattbalance.io/gpu-memory": "40GB"}
+        world.api.patch("pods", name, "default", {"metadata": {"annotations": said}})
+
+    add("before")
+    async with world.replica() as leader:
+        await leader.leads()
+        await eventually(lambda: len(world.events("BadAnnotation")) == 1)
+        async with world.replica() as standby:
+            add("foreign", "default-scheduler")
+            add("after")
+            await eventually(lambda: len(world.events("BadAnnotation")) == 2)
+            await eventually(lambda: len(standby.daemon.store.waiting) == len(standby.daemon.unasked) == 3)
+            assert not leader.daemon.unasked
+            # kube-scheduler asks after all, several times: that is neither another event nor another count.
+            for _ in range(3):
+                await leader.filter(world.api.get("pods", "after", "default"), "n1")
+            assert leader.daemon.store.intents.errors == {"pools": 2, "gpu-memory": 2}
+            assert standby.daemon.store.intents.errors == {}
+    told = world.events("BadAnnotation")
+    assert {event["regarding"]["name"] for event in told} == {"before", "after"}
+    assert all("pools" in event["note"] and "gpu-memory" in event["note"] for event in told)
+
+
+async def test_nothing_is_told_unasked_where_pods_may_go_to_observed_pools(world: World) -> None:
+    pools = [{"name": "lab", "selector": {"lab": "yes"}, "mode": "observe"}]
+    world.add_pod("p")
+    world.api.patch("pods", "p", "default", {"metadata": {"annotations": {"wattbalance.io/pools": "nope"}}})
+    async with world.replica(pools=pools) as replica:
+        await replica.leads()
+        await eventually(lambda: len(replica.daemon.store.waiting) == 1)
+        await eventually(lambda: not replica.daemon.unasked)
+    assert not world.events("BadAnnotation")
+
+
 async def test_a_pod_placed_past_us_gets_a_warning_and_is_counted_by_how(world: World) -> None:
     world.add_node("n1")
     async with world.replica() as replica:

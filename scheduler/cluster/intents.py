@@ -85,7 +85,7 @@ class Intents:
         self.owners: dict[str, Owner] = {}
         self.namespaces: dict[str, dict[str, str]] = {}
         self.errors: Counter[str] = Counter()
-        """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod, however often it is asked."""
+        """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod and value."""
         self.generation = 0
         """Changes whenever owners or namespaces say something else than before."""
         self._counted: dict[str, tuple[int, ...]] = {}
@@ -283,9 +283,8 @@ class Intents:
 
     def _count(self, uid: str, fault: Fault) -> None:
         """Count a fault once for its pod."""
-        # What is said of an unknown key depends on the others beside it.
-        message = fault.message if fault.key in TABLE else ""
-        counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text, message))
+        # Not by what is said of it: that depends on what is said beside it, and on the configuration.
+        counted, this = self._counted.get(uid, ()), hash((fault.key, fault.text))
         if this in counted or len(counted) >= MOST_VALUES:
             return
         self.errors[fault.key if fault.key in TABLE else "unknown"] += 1

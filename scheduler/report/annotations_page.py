@@ -27,6 +27,8 @@ what stands on a ReplicaSet counts only where its Deployment is gone or cannot b
 not take its place. The pod gets one Warning event, `BadAnnotation`, that names each key, what was expected and what
 stands there, and `wattbalance_annotation_errors_total` counts it by key. Where many pods of one Deployment or Job say
 the same, the first three get it, and their owner, where it counts them; what a namespace says is told on the namespace.
+A pod that waits is told within seconds, also where kube-scheduler never asks us about it, as in a full cluster; only
+where a pool is observed, not before it is asked about. However often it is looked at, that is one event and one count.
 
 The same goes for what the pod's namespace may not ask for (below), for pools none of which is in the configuration, and
 for a key that nobody knows (`unknown`). Of several pools those count that there are, and the others are told. Of the

@@ -162,7 +162,7 @@ class Sources:
         "reason",
     )
     annotation_errors: By = _counter(
-        "Annotations with a value that could not be used; the default was.", "key"
+        "Annotations with a value that could not be used, once for a pod and value; the default was.", "key"
     )
     decisions_written: By = _counter(
         "Decisions written on bound pods by result: written, gone (the pod), failed, dropped (too many at once).",

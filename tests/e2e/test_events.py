@@ -140,6 +140,31 @@ def test_a_bad_annotation_of_many_pods_is_few_events_that_describe_shows(
     wait_for("that is told", lambda: "got 'serving'" in described(system, "deployment", "web"))
 
 
+def test_a_bad_annotation_is_told_in_a_full_cluster_where_nobody_asks_us(
+    system: System, replica: Replica, owners: list[str]
+) -> None:
+    system.add_node("n1")
+    until_seen(replica, "n1")
+    system.add_pod("fills", gpus=8)
+    assert system.bound("fills") == "n1"
+    system.add_pod("waits", annotations={PREFIX + "pools": "nope", PREFIX + "gpu-memory": "40GB"})
+    wait_for("that is told", lambda: "BadAnnotation" in described(system, "pod", "waits"))
+    told = described(system, "pod", "waits")
+    assert "FailedScheduling" in told
+    assert "NoNodeFits" not in told
+    for key in ("pools", "gpu-memory"):
+        assert f"wattbalance.io/{key} (pod): expected" in told
+        assert metric(replica, "wattbalance_annotation_errors_total", key=key) == 1
+    asked = replica.get("/api/v1/decisions")["items"]
+    assert "waits" not in {each["pod"] for each in asked}
+    # Neither who asks by hand nor kube-scheduler, once it does, makes that another event or another count.
+    replica.get("/api/v1/explain/default/waits")
+    system.delete_pod("fills")
+    assert system.bound("waits") == "n1"
+    assert metric(replica, "wattbalance_annotation_errors_total", key="pools") == 1
+    assert len(on_pods(events(system, "BadAnnotation", "waits"))) == 1
+
+
 def test_refusals_of_many_pods_are_few_events_that_describe_shows(
     system: System, replica: Replica, owners: list[str]
 ) -> None:
