@@ -1,8 +1,8 @@
 """What the configuration lets the pods of one namespace ask for, and where it holds those that ask for nothing. Pure.
 
 A limit on `pools`, `gpu-model` or `workload` is a promise to whoever wrote it: a pod that says nothing, or nothing that
-counts, must not come to what its namespace may not have. Limits on other keys say only what may be asked for: nothing
-that a pod gets without asking is more than they allow.
+counts, must not come to what its namespace may not have. Limits on other keys bound only what is
+said: where nothing is, the key's default holds.
 """
 
 from __future__ import annotations
