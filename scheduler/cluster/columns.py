@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.cluster.snapshot import FloatColumn, Snapshot
+from scheduler.cluster.snapshot import ROUNDING, FloatColumn, Snapshot, lost_units
 from scheduler.core.nouns import GPU_RESOURCE, Units
 
 Rows = NDArray[np.intp]
@@ -20,8 +20,6 @@ GROWTH = 64
 MOST_MODEL_SETS = 4096
 # Resources that are GPUs or parts of them: a cluster has a handful, MIG has two dozen profiles.
 MOST_RESOURCES = 64
-# Slices are sevenths: sums of them round. No part of a GPU is as small.
-ROUNDING = np.float32(1e-3)
 STATE_OK, STATE_UNKNOWN, STATE_LOST, STATE_HUNG = 0, 1, 2, 3
 # Both of these are broken to all arithmetic; the words differ for people.
 FIRST_BROKEN_STATE = STATE_LOST
@@ -294,11 +292,7 @@ class Columns:
         left = self.units[:, rows] - held_units
         lost = self.gpu_count[rows] - self.healthy[rows]
         if np.count_nonzero(lost > ROUNDING):
-            # No part of a unit is free; and no more of them are lost than fit on the GPUs that are.
-            fewest = np.minimum(
-                np.ceil(lost / each - ROUNDING), np.ceil(lost - ROUNDING) * np.floor(1 / each + ROUNDING)
-            )
-            left -= np.where(lost > ROUNDING, fewest, 0)
+            left -= lost_units(each, lost)
         free = np.maximum(left, 0)
         return free, (free * each).sum(0)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scheduler.cluster.label_columns import ABSENT, Codes, LabelColumns, Mask, meets
 from scheduler.cluster.node_taints import NodeTaints
 from scheduler.cluster.objects import Node
+from scheduler.cluster.preference_objects import Taint
 from scheduler.core.preferences import Conditions, NodeTerm, Operator, Requirement, Selector, Toleration
 
 Amounts = NDArray[np.float64]
@@ -79,6 +80,10 @@ class KnownNodes:
             for node in self.strangers
         ]
         return np.concatenate([known, np.array(more, np.bool_)]) if more else known
+
+    def against(self, row: int, tolerations: tuple[Toleration, ...]) -> tuple[Taint, ...]:
+        """Taints of a node that the store knows, those that keep these tolerations away."""
+        return self._taints.against(row, tolerations)
 
     def untolerated(self, tolerations: tuple[Toleration, ...]) -> Amounts:
         """How many taints of each ask these tolerations to stay away, likewise."""

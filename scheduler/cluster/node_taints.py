@@ -88,6 +88,11 @@ class NodeTaints:
         by_set = np.array([self.forbids(each, tolerations, lasting=lasting) for each in self._sets], np.bool_)
         return by_set[self._of_sets(rows)]
 
+    def against(self, row: int, tolerations: tuple[Toleration, ...]) -> tuple[Taint, ...]:
+        """Those of one node that keep these tolerations away."""
+        taints = list(self._sets)[self._set_of[row]] if row < len(self._set_of) else ()
+        return tuple(each for each in taints if self.forbids((each,), tolerations))
+
     @staticmethod
     def untolerated(taints: Sequence[Taint], tolerations: tuple[Toleration, ...]) -> int:
         """The same of one set of taints."""

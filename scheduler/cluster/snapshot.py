@@ -19,6 +19,25 @@ FloatColumn = NDArray[np.float32]
 BoolColumn = NDArray[np.bool_]
 AnyColumn = NDArray[Any]
 
+# Slices are sevenths: sums of them round. No part of a GPU is as small.
+ROUNDING = np.float32(1e-3)
+
+
+def lost_units(unit_gpus: FloatColumn, lost_gpus: FloatColumn) -> FloatColumn:
+    """How many units of each resource the broken GPUs of nodes may be, shape (resources, nodes).
+
+    Args:
+        unit_gpus: How much of a GPU one unit is, likewise.
+        lost_gpus: How many GPUs are broken, shape (nodes,); below 0 where nobody tells.
+    """
+    # No part of a unit is free; and no more of them are lost than fit on the GPUs that are.
+    fewest = np.minimum(
+        np.ceil(lost_gpus / unit_gpus - ROUNDING),
+        np.ceil(lost_gpus - ROUNDING) * np.floor(1 / unit_gpus + ROUNDING),
+    )
+    lost: FloatColumn = np.where(lost_gpus > ROUNDING, fewest, 0)
+    return lost
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from scheduler.decision.record import DecisionRecord
@@ -52,8 +54,9 @@ class Hindrance(msgspec.Struct, frozen=True, gc=False):
     """One thing that keeps a pod waiting, and what would end it."""
 
     kind: str
-    """none (it fits now) | quarantine | cordon | two_pools | broken_gpus | pool | annotation (what the pod asks for) |
-    free_gpus | node_size | no_nodes"""
+    """none (it fits now) | together (all that must end on the nearest node, where no single thing would do) |
+    quarantine | cordon | two_pools | broken_gpus | pool | annotation (what is asked for of the pod) | selection (its
+    nodeSelector or required node affinity) | taint | free_gpus | node_size | no_nodes"""
     text: str
     """For a person: what it is and what helps."""
     helps: int = 0
@@ -64,6 +67,37 @@ class Hindrance(msgspec.Struct, frozen=True, gc=False):
     """When it ends by itself; null where it does not."""
     lacking_gpus: float | None = None
     """How many GPUs the nearest node lacks."""
+    annotation: str = ""
+    """Which one, without the prefix."""
+    said_by: str = ""
+    """Whose it is: pod, its owner by kind and name, namespace NAME, configuration, or namespace limit."""
+    models: tuple[str, ...] = ()
+    """Of gpu-model: models that there are, the commonest first."""
+    largest_memory_bytes: float | None = None
+    """Of gpu-memory: the most that any node has, or has free where GPUs are shared; null where nobody tells."""
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """One thing that must end for a node to take a pod."""
+
+    kind: str
+    """As of a hindrance."""
+    text: str
+    """For a person: what to do."""
+    annotation: str = ""
+    """Which one, without the prefix."""
+    units: dict[str, float] = {}
+    """Of free_gpus: how many units of each resource must end there."""
+    asks: str = ""
+    """Of an annotation: what it may ask for then; empty: nothing. Of two_pools: the pool that the node stays in."""
+
+
+class Nearest(msgspec.Struct, frozen=True, gc=False):
+    """The node that takes the fewest steps to let a pod in."""
+
+    node: str
+    steps: tuple[Step, ...]
+    """All of them together let the pod in; none of them can be left out."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, gc=False):
@@ -94,6 +128,10 @@ class Evaluation(msgspec.Struct, frozen=True, gc=False):
     """Of a pod that waits: what would let it run, what helps most first."""
     failed_policies: tuple[str, ...]
     """Policies that failed, and are left out of filters or scores."""
+    nearest: Nearest | None = None
+    """Of a pod that waits and fits nowhere: the node that lacks least; null if nothing that we know of would do."""
+    order: str = ""
+    """Why the first of `best` is first, where another has a better score."""
 
 
 def decided(record: DecisionRecord) -> tuple[Candidate, ...]:
@@ -113,3 +151,22 @@ def decided(record: DecisionRecord) -> tuple[Candidate, ...]:
         )
         for ranked in record.best
     )
+
+
+def why_first(best: Sequence[Candidate], ranks: Sequence[str]) -> str:
+    """Why the first of the best is first, where one of the same band has a better score; empty if none has.
+
+    Args:
+        best: The first is the choice; of a decision, or of now.
+        ranks: Names of pools as the pod would rather have them.
+    """
+    if not best:
+        return ""
+    first = best[0]
+    ahead = [each for each in best[1:] if each.band == first.band and each.score > first.score]
+    if not ahead:
+        return ""
+    rank = {name: place for place, name in enumerate(ranks)}
+    if all(rank.get(first.pool, len(rank)) < rank.get(each.pool, len(rank)) for each in ahead):
+        return f"Pools come before score: {first.pool} first."
+    return "GPUs had been promised there before, or room is made there: while that fits, it stays first."

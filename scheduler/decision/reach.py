@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from scheduler.cluster.known_nodes import KnownNodes
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.core.nouns import PodRequest, PoolSpec
 from scheduler.core.preferences import Conditions
-from scheduler.decision.cycle import PolicyFailures
+from scheduler.decision.cycle import Mask, PolicyFailures
 from scheduler.policy.base import Lasting
 from scheduler.policy.profiles import NamedFilter
 
 NO_CONDITIONS = Conditions()
+
+
+class Nodes(Protocol):
+    """Who knows the nodes' labels and taints."""
+
+    def could(self, conditions: Conditions) -> Mask:
+        """Where a pod with these conditions could ever be, shape (rows,)."""
+        ...
 
 
 class Reach:
@@ -25,7 +33,7 @@ class Reach:
         self._lasting = [(named.name, named.policy) for named in filters if isinstance(named.policy, Lasting)]
 
     def applied(
-        self, request: PodRequest, snapshot: Snapshot, nodes: KnownNodes, failures: PolicyFailures
+        self, request: PodRequest, snapshot: Snapshot, nodes: Nodes, failures: PolicyFailures
     ) -> Snapshot:
         """The snapshot with the nodes of each pool that could take the pod, were they empty and well."""
         if request.waited_s >= self._longest_s:

@@ -14,9 +14,11 @@ from scheduler.cluster.store import Store
 from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation, Hindrance, decided
-from scheduler.decision.explain import ASKED, CORDONED, TOO_SMALL, evaluate
+from scheduler.decision.explain import CORDONED, TOO_SMALL, evaluate
+from scheduler.decision.kube_filters import kube_filters
+from scheduler.decision.lifts import Standing, World, lifts_of
 from scheduler.decision.record import DecisionRecord
-from scheduler.policy.base import Score, ScoreArray
+from scheduler.policy.base import POOL_CODES, Score, ScoreArray
 from scheduler.policy.profiles import Profile, Weighted
 from tests.builders import (
     GIB,
@@ -289,7 +291,11 @@ def test_what_the_pod_asks_for_itself_may_be_what_holds_it() -> None:
         "2 nodes not as the pod's wattbalance.io/gpu-model asks: 1 would take the pod."
     )
     both = look(make_decider(store), make_request(gpus=2, gpu_models=("*t4*",), gpu_memory_bytes=2**50))
-    assert [each.helps for each in both.unblock] == [0]
+    assert [(each.kind, each.annotation, each.helps) for each in both.unblock] == [
+        ("together", "", 1),
+        ("annotation", "gpu-model", 0),
+        ("annotation", "gpu-memory", 0),
+    ]
 
 
 def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
@@ -298,8 +304,8 @@ def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
         store.apply(Changed(Kind.NODE, make_node(name, 8, labels)), 0.0)
     told = look(make_decider(store), make_request(gpu_memory_bytes=2**40))
     want = (
-        "2 nodes not as the pod's wattbalance.io/gpu-memory asks: 2 would take the pod. It may ask for less, or for "
-        "more kinds. Of 1 nobody tells it: run wattbalance's agent there, or label them with nvidia.com/gpu.memory."
+        "2 nodes not as the pod's wattbalance.io/gpu-memory asks: 2 would take the pod. It may ask for less: told has "
+        "most, 8Gi. Nobody tells it of 1 node: run wattbalance's agent there, or label with nvidia.com/gpu.memory."
     )
     assert [each.text for each in told.unblock] == [want]
 
@@ -309,15 +315,22 @@ def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
 )
 def test_every_reason_has_its_hindrance(reason: Reason) -> None:
     """Whoever adds a reason says what would end it."""
-    handled = {
-        Reason.QUARANTINED,
-        Reason.BROKEN_GPUS,
-        Reason.WAITING_FOR_POOL,
-        Reason.CHOSEN_BEFORE_NOT_BOUND,
-        Reason.IN_TWO_POOLS,
-    }
-    handled |= {each for _, reasons in ASKED.values() for each in reasons}
-    assert reason in handled
+    if reason is Reason.CHOSEN_BEFORE_NOT_BOUND:
+        # It keeps no pod waiting: the node is tried last.
+        return
+    store = make_store()
+    see_node(store, "n1")
+    base = World(
+        request=make_request(),
+        snapshot=store.snapshot,
+        kube=kube_filters(store, make_request()),
+        selected=np.zeros(store.snapshot.rows, bool),
+    )
+    code = POOL_CODES if reason is Reason.WAITING_FOR_POOL else reason
+    codes = np.full(store.snapshot.rows, code, np.uint8)
+    standing = Standing(base, (codes,), store.snapshot.present, np.zeros(store.snapshot.rows, bool))
+    row = store.rows["n1"]
+    assert [lift.kind for lift in lifts_of(store) if lift.concerned(standing)[row]]
 
 
 def test_the_nearest_node_and_what_it_lacks() -> None:
