@@ -16,7 +16,7 @@ from scheduler.config_settings import Mode, Settings
 from scheduler.core.clock import Clock
 from scheduler.core.errors import ClusterError
 from scheduler.core.log import kv
-from scheduler.own_pod import check_own_names, own_name, own_namespace
+from scheduler.own_pod import check_own_names, own_name, own_namespace, runs_in_pod
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,13 @@ class Leadership:
         self._leader_pods: set[str] = set()
         # Told once: it is tried every few seconds, and a pod that is not there never comes.
         self._label_trouble: tuple[type[ClusterError], int] | None = None
+        # With a kubeconfig it may be a pod of any cluster, and not of the one that it serves.
+        self._nameless = not self.pod_name and runs_in_pod() and settings.cluster.kubeconfig is None
+        if self._nameless and not self.observing:
+            log.warning(
+                "POD_NAME is not set: this pod cannot take the leader's label, so no Service and no `kubectl "
+                "wattbalance` finds it; give the container env POD_NAME from fieldRef metadata.name (downward API)"
+            )
         # Who observes changes nothing, so there is nothing to guard and nobody to elect (docs/adr/0009).
         if settings.lease.enabled and not self.observing:
             lease = settings.lease
@@ -122,7 +129,7 @@ class Leadership:
 
     def lacks_label(self) -> bool:
         """Say whether we lead, and the label by which a Service finds the leader could not be moved."""
-        return self._label_trouble is not None
+        return self._label_trouble is not None or (self._nameless and self.leads())
 
     async def carry_label(self) -> None:
         """Take the leader's label and keep it, until cancelled."""

@@ -23,6 +23,11 @@ def own_name() -> str:
     return os.environ.get("POD_NAME", "")
 
 
+def runs_in_pod() -> bool:
+    """Whether this process runs in a pod of some cluster: the kubelet tells each where its API server is."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 def own_namespace() -> str:
     """The namespace this process runs in: POD_NAMESPACE, else its service account's; outside a pod `wattbalance`."""
     named = os.environ.get("POD_NAMESPACE")

@@ -34,12 +34,20 @@ class Labels:
 
 
 class World:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: str = "act") -> None:
-        monkeypatch.setenv("POD_NAME", "wb-0")
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        mode: str = "act",
+        *,
+        kubeconfig: str = "",
+        pod_name: str = "wb-0",
+    ) -> None:
+        monkeypatch.setenv("POD_NAME", pod_name)
         monkeypatch.setenv("POD_NAMESPACE", "wb")
         monkeypatch.setattr(leadership, "RELABEL_S", 0.001)
         text = (
-            f"mode: {mode}\ncluster: {{name: c}}\ntelemetry: {{broker: mqtt://h}}\nlease: {{enabled: false}}"
+            f"mode: {mode}\ncluster: {{name: c{kubeconfig}}}\ntelemetry: {{broker: mqtt://h}}\n"
+            "lease: {enabled: false}"
         )
         self.labels, self.over = Labels(), asyncio.Event()
         self.leadership = Leadership(
@@ -55,6 +63,34 @@ class World:
         labels = {} if role is None else {ROLE_LABEL: role}
         pod = Pod(metadata=Meta(name=name, namespace=namespace, uid=f"uid-{name}", labels=labels))
         self.leadership.see(Gone(Kind.POD, pod) if gone else Changed(Kind.POD, pod))
+
+
+@pytest.mark.parametrize(
+    ("host", "kubeconfig", "mode", "want_told"),
+    [
+        ("10.96.0.1", "", "act", True),
+        ("10.96.0.1", "", "observe", False),
+        ("10.96.0.1", ", kubeconfig: /k", "act", False),
+        ("", "", "act", False),
+    ],
+)
+async def test_a_pod_that_was_not_told_its_name_says_what_to_set(
+    host: str,
+    kubeconfig: str,
+    mode: str,
+    want_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    world = World(monkeypatch, mode, kubeconfig=kubeconfig, pod_name="")
+    told = [each.getMessage() for each in caplog.records if "POD_NAME is not set" in each.getMessage()]
+    assert len(told) == want_told
+    assert all("fieldRef metadata.name" in each for each in told)
+    # Who does not lead lacks no label.
+    assert world.leadership.lacks_label() is want_told
+    world.over.set()
+    assert not world.leadership.lacks_label()
 
 
 async def test_the_leader_takes_the_label_once_and_from_all_others_of_its_namespace(
