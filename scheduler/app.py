@@ -201,6 +201,7 @@ class Daemon:
         self.listeners.observing = self.observing.what
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
+            "bind_off": self.verbs.no_binder.is_missed,
             "leader_label": self.leadership.lacks_label,
             "config_refused": lambda: bool(self.reload.problems),
             "restart_needed": lambda: bool(self.reload.restart_needed),

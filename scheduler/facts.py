@@ -32,6 +32,7 @@ from scheduler.writeback import WriteBack
 
 # Every reason there can be; a list that cannot be read is named by its kind.
 DEGRADED = (
+    "bind_off",
     "broker_away",
     "broker_silent",
     "certificate_not_reloaded",

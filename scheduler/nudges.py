@@ -101,6 +101,8 @@ class Nudges:
         """written | gone (the pod) | failed; zeros too: a series that is not there cannot be watched."""
         self.last_unix_s: OrderedDict[str, float] = OrderedDict()
         """When each pod was woken last."""
+        self.binds = False
+        """Whether we bind pods that kube-scheduler leaves to us: who waits for that is woken only then."""
         self._refused = Refused(decider)
         self._store = decider.store
         self._clock = clock
@@ -129,6 +131,7 @@ class Nudges:
             lambda: running.settings.scheduler_names,
         )
         running.decider.on_outcome = nudges.see
+        nudges.binds = running.verbs.binder is not None
         if running.verbs.binder is not None:
             running.verbs.binder.on_paused = nudges.see_unbound
         return nudges
@@ -185,7 +188,8 @@ class Nudges:
         """Find pods that wait for one of us, and were not refused by us."""
         names = self._scheduler_names()
         for index, facts in enumerate(list(self._store.waiting.values())):
-            if facts.refused and facts.scheduler_name in names and facts.uid not in self._refused:
+            helps = facts.refused and (self.binds or not facts.lacks_binder)
+            if helps and facts.scheduler_name in names and facts.uid not in self._refused:
                 self._take_on(facts)
                 yield
             elif index % SEEN_A_TURN == 0:

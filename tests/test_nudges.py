@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from scheduler import nudges, pod_writes
+from scheduler.cluster.pod_status import BIND_IS_OFF
 from scheduler.cluster.port import Changed, Kind
 from scheduler.config_nudge import NudgeSettings
 from scheduler.core.clock import ManualClock
@@ -613,3 +614,19 @@ async def test_the_log_says_who_was_woken_and_what_the_server_said_of_who_could_
     ]
     assert told.startswith("pod team-a/full takes no annotation: nono")
     assert len(told) < 2 * pod_writes.MOST_TOLD
+
+
+async def test_who_waits_for_a_binder_is_woken_only_once_we_bind(world: World) -> None:
+    world.heal()
+    words = f"1 node in quarantine; {BIND_IS_OFF}extender.bind is off"
+    see_pod(world.store, make_pod("unbound", refused=words))
+    see_pod(world.store, make_pod("refused", refused="1 node in quarantine"))
+    async with beside(world.nudges.run()):
+        await eventually(lambda: world.cluster.names == ["refused"])
+        world.clock.advance(2 * nudges.SEEK_S)
+        await world.some_looks()
+        assert world.cluster.names == ["refused"]
+        # As after a restart with extender.bind.
+        world.nudges.binds = True
+        world.clock.advance(2 * nudges.SEEK_S)
+        await eventually(lambda: "unbound" in world.cluster.names)

@@ -17,6 +17,10 @@ ERROR = "SchedulerError"
 UNANSWERED = ('/filter": ', " with extender at URL ")
 
 
+# What we tell who asks us to bind where we do not (extender/no_binder.py).
+BIND_IS_OFF = "bind is off: "
+
+
 def is_refused(pod: Pod) -> bool:
     """Whether the pod waits since one of us refused it, or since kube-scheduler got no answer."""
     if pod.spec.node_name or pod.metadata.deletion_timestamp:
@@ -26,3 +30,11 @@ def is_refused(pod: Pod) -> bool:
             message = each.message or ""
             return each.reason == ERROR or any(text in message for text in (*OUR_REASONS, *UNANSWERED))
     return False
+
+
+def lacks_binder(pod: Pod) -> bool:
+    """Whether it waits since one of us was asked to bind it, and binds nothing: to try again helps only once we do."""
+    return any(
+        each.type == "PodScheduled" and each.status == "False" and BIND_IS_OFF in (each.message or "")
+        for each in pod.status.conditions or ()
+    )

@@ -19,7 +19,7 @@ from scheduler.cluster.objects import (
     quantity,
     requested,
 )
-from scheduler.cluster.pod_status import is_refused
+from scheduler.cluster.pod_status import is_refused, lacks_binder
 from scheduler.cluster.preferences import preferences_of
 from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import GPU_RESOURCE, PREFIX, Units
@@ -55,6 +55,8 @@ class PodFacts:
     """What its spec asks of nodes; None if nothing, and it tolerates no more than every pod."""
     refused: bool = False
     """Whether kube-scheduler wrote on it that it was not placed, and not for reasons of its own (pod_status.py)."""
+    lacks_binder: bool = False
+    """Whether that was since we do not bind."""
 
     @property
     def units(self) -> Units:
@@ -80,6 +82,7 @@ def pod_facts(
     if (gpus <= 0 and not shares) or pod.status.phase in FINISHED:
         return None
     meta = pod.metadata
+    refused = with_status and is_refused(pod)
     return PodFacts(
         uid=meta.uid,
         namespace=meta.namespace,
@@ -97,7 +100,8 @@ def pod_facts(
         if before is not None and before.node
         else _shared(preferences_of(pod)),
         conditions=_same(conditions_of(pod.spec)),
-        refused=with_status and is_refused(pod),
+        refused=refused,
+        lacks_binder=refused and lacks_binder(pod),
     )
 
 

@@ -34,6 +34,7 @@ from scheduler.extender.answers import (
     scaled,
 )
 from scheduler.extender.binder import Binder
+from scheduler.extender.no_binder import NoBinder
 from scheduler.extender.wire import BadRequest, BindArgs, FilterArgs, PreemptArgs, rows_of
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class Verbs:
         self.store: Store = decider.store
         self.binder: Binder | None = None
         """What bind is answered with; None if it is off."""
+        self.no_binder = NoBinder(clock, observe=observe)
+        """What it is answered with then."""
         if cluster is not None and not observe:
             self.binder = Binder(
                 self.store,
@@ -95,7 +98,7 @@ class Verbs:
     @property
     def binds(self) -> Mapping[str, int]:
         """How often bind was answered, by result."""
-        return self.binder.results if self.binder is not None else {}
+        return self.binder.results if self.binder is not None else self.no_binder.results
 
     def may_answer(self, loopback: bool) -> str | None:  # noqa: FBT001 - the server's protocol
         """A replica that is not ready never answers; a standby only to its own kube-scheduler, over loopback."""
@@ -233,7 +236,7 @@ class Verbs:
     async def bind(self, args: BindArgs) -> bytes | bytearray:
         """Post the Binding. Twice is success; an outcome that is unknown is looked up before the promise goes."""
         if self.binder is None:
-            return bind_answer("bind is off: remove bindVerb from kube-scheduler's extender configuration")
+            return bind_answer(self.no_binder.bind(args))
         return bind_answer(await self.binder.bind(args))
 
     # --- shared --------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class Sources:
     )
     binds: By = _counter(
         "Bindings asked of us by result: bound, already, conflict, gone (or being deleted), cordoned, unknown_node, "
-        "not_leading, paused, failed, unknown (looked up until it is known).",
+        "not_leading, paused, failed, unknown (looked up until it is known), off (extender.bind is).",
         "result",
     )
     connections_refused: By = _counter(

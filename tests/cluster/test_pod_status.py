@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from scheduler.cluster.objects import Pod
-from scheduler.cluster.pod_status import is_refused
+from scheduler.cluster.pod_status import BIND_IS_OFF, is_refused, lacks_binder
 from scheduler.cluster.port import Changed, Kind
 from scheduler.core.nouns import REASON_TEXTS, Reason
 from tests.builders import make_pod, make_store, see_pod
@@ -55,6 +55,17 @@ def scheduled(status: str = "False", reason: str = "Unschedulable", message: str
 )
 def test_a_refusal_of_ours_is_told_from_kube_scheduler_s_own(conditions: object, want: bool) -> None:
     assert is_refused(told(conditions)) is want
+
+
+def test_who_waits_for_a_binder_is_told_from_who_was_refused() -> None:
+    told_so = f"binding rejected: {BIND_IS_OFF}extender.bind is off"
+    waits = told([scheduled(reason="SchedulerError", message=told_so)])
+    assert is_refused(waits)
+    assert lacks_binder(waits)
+    assert not lacks_binder(told([scheduled()]))
+    assert not lacks_binder(told([scheduled("True", message=told_so)]))
+    assert not lacks_binder(told([scheduled(message=None)]))
+    assert not lacks_binder(told(None))
 
 
 @pytest.mark.parametrize("reason", [each for each in Reason if each is not Reason.FITS])

@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.extender.binder import ANSWER_LIMIT_S
 from tests.controlplane import pod_manifest
-from tests.e2e.system import ACCOUNT, Replica, System, readiness, until_seen, view, wait_for
+from tests.e2e.system import ACCOUNT, Replica, System, metric, readiness, until_seen, view, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +42,39 @@ def choose(system: System, replica: Replica, pod: str, *nodes: str) -> str:
 
 def decision(system: System, pod: str) -> dict[str, Any]:
     return dict(json.loads(system.pod(pod)["metadata"]["annotations"][DECISION]))
+
+
+def test_where_kube_scheduler_leaves_binding_to_us_and_we_do_not_people_are_told(system: System) -> None:
+    replica = system.serve(extender={"bind": False}, nudge={"enabled": True, "again": "1s"})
+    wait_for("it leads", lambda: readiness(replica)["role"] == "leader")
+    system.add_node("n1")
+    until_seen(replica, "n1")
+    assert "bind_off" not in readiness(replica)["degraded"]
+    daemon = system.scheduler(replica.port, bindVerb="bind")
+    try:
+        system.add_pod("p")
+        wait_for("it is degraded", lambda: "bind_off" in readiness(replica)["degraded"])
+        wait_for(
+            "the pod says why",
+            lambda: any(
+                "bind is off: extender.bind is off" in each.get("message", "")
+                for each in system.pod("p")["status"].get("conditions", ())
+            ),
+        )
+        assert metric(replica, "wattbalance_binds_total", result="off") >= 1
+        assert metric(replica, "wattbalance_degraded", reason="bind_off") == 1
+        wait_for("the daemon knows that it waits", lambda: metric(replica, "wattbalance_waiting_pods") == 1)
+        assert metric(replica, "wattbalance_refused_pods") == 0
+    finally:
+        daemon.stop()
+    assert system.node_of("p") == ""
+    # What is to be done now is either; the pod is bound soon, as kube-scheduler begins anew.
+    daemon = system.scheduler(replica.port)
+    try:
+        assert system.bound("p") == "n1"
+    finally:
+        daemon.stop()
+    assert metric(replica, "wattbalance_nudges_total", result="written") == 0
 
 
 def test_kube_scheduler_leaves_binding_to_us(system: System, replica: Replica) -> None:
