@@ -14,6 +14,7 @@ from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.readings import StoreHandler
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
+from scheduler.core.clock import Clock
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.server import ExtenderCounters
@@ -49,6 +50,7 @@ DEGRADED = (
 class Replica(Protocol):
     """What the daemon knows of itself."""
 
+    clock: Clock
     store: Store
     decider: Decider
     cluster: KubernetesCluster
@@ -223,7 +225,7 @@ def sources(replica: Replica) -> Sources:
         shadow = replica.observing.shadow
         if shadow is None:
             return {}
-        pods = shadow.tally()
+        pods = shadow.tally(replica.clock.mono_s())
         return {"same": pods.same, "elsewhere": pods.elsewhere, "waiting": pods.waiting}
 
     return Sources(

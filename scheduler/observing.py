@@ -1,7 +1,8 @@
 """While something is only observed: keeps the world as it would be with us beside the real one (decision/shadow.py).
 
 It begins anew when what is observed changes, or by what is decided, and is there only meanwhile: who acts everywhere
-pays nothing for it. It is made of what the store knows, a few nodes and pods a turn, and then follows events.
+pays nothing for it, and keeps the last report. It is made of what the store knows, a few nodes and pods a turn, and
+then follows events.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from scheduler.core.log import kv
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.shadow import Shadow
 from scheduler.pause import Pause
+from scheduler.report.observation import ObserveReport
+from scheduler.report.observe import ended
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class Observing:
     ) -> None:
         self.shadow: Shadow | None = None
         """None until it has begun, and while nothing is observed."""
+        self.last: ObserveReport | None = None
+        """What the last one showed when it ended, until the next begins."""
         self.failed = False
         """Whether it is given up until what is observed changes: an estimate must not end what it watches."""
         self.what = what
@@ -73,6 +78,8 @@ class Observing:
         self._is_ready = is_ready
         self._follows: Shadow | None = None
         """The same, from its first moment on."""
+        self.began_for = ""
+        """What was observed when it began."""
         self._rests_on: tuple[object, ...] = ()
         self._measured_mono_s = 0.0
 
@@ -124,6 +131,7 @@ class Observing:
         # By value: a reload exchanges all that is decided by, whatever key has changed.
         rests_on = (what, self._by(), self._decider.store.settings)
         if rests_on != self._rests_on:
+            self._keep()
             self._end()
             self._rests_on, self.failed = rests_on, False
         if not what or self.failed or not self._is_ready():
@@ -137,6 +145,14 @@ class Observing:
             log.exception(GIVEN_UP)
             self._give_up()
 
+    def _keep(self) -> None:
+        if self.shadow is not None:
+            clock = self._clock
+            try:
+                self.last = ended(self.shadow, self.began_for, clock.mono_s(), clock.unix_s())
+            except Exception:
+                log.exception("what was observed cannot be told any more")
+
     def _end(self) -> None:
         if self._follows is not None:
             log.info("the world as it would be with us has ended", extra=kv(so_far=self._follows.so_far))
@@ -148,6 +164,7 @@ class Observing:
         shadow = Shadow(self._decider, clock.mono_s(), clock.unix_s())
         # From here on it hears of what changes; what it has not been told of yet, it is told as it is by then.
         self._follows, self._handler.beside = shadow, shadow.store
+        self.began_for, self.last = what, None
         store.on_devices = self._see_devices
         names, uids = list(store.nodes), list(store.pods)
         for start in range(0, len(names), NODES_A_TURN):
@@ -172,5 +189,5 @@ class Observing:
             await asyncio.sleep(0)
         if now_mono_s - self._measured_mono_s >= MEASURE_S:
             self._measured_mono_s = now_mono_s
-            for _ in shadow.measure():
+            for _ in shadow.measure(now_mono_s):
                 await asyncio.sleep(0)

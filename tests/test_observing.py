@@ -142,12 +142,17 @@ async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: Worl
         assert daemon.handler.beside is None
         assert daemon.decider.on_observed is None
         report = await told(replica)
-        assert (report["status"], report["observing"], report["real"]) == ("acting", "", None)
+        # What it showed is told still, with when it ended, until the next begins.
+        assert (report["status"], report["observing"], report["observed"]) == ("ended", "", "pool aws-a")
+        assert [(pod["name"], pod["real"]) for pod in report["pods"]] == [("p", "theirs")]
+        assert report["since_unix_s"] <= report["ended_unix_s"] <= report["unix_s"]
+        assert report["real"]["used_nodes"] == 1
         assert "Nothing is observed" in report["notes"][0]
         exchange(daemon, config.load(world.configure(pools=POOLS)[0].read_text()))
         report = await until_follows(replica)
         assert daemon.observing.shadow is not first
         assert (report["status"], report["pods_so_far"]) == ("no_data", 0)
+        assert daemon.observing.last is None
 
 
 async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) -> None:
@@ -189,6 +194,7 @@ async def test_who_acts_everywhere_has_no_second_world(world: World) -> None:
         await replica.knows("mine")
         await replica.daemon.observing.look()
         assert replica.daemon.observing.shadow is None
+        assert (await told(replica))["status"] == "acting"
         assert replica.daemon.handler.beside is None
         assert replica.daemon.decider.on_observed is None
         assert Kind.POD in replica.daemon.store.synced
@@ -213,6 +219,7 @@ async def test_a_fault_in_it_neither_ends_the_daemon_nor_holds_a_question(
         assert report["status"] == "failed"
         assert "the log says why" in report["notes"][0]
         assert replica.daemon.handler.beside is None
+        assert replica.daemon.observing.last is None, "what failed shows nothing"
         # Another question, and another look: it stays given up.
         await replica.daemon.observing.look()
         assert (await told(replica))["status"] == "failed"
@@ -237,7 +244,7 @@ async def test_once_it_has_begun_it_measures_and_hears_of_new_lists_until_it_end
             steps.append(what)
             yield
 
-        monkeypatch.setattr(shadow, "measure", lambda: step("measure"))
+        monkeypatch.setattr(shadow, "measure", lambda _: step("measure"))
         monkeypatch.setattr(shadow, "try_waiting", lambda _: step("try"))
         monkeypatch.setattr(observing, "MEASURE_S", 0.0)
         await daemon.observing.look()

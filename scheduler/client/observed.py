@@ -15,6 +15,7 @@ FIGURES: tuple[tuple[str, Callable[[ObservedWorld], str]], ...] = (
     ("Free GPUs where no pod of 8 GPUs fits", lambda world: _count(world.stranded_gpus)),
     ("Nodes in use", lambda world: _count(world.used_nodes)),
     ("Watts of nodes in use", lambda world: _or_unknown(world.power_in_use_w, "{:,.0f}")),
+    ("GPUs at work (held by pods)", lambda world: _count(world.held_gpus)),
     ("Pods that wait", lambda world: _count(world.waiting_pods)),
 )
 PLACES = {"same": "the same", "elsewhere": "elsewhere", "waiting": "would wait"}
@@ -25,13 +26,11 @@ def print_observed(out: Console, told: ObserveReport) -> None:
     if told.since_unix_s is None or told.real is None or told.ours is None:
         line(out, f"Observing {told.observing}." if told.observing else "Observing nothing.")
     else:
-        since = format_instant(round(told.since_unix_s))
-        line(
-            out,
-            f"Observing {told.observing}; since {since}, for {span(told.unix_s - told.since_unix_s)}.",
-        )
+        line(out, _when(told, told.since_unix_s))
         means = () if told.real_mean is None or told.ours_mean is None else (told.real_mean, told.ours_mean)
-        _print_worlds(out, told.real, told.ours, *means)
+        _print_worlds(out, "NOW" if told.ended_unix_s is None else "AT ITS END", told.real, told.ours, *means)
+        for each in told.legend:
+            line(out, f"  {each}")
         _print_counts(out, told)
         _print_pods(out, told.pods)
     heading(out, "What this rests on")
@@ -39,10 +38,21 @@ def print_observed(out: Console, told: ObserveReport) -> None:
         line(out, f"  {note}")
 
 
-def _print_worlds(out: Console, *worlds: ObservedWorld) -> None:
-    """The real one and ours now, and if there are, the same over time."""
+def _when(told: ObserveReport, since_unix_s: float) -> str:
+    since = format_instant(round(since_unix_s))
+    if told.ended_unix_s is None:
+        return f"Observing {told.observing}; since {since}, for {span(told.unix_s - since_unix_s)}."
+    until = format_instant(round(told.ended_unix_s))
+    return (
+        f"Observing nothing now. What the last observation showed, of {told.observed}; from {since} until {until}, for "
+        f"{span(told.ended_unix_s - since_unix_s)}."
+    )
+
+
+def _print_worlds(out: Console, when: str, *worlds: ObservedWorld) -> None:
+    """The real one and ours at an instant, and if there are, the same over time."""
     out.print()
-    names = [">NOW: REALLY", ">WITH US", ">MEAN: REALLY", ">WITH US"]
+    names = [f">{when}: REALLY", ">WITH US", ">MEAN: REALLY", ">WITH US"]
     table = table_of(out, ["AN ESTIMATE", *names[: len(worlds)]])
     for name, figure in FIGURES:
         table.add_row(name, *map(figure, worlds))
@@ -58,14 +68,29 @@ def _print_counts(out: Console, told: ObserveReport) -> None:
         f"be elsewhere, {told.pods_waiting:,} would wait.",
     )
     longer = f", {span(told.waited_longer_s)} in all" if told.waited_longer_s else ""
-    line(out, f"  {told.pods_waited_so_far:,} would have waited longer than they did{longer}.")
+    still = f", and {told.pods_waiting:,} wait still" if told.pods_waiting else ""
+    line(out, f"  {told.pods_waited_so_far:,} would have waited longer than they did{longer}{still}.")
 
 
 def _print_pods(out: Console, pods: list[ObservedPod]) -> None:
     if not pods:
         return
     heading(out, "The last ones, newest first")
-    table = table_of(out, ["  POD", ">GPUS", "REALLY", "WITH US", "PLACE", ">LOAD", ">POWER", "WHY"])
+    table = table_of(
+        out,
+        [
+            "  POD",
+            ">GPUS",
+            "REALLY",
+            "WITH US",
+            "PLACE",
+            ">LOAD",
+            ">POWER",
+            ">MEAN LOAD",
+            ">MEAN POWER",
+            "WHY",
+        ],
+    )
     for pod in pods:
         cells = (
             f"  {pod.namespace}/{pod.name}",
@@ -75,6 +100,8 @@ def _print_pods(out: Console, pods: list[ObservedPod]) -> None:
             PLACES.get(pod.place, pod.place),
             _or_unknown(pod.load, "{:.2f}"),
             _or_unknown(pod.power_w, "{:,.0f} W"),
+            _or_unknown(pod.mean_load, "{:.2f}"),
+            _or_unknown(pod.mean_power_w, "{:,.0f} W"),
             pod.reason,
         )
         table.add_row(*map(safe_cell, cells))

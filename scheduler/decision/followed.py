@@ -22,6 +22,7 @@ class Followed:
     reason: str = ""
     """Why it waits."""
     waits_since_mono_s: float = 0.0
+    has_waited: bool = False
     waited_s: float = 0.0
     """How much longer than really, until it stood somewhere."""
     slot: int = -1
@@ -42,7 +43,8 @@ class Tally:
     """Of those elsewhere or waiting: whose load or watts are not known."""
     so_far: int
     waited_so_far: int
-    """Would have waited longer, if only for a while."""
+    """Would have waited longer, if only for a while; those that wait still, too."""
     waited_so_far_s: float
+    """All of these together, up to now."""
     left_out: int
     """Beyond MOST_FOLLOWED."""

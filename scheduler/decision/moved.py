@@ -23,9 +23,12 @@ class Moved:
         self.ours: Rows = np.zeros(0, np.intp)
         self.gpus: Floats = np.zeros(0)
         self.load: Floats = np.zeros(0)
-        """Mean measured load, in GPUs; NaN is unknown."""
+        """Mean measured load, in GPUs, since it was moved; NaN is unknown."""
         self.power_w: Floats = np.zeros(0)
         """Mean measured watts above what its GPUs draw at rest; NaN is unknown."""
+        self.load_now: Floats = np.zeros(0)
+        """The last reading of these; NaN is unknown."""
+        self.power_now_w: Floats = np.zeros(0)
         self.load_times: Floats = np.zeros(0)
         self.power_times: Floats = np.zeros(0)
 
@@ -38,7 +41,7 @@ class Moved:
             self._grow()
         slot = self._free.pop()
         self.real[slot], self.ours[slot], self.gpus[slot] = real, ours, gpus
-        self.load[slot] = self.power_w[slot] = np.nan
+        self.load[slot] = self.power_w[slot] = self.load_now[slot] = self.power_now_w[slot] = np.nan
         self.load_times[slot] = self.power_times[slot] = 0
         return slot
 
@@ -53,23 +56,35 @@ class Moved:
         more = max(GROWTH, old // 2)
         self.real = np.append(self.real, np.full(more, -1))
         self.ours = np.append(self.ours, np.full(more, -1))
-        for name in ("gpus", "load", "power_w", "load_times", "power_times"):
+        for name in ("gpus", "load", "power_w", "load_now", "power_now_w", "load_times", "power_times"):
             setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
         self._free.extend(range(old + more - 1, old - 1, -1))
 
     def measure(self, load_each: Floats, power_each_w: Floats) -> None:
-        """Take one reading into the means: what a bound GPU of each real row does now; NaN is unknown."""
-        there = self.real >= 0
-        for each, mean, times in (
-            (load_each, self.load, self.load_times),
-            (power_each_w, self.power_w, self.power_times),
+        """Take one reading, into the means too: what a bound GPU of each real row does now; NaN is unknown."""
+        for each, now, mean, times in (
+            (load_each, self.load_now, self.load, self.load_times),
+            (power_each_w, self.power_now_w, self.power_w, self.power_times),
         ):
-            value = np.full(len(mean), np.nan)
-            value[there] = each[self.real[there]] * self.gpus[there]
-            known = ~np.isnan(value)
+            now[:] = self._shares(each)
+            known = ~np.isnan(now)
             times[known] += 1
             before = np.where(np.isnan(mean[known]), 0, mean[known])
-            mean[known] = before + (value[known] - before) / times[known]
+            mean[known] = before + (now[known] - before) / times[known]
+
+    def current(self, each: Floats, mean: Floats) -> Floats:
+        """What each slot does, by what a bound GPU of each real row does; shape (slots,).
+
+        Unknown before its first reading, too (`mean`: self.load or self.power_w): what its node does may be from
+        before it came.
+        """
+        return np.where(np.isnan(mean), np.nan, self._shares(each))
+
+    def _shares(self, each: Floats) -> Floats:
+        shares = np.full(len(self.gpus), np.nan)
+        there = self.real >= 0
+        shares[there] = each[self.real[there]] * self.gpus[there]
+        return shares
 
     def sums(self, at: Rows, values: Floats, rows: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Add up per row of `at` (self.real or self.ours), and say where a value is unknown; shape (rows,)."""

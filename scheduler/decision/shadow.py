@@ -39,7 +39,7 @@ from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
 from scheduler.decision.moved import Floats, Moved
-from scheduler.decision.worlds import Means, Worlds, carried, compare, measured
+from scheduler.decision.worlds import Means, Reading, Worlds, carried, compare, read
 
 # As many as the largest cluster has; a pod beyond them stands where it really is, and is counted.
 MOST_FOLLOWED = 50_000
@@ -74,12 +74,13 @@ class Shadow:
         self.failures = PolicyFailures()
         self.means = Means()
         """Of both worlds, since the first pod was followed."""
+        self._mean_until_mono_s = now_mono_s
         self._asked: OrderedDict[str, Followed] = OrderedDict()
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._ours_of: Rows = np.zeros(0, np.intp)
         self._generations = (-1, -1)
-        self._load_each: Floats = np.zeros(0)
-        self._power_each_w: Floats = np.zeros(0)
+        self._rest_of_row_w: Floats = np.zeros(0)
+        """By real row: what its GPUs draw at rest, as of the last measurement; NaN is unknown."""
         self._rest_w: dict[str, float] = {}
         """By GPU model: the least that an unheld GPU was seen to draw."""
 
@@ -138,10 +139,11 @@ class Shadow:
             self._stand(facts, facts.node, now_mono_s)
         else:
             self.pods[uid] = asked
+            if not self.so_far:
+                self._mean_until_mono_s = now_mono_s
             self.so_far += 1
             asked.real = facts.node
             self._settle(asked, now_mono_s)
-            self.waited_so_far += not asked.node
 
     def _forget(self, uid: str, now_mono_s: float) -> None:
         self._asked.pop(uid, None)
@@ -241,6 +243,8 @@ class Shadow:
         elif request.uid not in self._waiting:
             self._waiting[request.uid] = None
             followed.waits_since_mono_s = now_mono_s
+            self.waited_so_far += not followed.has_waited
+            followed.has_waited = True
         self._place_slot(followed)
 
     def _end_wait(self, followed: Followed, now_mono_s: float) -> None:
@@ -274,76 +278,87 @@ class Shadow:
             if followed.slot >= 0:
                 self.moved.real[followed.slot] = self.real.rows.get(followed.real, -1)
                 self.moved.ours[followed.slot] = rows.get(followed.node, -1)
+                if not self.moved.gpus[followed.slot]:
+                    # Its node was not known yet.
+                    self.moved.gpus[followed.slot] = self._gpus_of(followed)
 
     def _place_slot(self, followed: Followed, *, gone: bool = False) -> None:
         moved = not gone and followed.node != followed.real
         if moved and followed.slot < 0:
-            real = self.real.rows.get(followed.real, -1)
-            gpus = float(self.real.snapshot.asked_gpus(followed.request)[real]) if real >= 0 else 0.0
-            followed.slot = self.moved.add(real, self.store.rows.get(followed.node, -1), gpus)
+            real, ours = self.real.rows.get(followed.real, -1), self.store.rows.get(followed.node, -1)
+            followed.slot = self.moved.add(real, ours, self._gpus_of(followed))
         elif moved:
             self.moved.ours[followed.slot] = self.store.rows.get(followed.node, -1)
         elif followed.slot >= 0:
             self.moved.free(followed.slot)
             followed.slot = -1
 
+    def _gpus_of(self, followed: Followed) -> float:
+        """GPUs that a pod really holds; 0 where its node is not known."""
+        row = self.real.rows.get(followed.real, -1)
+        return float(self.real.snapshot.asked_gpus(followed.request)[row]) if row >= 0 else 0.0
+
     # --- what it measures ----------------------------------------------------------------------------------------
 
-    def measure(self) -> Iterator[None]:
+    def measure(self, now_mono_s: float) -> Iterator[None]:
         """Take one reading of the moved pods, from the nodes where they run; in steps, one a turn of the loop."""
         self._renew_rows()
         now = self.real.snapshot
         # Some nodes with an unheld GPU are looked at for what such a one draws, whoever stands there.
         resting = np.flatnonzero(now.fresh & (now.bound_gpus < now.gpu_count))[:NODES_A_STEP]
         looked_at = np.union1d(self.moved.real[self.moved.real >= 0], resting)
-        drawn = {}
+        gpus_of = {}
         for start in range(0, len(looked_at), NODES_A_STEP):
             for row in looked_at[start : start + NODES_A_STEP].tolist():
                 if name := self.real.names[row]:
-                    drawn[name] = self._drawn(name)
+                    gpus_of[name] = self._look_at(name)
             yield
-        above_w: dict[str, float] = {}
-        for index, (name, (total_w, gpus)) in enumerate(drawn.items()):
+        rest_of_w: dict[str, float] = {}
+        for index, (name, gpus) in enumerate(gpus_of.items()):
             if (record := self.real.nodes.get(name)) is not None:
-                rest_w = self._rest_w.get(record.model, math.nan) * gpus
-                above_w[name] = rest_w if math.isnan(rest_w) else max(total_w - rest_w, 0.0)
+                rest_of_w[name] = self._rest_w.get(record.model, math.nan) * gpus
             if index % NODES_A_SUM == NODES_A_SUM - 1:
                 yield
         self._renew_rows()
-        now = self.real.snapshot
-        with np.errstate(divide="ignore", invalid="ignore"):
-            load_each = np.minimum(now.load_sum / now.bound_gpus, 1).astype(np.float64)
-        load_each[~measured(now) | (now.bound_gpus <= 0)] = np.nan
-        power_w = np.full(now.rows, np.nan)
-        still = [name for name in above_w if name in self.real.rows]
-        power_w[[self.real.rows[name] for name in still]] = [above_w[name] for name in still]
-        power_w[now.bound_gpus <= 0] = np.nan
-        self._load_each, self._power_each_w = load_each, power_w / np.maximum(now.bound_gpus, 1e-9)
-        self.moved.measure(self._load_each, self._power_each_w)
+        self._rest_of_row_w = np.full(self.real.snapshot.rows, np.nan)
+        still = [name for name in rest_of_w if name in self.real.rows]
+        self._rest_of_row_w[[self.real.rows[name] for name in still]] = [rest_of_w[name] for name in still]
+        reading = self._reading()
+        self.moved.measure(reading.load_each, reading.power_each_w)
         yield
         if self.so_far:
-            self.means.add(self.worlds())
+            self.means.add(self.worlds(), max(now_mono_s - self._mean_until_mono_s, 0.0))
+            self._mean_until_mono_s = now_mono_s
 
-    def _drawn(self, name: str) -> tuple[float, int]:
-        """Watts of a node, NaN is unknown, and of how many GPUs; notes what one at rest draws, where there is one."""
+    def _look_at(self, name: str) -> int:
+        """How many GPUs a node has; notes what one at rest draws, where there is one."""
         record = self.real.nodes[name]
-        power_w = [each_w for _, _, each_w in self.real.gpu_readings(name) if each_w is not None]
-        total_w = self.real.node_power_w(record.row)
-        if total_w is None or not power_w:
-            return math.nan, 0
-        if self.real.snapshot.bound_gpus[record.row] < len(power_w):
+        power_w = [each_w for _, _, each_w in self.real.gpu_readings(name)]
+        known_w = [each_w for each_w in power_w if each_w is not None]
+        if known_w and self.real.snapshot.bound_gpus[record.row] < len(known_w) == len(power_w):
             # Which of them is held nobody tells; the one that draws least is not.
-            least_w = min(power_w)
+            least_w = min(known_w)
             self._rest_w[record.model] = min(least_w, self._rest_w.get(record.model, least_w))
-        return total_w, len(power_w)
+        return len(power_w)
+
+    def _reading(self) -> Reading:
+        real = self.real
+        power_w = np.full(real.snapshot.rows, np.nan)
+        for record in real.nodes.values():
+            now_w = real.node_power_w(record.row)
+            if now_w is not None:
+                power_w[record.row] = now_w
+        return read(real.snapshot, power_w, self._rest_of_row_w)
 
     def _with_loads(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with the moved pods' load where they stand with us, as far as it is known."""
+        """The snapshot with the moved pods' last measured load where they stand with us, as far as it is known."""
         if not len(self.moved):
             return snapshot
         self._renew_rows()
-        brought, _ = self.moved.sums(self.moved.ours, self.moved.load, snapshot.rows)
-        taken, _ = self.moved.sums(self.moved.real, self.moved.load, len(self._ours_of))
+        moved = self.moved
+        load_now = np.where(np.isnan(moved.load_now), moved.load, moved.load_now)
+        brought, _ = moved.sums(moved.ours, load_now, snapshot.rows)
+        taken, _ = moved.sums(moved.real, load_now, len(self._ours_of))
         load = snapshot.load_sum + brought
         there = self._ours_of >= 0
         load[self._ours_of[there]] -= taken[there]
@@ -354,37 +369,28 @@ class Shadow:
     def worlds(self) -> Worlds:
         """Both worlds, side by side, now."""
         self._renew_rows()
-        real = self.real
-        power_w = np.full(real.snapshot.rows, np.nan)
-        for record in real.nodes.values():
-            now_w = real.node_power_w(record.row)
-            if now_w is not None:
-                power_w[record.row] = now_w
-        missing = real.snapshot.rows - len(self._load_each)
         return compare(
-            real.snapshot,
+            self.real.snapshot,
             self.store.snapshot,
             self._ours_of,
             self.moved,
-            # Nodes that came since the last measurement have none.
-            load_each=np.append(self._load_each, np.full(max(missing, 0), np.nan)),
-            power_each_w=np.append(self._power_each_w, np.full(max(missing, 0), np.nan)),
-            power_w=power_w,
-            waiting_pods=(len(real.waiting), len(self.store.waiting)),
+            self._reading(),
+            (len(self.real.waiting), len(self.store.waiting)),
         )
 
-    def tally(self) -> Tally:
-        """How many pods."""
+    def tally(self, now_mono_s: float) -> Tally:
+        """How many pods, and how long they would have waited up to now."""
         moved = self.moved
         used = moved.gpus > 0
+        waits_s = sum(now_mono_s - self.pods[uid].waits_since_mono_s for uid in self._waiting)
         return Tally(
             asked=len(self._asked),
             same=len(self.pods) - len(moved),
             elsewhere=len(moved) - len(self._waiting),
             waiting=len(self._waiting),
-            unmeasured=int(np.count_nonzero(used & (np.isnan(moved.load) | np.isnan(moved.power_w)))),
+            unmeasured=int(np.count_nonzero(used & (np.isnan(moved.load_now) | np.isnan(moved.power_now_w)))),
             so_far=self.so_far,
             waited_so_far=self.waited_so_far,
-            waited_so_far_s=self.waited_so_far_s,
+            waited_so_far_s=self.waited_so_far_s + waits_s,
             left_out=self.left_out,
         )

@@ -1,8 +1,8 @@
 """What really is, beside what would be had we placed the pods: the figures of both, from the same measurements. Pure.
 
-Of each pod that was moved, its mean load and its mean watts above rest are taken off the node where it runs and put on
-the node where it would; what is left on each node is the same in both worlds. So the two differ by placement alone,
-and where pods stand as they do anyway, not at all. A node is compared only if it is known in both.
+The real one is what is measured at that instant. Ours is the same measurement, with the load and the watts above rest
+of each pod that was moved taken off the node where it runs and put on the node where it would: so the two differ by
+placement alone, and where pods stand as they do anyway, not at all. A node is compared only if it is known in both.
 """
 
 from __future__ import annotations
@@ -36,9 +36,15 @@ class World:
     """Free GPUs on nodes that could take no pod of LARGE_POD_GPUS."""
     used_nodes: float
     power_in_use_w: float | None
-    """Watts of nodes with a pod, of those that are known; None if none is."""
+    """Watts of nodes with a pod, of those that are known; None if none is, 0 if no node has a pod."""
+    held_gpus: float
+    """GPUs at work: those of pods that have a node. Fewer with us are less work, of pods that wait."""
     waiting_pods: float
     """Pods without a node. This and the counts above have fractions in a mean."""
+
+
+FIGURES = tuple(each.name for each in fields(World))
+LOAD, POWER = "load_spread_frac", "power_in_use_w"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,50 +59,80 @@ class Worlds:
     """In either world."""
     nodes_power_known: int
     """Of those."""
+    moved_load: Floats
+    """What was moved: load of each slot of Moved at that instant; NaN is unknown."""
+    moved_power_w: Floats
+    """Likewise, watts above rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What each real row measures at one instant, and what of it a bound GPU does; (rows,), NaN is unknown."""
+
+    load: Floats
+    load_each: Floats
+    power_w: Floats
+    power_each_w: Floats
+    """Above rest."""
+
+
+def read(real: Snapshot, power_w: Floats, rest_w: Floats) -> Reading:
+    """Read an instant.
+
+    Args:
+        real: Where pods run.
+        power_w: What each row draws.
+        rest_w: What all GPUs of each row draw at rest; rows that came since it was learned may be missing.
+    """
+    rest_w = np.append(rest_w, np.full(max(real.rows - len(rest_w), 0), np.nan))[: real.rows]
+    known, bound = measured(real), np.where(real.bound_gpus > 0, real.bound_gpus, np.nan)
+    load = np.where(known, real.load_sum, np.nan).astype(np.float64)
+    return Reading(
+        load=load,
+        load_each=np.minimum(load / bound, 1),
+        power_w=power_w,
+        power_each_w=np.maximum(power_w - rest_w, 0) / bound,
+    )
 
 
 class Means:
-    """Both worlds over time: of each figure the mean over the instants at which it was known."""
+    """Both worlds over time: of each figure the average over the time for which it was known, the same in both."""
 
     def __init__(self) -> None:
-        self._real: dict[str, list[float]] = {}
-        self._ours: dict[str, list[float]] = {}
+        self.span_s = 0.0
+        """How long it is the average of."""
+        self._known_s: dict[str, float] = dict.fromkeys(FIGURES, 0.0)
+        self._sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in FIGURES}
 
-    def add(self, now: Worlds) -> None:
-        """Take one instant."""
-        for world, sums in ((now.real, self._real), (now.ours, self._ours)):
-            for each in fields(World):
-                value = getattr(world, each.name)
-                # What is known in one world is in the other, too, but for watts where no node is in use.
-                if value is not None:
-                    total = sums.setdefault(each.name, [0.0, 0.0])
-                    total[0] += value
-                    total[1] += 1
+    def add(self, now: Worlds, span_s: float) -> None:
+        """Take one instant, which stands for so long."""
+        self.span_s += span_s
+        for name in FIGURES:
+            pair = getattr(now.real, name), getattr(now.ours, name)
+            # With a hole in it, a sum of watts would rise and fall by what is known of it.
+            if None in pair or (name == POWER and now.nodes_power_known < now.nodes_in_use):
+                continue
+            self._known_s[name] += span_s
+            for index, value in enumerate(pair):
+                self._sums[name][index] += value * span_s
+
+    def known_frac(self, name: str) -> float:
+        """For how much of the time a figure was known."""
+        return self._known_s[name] / self.span_s if self.span_s else 0.0
 
     def worlds(self) -> tuple[World, World] | None:
-        """The real one and ours; None before the first instant."""
-        if not self._real:
-            return None
-        return _mean(self._real), _mean(self._ours)
+        """The real one and ours; None before there is a span of time."""
+        return (self._world(0), self._world(1)) if self.span_s else None
 
-
-def _mean(sums: dict[str, list[float]]) -> World:
-    # Counts are known at every instant, and so never None.
-    values: dict[str, Any] = {each.name: None for each in fields(World)}
-    values |= {name: total / times for name, (total, times) in sums.items()}
-    return World(**values)
+    def _world(self, index: int) -> World:
+        # Counts are known at every instant, and so never None.
+        known = {name: known_s for name, known_s in self._known_s.items() if known_s}
+        values: dict[str, Any] = dict.fromkeys(FIGURES)
+        return World(**values | {name: self._sums[name][index] / each_s for name, each_s in known.items()})
 
 
 def compare(
-    real: Snapshot,
-    ours: Snapshot,
-    ours_of: Rows,
-    moved: Moved,
-    *,
-    load_each: Floats,
-    power_each_w: Floats,
-    power_w: Floats,
-    waiting_pods: tuple[int, int],
+    real: Snapshot, ours: Snapshot, ours_of: Rows, moved: Moved, now: Reading, waiting_pods: tuple[int, int]
 ) -> Worlds:
     """Compare.
 
@@ -105,38 +141,40 @@ def compare(
         ours: Where they would; its measurements are not read.
         ours_of: The row in `ours` of each row of `real`; -1 if there is none.
         moved: The pods that stand elsewhere.
-        load_each: What a bound GPU of each real row was busy at the last measurement; NaN is unknown.
-        power_each_w: Likewise, its watts above rest.
-        power_w: What each real row draws now; NaN is unknown.
+        now: What the real rows measure.
         waiting_pods: In the real world, and in ours.
     """
     rows = np.flatnonzero(real.present & (ours_of >= 0) & (real.counted_gpus > 0))
     at = ours_of[rows]
     gpus = real.counted_gpus[rows].astype(np.float64)
-    # 1. Load.
-    load = np.where(measured(real), real.load_sum, np.nan).astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
-    loads = place.worlds(moved.load, load_each, load)
+    # 1. Load.
+    moved_load = moved.current(now.load_each, moved.load)
+    loads = place.worlds(moved_load, now.load)
     # Whatever is unknown is so in both worlds.
     load_known = ~np.isnan(loads[0])
-    # 2. Watts, of nodes in use.
-    in_use = (real.bound_gpus[rows] > 0, ours.bound_gpus[at] > 0)
-    power = place.worlds(moved.power_w, power_each_w, power_w)
+    # 2. Watts, of nodes in use. What claims hold is none of our store's, and stands where it really is.
+    by_claims = np.maximum(real.gpu_count[rows] - ours.gpu_count[at], 0)
+    bound_gpus = (real.bound_gpus[rows], ours.bound_gpus[at] + by_claims)
+    in_use = (bound_gpus[0] > 0, bound_gpus[1] > 0)
+    moved_power_w = moved.current(now.power_each_w, moved.power_w)
+    power = place.worlds(moved_power_w, now.power_w)
     power_known = ~np.isnan(power[0])
     # 3. Free GPUs.
     taking = ~real.cordoned[rows] & ~real.quarantined[rows]
     usable = np.minimum(real.gpu_count[rows], real.healthy_gpus[rows])
+    # 4. Work: a pod's is the same wherever it stands, of however many parts its GPU there is.
+    held_gpus = place.worlds(moved.gpus, real.bound_gpus.astype(np.float64))
     worlds = [
         World(
             load_spread_frac=_spread(loads[world][load_known] / gpus[load_known], gpus[load_known]),
             stranded_gpus=_stranded(usable[taking] - bound[taking]),
             used_nodes=int(np.count_nonzero(in_use[world])),
-            power_in_use_w=float(power[world][in_use[world] & power_known].sum())
-            if (in_use[world] & power_known).any()
-            else None,
+            power_in_use_w=_power_w(power[world][in_use[world]]),
+            held_gpus=float(held_gpus[world].sum()),
             waiting_pods=waiting_pods[world],
         )
-        for world, bound in enumerate((real.bound_gpus[rows], ours.bound_gpus[at]))
+        for world, bound in enumerate(bound_gpus)
     ]
     either = in_use[0] | in_use[1]
     return Worlds(
@@ -146,6 +184,8 @@ def compare(
         nodes_load_known=int(np.count_nonzero(load_known)),
         nodes_in_use=int(np.count_nonzero(either)),
         nodes_power_known=int(np.count_nonzero(either & power_known)),
+        moved_load=moved_load,
+        moved_power_w=moved_power_w,
     )
 
 
@@ -184,24 +224,19 @@ class _Place:
     """The same by our rows."""
     ours_rows: int
 
-    def worlds(self, means: Floats, each: Floats, now: Floats) -> tuple[Floats, Floats]:
-        """What each node measures, with the pods' means where they run, and where they would.
+    def worlds(self, values: Floats, now: Floats) -> tuple[Floats, Floats]:
+        """What each node measures, and the same with the pods where they would be.
 
         Args:
-            means: Of each slot.
-            each: What a bound GPU of each real row measures: the pods' part of `now`.
+            values: What each slot does of it.
             now: What each real row measures.
         """
         moved = self.moved
-        runs = moved.real >= 0
-        current = np.full(len(means), np.nan)
-        current[runs] = each[moved.real[runs]] * moved.gpus[runs]
-        taken, unknown_taken = moved.sums(moved.real, current, len(now))
-        back, unknown_back = moved.sums(moved.real, means, len(now))
-        brought, unknown_brought = moved.sums(moved.ours, means, self.ours_rows)
-        rest = np.maximum(now - taken, 0)[self.rows]
-        rest[(unknown_taken | unknown_back)[self.rows] | unknown_brought[self.at]] = np.nan
-        return rest + back[self.rows], rest + brought[self.at]
+        taken, unknown_taken = moved.sums(moved.real, values, len(now))
+        brought, unknown_brought = moved.sums(moved.ours, values, self.ours_rows)
+        really = now[self.rows]
+        really[unknown_taken[self.rows] | unknown_brought[self.at]] = np.nan
+        return really, np.maximum(really - taken[self.rows], 0) + brought[self.at]
 
 
 def _spread(load: Floats, gpus: Floats) -> float | None:
@@ -209,6 +244,12 @@ def _spread(load: Floats, gpus: Floats) -> float | None:
         return None
     mean = np.average(load, weights=gpus)
     return float(np.sqrt(np.average((load - mean) ** 2, weights=gpus)))
+
+
+def _power_w(power_w: Floats) -> float | None:
+    """Of these nodes, as far as it is known."""
+    known = power_w[~np.isnan(power_w)]
+    return float(known.sum()) if len(known) or not len(power_w) else None
 
 
 def _stranded(free: NDArray[np.float32]) -> float:

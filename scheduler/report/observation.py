@@ -17,7 +17,9 @@ class ObservedWorld(View, frozen=True):
     used_nodes: float
     """Nodes with a pod; in a mean, with a fraction."""
     power_in_use_w: float | None
-    """Watts of the GPUs of nodes with a pod, of those nodes that are known in both worlds."""
+    """Watts of the GPUs of nodes with a pod, of those nodes that are known in both worlds; 0 where none has a pod."""
+    held_gpus: float
+    """GPUs at work: those that pods hold. Fewer with us are less work, of pods that would wait."""
     waiting_pods: float
     """Pods without a node; likewise."""
 
@@ -41,8 +43,13 @@ class ObservedPod(View, frozen=True):
     waited_longer_s: float = 0.0
     """How much longer it would have waited, up to now."""
     load: float | None = None
-    """Mean load in GPUs, of a pod that would be elsewhere or wait; null is unknown, or not needed."""
+    """Load in GPUs now, of a pod that would be elsewhere or wait: what `ours` has elsewhere than `real`, or not at all.
+    Null is unknown, or not needed."""
     power_w: float | None = None
+    """Likewise, watts above idle GPUs."""
+    mean_load: float | None = None
+    """Mean of the readings since it was bound, likewise."""
+    mean_power_w: float | None = None
     """Likewise, watts above idle GPUs."""
 
 
@@ -50,20 +57,32 @@ class ObserveReport(View, frozen=True):
     """What observing has shown so far."""
 
     status: str
-    """acting (nothing is observed) | starting | no_data | ok | failed"""
+    """acting (nothing is observed) | starting | no_data | ok | failed | ended (nothing is observed any more)"""
     observing: str
     """What is observed, and why; empty while we act everywhere."""
     unix_s: float
     since_unix_s: float | None = None
     """When it began."""
+    ended_unix_s: float | None = None
+    """When it ended: all figures are as of then."""
+    observed: str = ""
+    """What was observed, of one that has ended."""
     real: ObservedWorld | None = None
-    """As it is now."""
+    """As it is measured now."""
     ours: ObservedWorld | None = None
-    """As it would be now with us."""
+    """As it would be now with us: the same measurement, with the moved pods' load and watts where they would be."""
     real_mean: ObservedWorld | None = None
-    """The mean since the first pod was placed; each figure over the instants at which it was known."""
+    """The average of `real` over time since the first pod was placed."""
     ours_mean: ObservedWorld | None = None
-    """Likewise, with us."""
+    """Likewise of `ours`, over the same instants."""
+    mean_span_s: float = 0.0
+    """How long these are the averages of."""
+    mean_load_known_frac: float = 0.0
+    """For how much of that time the load of any node was known: the mean spread is over that."""
+    mean_power_known_frac: float = 0.0
+    """For how much of that time the watts of every node in use were known: the mean watts are over that."""
+    legend: list[str] = msgspec.field(default_factory=list)
+    """What the columns are, and what to mind where they differ."""
     pods_so_far: int = 0
     """Pods that kube-scheduler placed since then, of those that it asked us about; those that ended, too."""
     pods_same: int = 0
@@ -73,9 +92,9 @@ class ObserveReport(View, frozen=True):
     pods_waiting: int = 0
     """Run, and would wait with us."""
     pods_waited_so_far: int = 0
-    """Would have waited longer than they did, if only for a while."""
+    """Would have waited longer than they did, if only for a while; those that would wait still, too."""
     waited_longer_s: float = 0.0
-    """All of these together; of those that still would wait, not yet."""
+    """All of these together, up to now."""
     pods_unmeasured: int = 0
     """Elsewhere or waiting, and not measured: nodes that they stand on are left out."""
     pods_left_out: int = 0

@@ -1,6 +1,6 @@
 """`/api/v1/observe`: what observing has shown so far: where pods run, beside where they would with us.
 
-An estimate, and labelled as one: `notes` say what it rests on. Asking changes nothing.
+An estimate, and labelled as one: `notes` say what it rests on, `legend` what the columns are. Asking changes nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from itertools import islice
 from typing import Protocol
 
 import msgspec
+import numpy as np
 from aiohttp import web
+from msgspec.structs import replace
 
 from scheduler.core.clock import Clock
 from scheduler.core.units import format_instant
 from scheduler.decision.followed import Followed, Tally
+from scheduler.decision.moved import Floats
 from scheduler.decision.shadow import MOST_FOLLOWED, Shadow
-from scheduler.decision.worlds import World, Worlds
+from scheduler.decision.worlds import LOAD, POWER, World, Worlds
 from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveReport
 from scheduler.report.openapi import OBSERVE_LIMIT, OBSERVE_MOST, OBSERVE_PATH
 from scheduler.report.queries import BadQuery, check_names, refusal
@@ -25,8 +28,8 @@ from scheduler.report.queries import BadQuery, check_names, refusal
 _encode = msgspec.json.Encoder().encode
 
 ACTING = (
-    "Nothing is observed: we act everywhere. To observe, set `mode: observe` in the configuration, or at a pool, or "
-    "run `wattbalance pause`."
+    "Nothing is observed now: we act everywhere. To observe, set `mode: observe` in the configuration, or at a pool, "
+    "or run `wattbalance pause`."
 )
 STARTING = (
     "It has just begun: the nodes and pods that there are are being taken over. Ask again in some seconds."
@@ -51,20 +54,31 @@ CANDIDATES = (
 )
 SHARE = (
     "A pod's load is its GPUs' share of what its node's bound GPUs do, its watts likewise, above what an idle GPU "
-    "there draws; the mean since it was bound."
+    "there draws. Our choices go by its last reading, too."
 )
 ONE_REPLICA = (
-    "It is what this replica was asked since it began to observe; a restart, a failover, another mode or configuration "
-    "begins anew."
+    "It is what this replica was asked since it began to observe; another mode or configuration begins anew. What the "
+    "last one showed is kept until the next begins; a restart or a failover forgets it."
 )
+COLUMNS = (
+    "REALLY is what is measured. WITH US is that same measurement, with LOAD and POWER of each pod below that is "
+    "elsewhere or would wait taken off the node where it runs and put where it would be: nothing else differs. The "
+    "watts are of the nodes in use in that column, with their idle GPUs."
+)
+SPREAD_KNOWN = "Its spread is over the {:.1%} of that time in which the load of some node was known."
+WATTS_KNOWN = "Its watts are over the {:.1%} of that time in which those of every node in use were known."
+# Shares of a GPU add up to no whole number of bits.
+LEAST_GPUS = 0.005
 
 
 class Watching(Protocol):
     """What is observed."""
 
     shadow: Shadow | None
+    last: ObserveReport | None
     failed: bool
     what: Callable[[], str]
+    began_for: str
 
 
 class ObserveReporter:
@@ -97,40 +111,69 @@ class ObserveReporter:
 
     def report(self, limit: int = OBSERVE_LIMIT) -> ObserveReport:
         """All of it, with so many pods at most."""
-        what, shadow, unix_s = self._watching.what(), self._watching.shadow, self._clock.unix_s()
-        if not what or shadow is None:
-            status, note = ("starting", STARTING) if what else ("acting", ACTING)
-            if what and self._watching.failed:
-                status, note = "failed", FAILED
+        watching, mono_s, unix_s = self._watching, self._clock.mono_s(), self._clock.unix_s()
+        what, shadow, last = watching.what(), watching.shadow, watching.last
+        if shadow is not None and not what:
+            # It has ended, and nobody has looked since.
+            last, shadow = ended(shadow, watching.began_for, mono_s, unix_s), None
+        if shadow is not None:
+            return so_far(shadow, what, mono_s, unix_s, limit)
+        if what:
+            status, note = ("failed", FAILED) if watching.failed else ("starting", STARTING)
             return ObserveReport(status=status, observing=what, unix_s=unix_s, notes=[note])
-        worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally()
-        now_mono_s = self._clock.mono_s()
-        newest: Iterable[Followed] = islice(reversed(shadow.pods.values()), limit)
-        return ObserveReport(
-            status="ok" if pods.so_far else "no_data",
-            observing=what,
-            unix_s=unix_s,
-            since_unix_s=shadow.since_unix_s,
-            real=_world(worlds.real),
-            ours=_world(worlds.ours),
-            real_mean=_world(means[0]) if means else None,
-            ours_mean=_world(means[1]) if means else None,
-            pods_so_far=pods.so_far,
-            pods_same=pods.same,
-            pods_elsewhere=pods.elsewhere,
-            pods_waiting=pods.waiting,
-            pods_waited_so_far=pods.waited_so_far,
-            waited_longer_s=pods.waited_so_far_s,
-            pods_unmeasured=pods.unmeasured,
-            pods_left_out=pods.left_out,
-            pods_asked=pods.asked,
-            nodes=worlds.nodes,
-            nodes_load_known=worlds.nodes_load_known,
-            nodes_in_use=worlds.nodes_in_use,
-            nodes_power_known=worlds.nodes_power_known,
-            notes=_notes(shadow, worlds, pods),
-            pods=[_pod(each, shadow, now_mono_s) for each in newest],
-        )
+        if last is not None:
+            return replace(last, unix_s=unix_s, pods=last.pods[:limit])
+        return ObserveReport(status="acting", observing="", unix_s=unix_s, notes=[ACTING])
+
+
+def so_far(shadow: Shadow, what: str, mono_s: float, unix_s: float, limit: int) -> ObserveReport:
+    """Tell what observing has shown up to now, with so many pods at most."""
+    worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally(mono_s)
+    newest: Iterable[Followed] = islice(reversed(shadow.pods.values()), limit)
+    return ObserveReport(
+        status="ok" if pods.so_far else "no_data",
+        observing=what,
+        unix_s=unix_s,
+        since_unix_s=shadow.since_unix_s,
+        real=_world(worlds.real),
+        ours=_world(worlds.ours),
+        real_mean=_world(means[0]) if means else None,
+        ours_mean=_world(means[1]) if means else None,
+        mean_span_s=shadow.means.span_s,
+        mean_load_known_frac=shadow.means.known_frac(LOAD),
+        mean_power_known_frac=shadow.means.known_frac(POWER),
+        legend=_legend(shadow, worlds),
+        pods_so_far=pods.so_far,
+        pods_same=pods.same,
+        pods_elsewhere=pods.elsewhere,
+        pods_waiting=pods.waiting,
+        pods_waited_so_far=pods.waited_so_far,
+        waited_longer_s=pods.waited_so_far_s,
+        pods_unmeasured=pods.unmeasured,
+        pods_left_out=pods.left_out,
+        pods_asked=pods.asked,
+        nodes=worlds.nodes,
+        nodes_load_known=worlds.nodes_load_known,
+        nodes_in_use=worlds.nodes_in_use,
+        nodes_power_known=worlds.nodes_power_known,
+        notes=_notes(shadow, worlds, pods),
+        pods=[_pod(each, shadow, worlds, mono_s) for each in newest],
+    )
+
+
+def ended(shadow: Shadow, what: str, mono_s: float, unix_s: float) -> ObserveReport:
+    """Tell what it has shown, now that it ends; to be kept until the next begins."""
+    told = so_far(shadow, what, mono_s, unix_s, OBSERVE_MOST)
+    until = format_instant(round(unix_s))
+    note = f"The last observation ended {until}; all of this is as of then."
+    return replace(
+        told,
+        status="ended",
+        observing="",
+        observed=what,
+        ended_unix_s=unix_s,
+        notes=[ACTING, note, *told.notes],
+    )
 
 
 def _world(world: World) -> ObservedWorld:
@@ -139,8 +182,31 @@ def _world(world: World) -> ObservedWorld:
         stranded_gpus=world.stranded_gpus,
         used_nodes=world.used_nodes,
         power_in_use_w=world.power_in_use_w,
+        held_gpus=world.held_gpus,
         waiting_pods=world.waiting_pods,
     )
+
+
+def _legend(shadow: Shadow, worlds: Worlds) -> list[str]:
+    means, legend = shadow.means, [COLUMNS]
+    pairs = [("now", worlds.real, worlds.ours)]
+    if (mean := means.worlds()) is not None:
+        legend.append(
+            f"MEAN is the average of the same figures over the {means.span_s:,.0f} s since the first pod was placed, "
+            "in both columns over the same instants."
+        )
+        for name, text in ((LOAD, SPREAD_KNOWN), (POWER, WATTS_KNOWN)):
+            if (known_frac := means.known_frac(name)) < 1:
+                legend.append(text.format(known_frac))
+        pairs.append(("in the mean", *mean))
+    missing = [(real.held_gpus - ours.held_gpus, when) for when, real, ours in pairs]
+    if any(gpus >= LEAST_GPUS for gpus, _ in missing):
+        each = ", ".join(f"{gpus:,.2f}".rstrip("0").rstrip(".") + f" {when}" for gpus, when in missing)
+        legend.append(
+            f"WITH US lacks the work of pods that would wait (GPUs: {each}): fewer watts and less load there are less "
+            "work, not less power for it."
+        )
+    return legend
 
 
 def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
@@ -173,7 +239,7 @@ def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
     return [*notes, SHARE, CANDIDATES, ONE_REPLICA]
 
 
-def _pod(followed: Followed, shadow: Shadow, now_mono_s: float) -> ObservedPod:
+def _pod(followed: Followed, shadow: Shadow, worlds: Worlds, now_mono_s: float) -> ObservedPod:
     request, slot = followed.request, followed.slot
     waits_s = now_mono_s - followed.waits_since_mono_s if not followed.node else 0.0
     return ObservedPod(
@@ -186,10 +252,15 @@ def _pod(followed: Followed, shadow: Shadow, now_mono_s: float) -> ObservedPod:
         place="same" if followed.node == followed.real else "elsewhere" if followed.node else "waiting",
         reason=followed.reason,
         waited_longer_s=followed.waited_s + waits_s,
-        load=_known(float(shadow.moved.load[slot])) if slot >= 0 else None,
-        power_w=_known(float(shadow.moved.power_w[slot])) if slot >= 0 else None,
+        load=_at(worlds.moved_load, slot),
+        power_w=_at(worlds.moved_power_w, slot),
+        mean_load=_at(shadow.moved.load, slot),
+        mean_power_w=_at(shadow.moved.power_w, slot),
     )
 
 
-def _known(value: float) -> float | None:
-    return None if value != value else value  # noqa: PLR0124 - NaN is unknown, and alone differs from itself
+def _at(column: Floats, slot: int) -> float | None:
+    """Null where it is unknown, and of a pod that stands as it does anyway."""
+    if slot < 0 or np.isnan(column[slot]):
+        return None
+    return float(column[slot])

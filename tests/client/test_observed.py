@@ -20,6 +20,7 @@ def world(**fields: Any) -> ObservedWorld:
         "stranded_gpus": 14.0,
         "used_nodes": 12,
         "power_in_use_w": 21_400.0,
+        "held_gpus": 64.0,
         "waiting_pods": 0,
     }
     return ObservedWorld(**values | fields)
@@ -32,7 +33,9 @@ def report(**fields: Any) -> ObserveReport:
         "unix_s": 1_800_003_600.0,
         "since_unix_s": 1_800_000_000.0,
         "real": world(),
-        "ours": world(load_spread_frac=0.125, used_nodes=9, power_in_use_w=None, waiting_pods=2),
+        "ours": world(
+            load_spread_frac=0.125, used_nodes=9, power_in_use_w=None, held_gpus=60.5, waiting_pods=2
+        ),
         "pods_so_far": 40,
         "pods_same": 12,
         "pods_elsewhere": 20,
@@ -40,6 +43,7 @@ def report(**fields: Any) -> ObserveReport:
         "pods_waited_so_far": 3,
         "waited_longer_s": 75.0,
         "notes": ["An estimate: by a second accounting."],
+        "legend": ["REALLY is so.", "WITH US lacks the work of some."],
         "pods": [
             ObservedPod(
                 namespace="ml",
@@ -50,6 +54,8 @@ def report(**fields: Any) -> ObserveReport:
                 ours="n2",
                 place="elsewhere",
                 load=3.2,
+                mean_load=3.5,
+                mean_power_w=812.4,
             ),
             ObservedPod(
                 namespace="ml",
@@ -83,16 +89,21 @@ def test_both_worlds_stand_side_by_side_with_the_pods_and_what_it_rests_on(daemo
     assert figures["Spread of load over GPUs (0 is even)"] == ["0.312", "0.125"]
     assert figures["Watts of nodes in use"] == ["21,400", "-"]
     assert figures["Pods that wait"] == ["0", "2"]
+    assert figures["GPUs at work (held by pods)"] == ["64", "60.5"]
+    # How the columns are to be read stands right under them.
+    under = lines.index("  REALLY is so.")
+    assert lines[under - 1].startswith("Pods that wait")
+    assert lines[under + 1] == "  WITH US lacks the work of some."
     text = "\n".join(lines)
     for want in (
         "33 still run: 12 where we would have placed them, 20 would be elsewhere, 1 would wait.",
-        "3 would have waited longer than they did, 75s in all.",
+        "3 would have waited longer than they did, 75s in all, and 1 wait still.",
         "An estimate: by a second accounting.",
     ):
         assert want in text
     assert [line.split() for line in lines if line.startswith("  ml/")] == [
-        ["ml/train-0", "4", "n1", "n2", "elsewhere", "3.20", "-"],
-        ["ml/odd?", "8", "n3", "-", "would", "wait", "-", "-", "why"],
+        ["ml/train-0", "4", "n1", "n2", "elsewhere", "3.20", "-", "3.50", "812", "W"],
+        ["ml/odd?", "8", "n3", "-", "would", "wait", "-", "-", "-", "-", "why"],
     ]
 
 
@@ -126,6 +137,27 @@ def test_what_was_known_over_time_stands_beside_what_is_now(daemon: StandIn) -> 
         ["12", "9", "12", "1,234.6"],
         ["0", "2", "0", "0.2"],
     ]
+
+
+def test_what_has_ended_says_when_and_is_not_called_now(daemon: StandIn) -> None:
+    answer = report(
+        status="ended",
+        observing="",
+        observed="everything, paused by kim",
+        ended_unix_s=1_800_000_090.0,
+        real_mean=world(),
+        ours_mean=world(),
+    )
+    lines = told(daemon, answer).splitlines()
+    assert lines[0] == (
+        "Observing nothing now. What the last observation showed, of everything, paused by kim; from "
+        "2027-01-15T08:00:00Z until 2027-01-15T08:01:30Z, for 90s."
+    )
+    [head] = [line for line in lines if line.startswith("AN ESTIMATE")]
+    assert "AT ITS END: REALLY" in head
+    assert "NOW" not in head
+    text = told(daemon, report(pods_waiting=0, waited_longer_s=0.0))
+    assert "3 would have waited longer than they did.\n" in text
 
 
 def test_json_is_as_it_came_and_wide_asks_for_more(daemon: StandIn) -> None:

@@ -21,7 +21,7 @@ from scheduler.core.nouns import PoolSpec
 from scheduler.decision import shadow as shadows
 from scheduler.decision.decider import Decider
 from scheduler.decision.shadow import NO_ROOM, Shadow
-from scheduler.decision.worlds import World
+from scheduler.decision.worlds import LOAD, POWER, World
 from tests.builders import make_decider, make_inventory, make_node, make_pod, make_sample, make_store
 
 REST_W, BUSY_W = 60.0, 300.0
@@ -111,7 +111,7 @@ class Scene:
                 store.see_samples([(node, sample, self.now_s)])
                 store.tick(self.now_s)
         if self.shadow is not None:
-            list(self.shadow.measure())
+            list(self.shadow.measure(self.now_s))
 
     def wait(self, span_s: float) -> None:
         self.now_s += span_s
@@ -204,7 +204,8 @@ def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
         got = (world.load_spread_frac, world.stranded_gpus, world.used_nodes, world.power_in_use_w)
         assert got == pytest.approx(want, rel=1e-5)
     # What stands still is its own mean.
-    list(scene.shadow.measure())
+    scene.now_s += 5.0
+    list(scene.shadow.measure(scene.now_s))
     means = scene.shadow.means.worlds()
     assert means is not None
     for mean, world in zip(means, (worlds.real, worlds.ours), strict=True):
@@ -212,8 +213,205 @@ def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
             assert getattr(mean, each.name) == pytest.approx(getattr(world, each.name))
     assert worlds.nodes == worlds.nodes_load_known == len(sizes)
     assert worlds.nodes_power_known == worlds.nodes_in_use
-    assert scene.shadow.tally().waiting == scene.shadow.waited_so_far == 0
+    assert scene.shadow.tally(scene.now_s).waiting == scene.shadow.waited_so_far == 0
     assert worlds.ours.used_nodes <= worlds.real.used_nodes
+
+
+def by_hand(scene: Scene, places: dict[str, str]) -> tuple[float, float | None, float]:
+    """Spread, watts and GPUs at work of pods that stand somewhere, by what each node measures at this instant.
+
+    That is what `wattbalance nodes` says; a pod takes its share of its node's bound GPUs along.
+    """
+    load, power_w, bound = {}, {}, dict.fromkeys(scene.sizes, 0)
+    for node in scene.sizes:
+        readings = scene.store.gpu_readings(node)
+        load[node] = sum(util or 0.0 for _, util, _ in readings)
+        power_w[node] = sum(each_w or 0.0 for _, _, each_w in readings)
+    for gpus, real, _ in scene.pods.values():
+        bound[real] += gpus
+    # What ended a moment ago is in the load still; no GPU is more than busy.
+    shares = {
+        name: (
+            gpus * min(load[real] / bound[real], 1.0),
+            gpus * (power_w[real] - REST_W * scene.sizes[real]) / bound[real],
+        )
+        for name, (gpus, real, _) in scene.pods.items()
+    }
+    for name, (_, real, _) in scene.pods.items():
+        for column, share in zip((load, power_w), shares[name], strict=True):
+            column[real] -= share
+            if places[name]:
+                column[places[name]] += share
+    total = sum(scene.sizes.values())
+    mean = sum(load.values()) / total
+    variance = sum(size * (load[node] / size - mean) ** 2 for node, size in scene.sizes.items()) / total
+    used = {place for place in places.values() if place}
+    held = sum(gpus for name, (gpus, _, _) in scene.pods.items() if places[name])
+    return math.sqrt(max(variance, 0.0)), sum(power_w[node] for node in used), float(held)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_now_is_what_is_measured_now_and_the_mean_is_its_average_over_time(seed: int) -> None:
+    rng = random.Random(seed)
+    scene = Scene({"a": 8, "b": 8, "c": 4, "d": 8})
+    shadow = scene.shadow
+    assert shadow is not None
+    places: dict[str, str] = {}
+    spans: list[tuple[float, list[tuple[float, float | None, float]]]] = []
+    for _ in range(30):
+        name, gpus = f"p{len(places)}", rng.choice((1, 2))
+        held = {node: sum(g for g, where, _ in scene.pods.values() if where == node) for node in scene.sizes}
+        real = spread_by_kube_scheduler(scene.sizes, held, gpus)
+        if len(scene.pods) < 9 and real:
+            places[name] = scene.ask(name, gpus)
+            scene.bind(name, gpus, real)
+        if rng.random() < 0.3:
+            ended = rng.choice(list(scene.pods))
+            scene.end(ended)
+        # What pods do changes all the time, also to nothing.
+        scene.pods = {
+            key: (g, where, rng.choice((0.0, 0.2, 0.9))) for key, (g, where, _) in scene.pods.items()
+        }
+        span_s = rng.choice((2.0, 5.0, 11.0))
+        scene.now_s += span_s
+        scene.read()
+        worlds = shadow.worlds()
+        want = [
+            by_hand(scene, {pod: where for pod, (_, where, _) in scene.pods.items()}),
+            by_hand(scene, {pod: places[pod] for pod in scene.pods}),
+        ]
+        for world, (spread, power_w, held_gpus) in zip((worlds.real, worlds.ours), want, strict=True):
+            assert world.load_spread_frac == pytest.approx(spread, abs=1e-6)
+            assert world.power_in_use_w == pytest.approx(power_w, rel=1e-6)
+            assert world.held_gpus == held_gpus
+        spans.append((span_s, want))
+    means = shadow.means.worlds()
+    assert means is not None
+    total_s = sum(span_s for span_s, _ in spans)
+    assert shadow.means.span_s == pytest.approx(total_s)
+    for index, world in enumerate(means):
+        sums = [sum(span_s * (want[index][each] or 0.0) for span_s, want in spans) for each in range(3)]
+        got = (world.load_spread_frac, world.power_in_use_w, world.held_gpus)
+        assert got == pytest.approx(tuple(each / total_s for each in sums), rel=1e-5)
+
+
+def test_what_pods_did_once_is_in_their_mean_and_not_in_what_is_now() -> None:
+    """Two nodes of 8, four GPUs busy on one and three on the other; then all of them idle."""
+    scene = Scene({"aws1": 8, "dc1": 8})
+    shadow = scene.shadow
+    assert shadow is not None
+    for index, node in enumerate(("aws1", "dc1") * 3 + ("aws1",)):
+        scene.ask(f"p{index}", 1)
+        scene.bind(f"p{index}", 1, node, busy_frac=0.8 if node == "aws1" else 0.4)
+    scene.now_s += 5.0
+    scene.read()
+    busy = shadow.worlds().real
+    assert busy.load_spread_frac == pytest.approx((4 * 0.8 - 3 * 0.4) / 8 / 2)
+    assert busy.power_in_use_w == pytest.approx(16 * REST_W + BUSY_W * (4 * 0.8 + 3 * 0.4))
+    scene.pods = {name: (gpus, node, 0.0) for name, (gpus, node, _) in scene.pods.items()}
+    for _ in range(20):
+        scene.wait(5.0)
+        scene.read()
+    worlds = shadow.worlds()
+    one = scene.stands("p0")[1]
+    assert worlds.ours.used_nodes == 1, f"all would be on {one}"
+    assert worlds.real.power_in_use_w == 16 * REST_W
+    assert worlds.ours.power_in_use_w == 8 * REST_W
+    for world in (worlds.real, worlds.ours):
+        assert world.load_spread_frac == pytest.approx(0.0, abs=1e-3)
+    # The pods' own means, of 21 readings, are what they were.
+    slots = [each.slot for each in shadow.pods.values() if each.slot >= 0]
+    assert slots
+    share = 0.8 if one == "dc1" else 0.4
+    assert [shadow.moved.power_w[slot] for slot in slots] == pytest.approx([share * BUSY_W / 21] * len(slots))
+    assert all(shadow.moved.load[slot] > 0.03 for slot in slots)
+    assert all(worlds.moved_power_w[slot] == 0.0 for slot in slots)
+
+
+def test_where_no_node_is_in_use_it_draws_nothing_and_work_is_missing() -> None:
+    """A pod that would wait saves nothing: it does not run."""
+    scene = Scene({"a": 4, "b": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.apply(Changed(Kind.POD, make_pod("first", 4, nominated="a", priority=10)))
+    assert scene.ask("p", 4, "a") == ""
+    for name in ("a", "b"):
+        scene.node(name, {"wattbalance.io/quarantine": "x"})
+    scene.bind("p", 4, "a", busy_frac=0.5)
+    scene.now_s += 4.0
+    scene.read()
+    worlds, means = shadow.worlds(), shadow.means.worlds()
+    assert means is not None
+    busy_w = 4 * (REST_W + 0.5 * BUSY_W)
+    for real, ours in ((worlds.real, worlds.ours), means):
+        assert (real.used_nodes, real.power_in_use_w, real.held_gpus) == pytest.approx((1, busy_w, 4.0))
+        assert (ours.used_nodes, ours.power_in_use_w, ours.held_gpus) == (0, 0.0, 0.0)
+    assert shadow.means.known_frac(POWER) == 1.0
+
+
+def test_an_instant_at_which_a_node_in_use_is_unknown_is_in_no_mean_of_watts_on_either_side() -> None:
+    scene = Scene({"a": 8, "b": 8, "c": 8})
+    shadow = scene.shadow
+    assert shadow is not None
+    ours = scene.ask("p", 4)
+    real = next(name for name in scene.sizes if name != ours)
+    scene.bind("p", 4, real, busy_frac=0.5)
+    scene.now_s += 10.0
+    scene.read()
+    known = shadow.worlds()
+    # For 1000 s nothing is heard of where it runs.
+    silent = [name for name in scene.sizes if name != real]
+    for span_s in (500.0, 500.0):
+        scene.now_s += span_s
+        for store in scene.stores:
+            store.see_samples([(name, make_sample(name, [1.0] * 8), scene.now_s) for name in silent])
+            store.tick(scene.now_s)
+        list(shadow.measure(scene.now_s))
+        now = shadow.worlds()
+        assert now.nodes_power_known < now.nodes_in_use
+    means = shadow.means.worlds()
+    assert means is not None
+    assert (means[0].power_in_use_w, means[1].power_in_use_w) == pytest.approx(
+        (known.real.power_in_use_w, known.ours.power_in_use_w)
+    )
+    assert shadow.means.known_frac(POWER) == pytest.approx(10 / 1010)
+    assert shadow.means.known_frac(LOAD) == 1.0, "that of another node is known"
+    assert means[0].held_gpus == means[1].held_gpus == 4.0
+
+
+def test_a_pod_that_waits_still_is_counted_up_to_now() -> None:
+    scene = Scene({"a": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.bind("other", 4, "a")
+    for name in ("p", "q"):
+        scene.ask(name, 1)
+        scene.bind(name, 1, "a")
+        scene.wait(10.0)
+    pods = shadow.tally(scene.now_s + 1.0)
+    assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (2, 2, 21.0 + 11.0)
+    # Once it has room, its wait is over; what it was is kept, also when it ends.
+    scene.end("other")
+    scene.wait(1.0)
+    for _ in range(2):
+        pods = shadow.tally(scene.now_s)
+        assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (0, 2, 32.0)
+        scene.now_s += 100.0
+    # Where its node goes with us, it waits again: one pod, and more of its time.
+    scene.end("q")
+    scene.sizes["b"] = 4
+    scene.node("b")
+    scene.bind("r", 1, "b")
+    scene.ask("s", 1, "a")
+    scene.bind("s", 1, "b")
+    assert scene.stands("s") == ("b", "a")
+    scene.node("b", cordoned=True)
+    del scene.sizes["a"]
+    scene.apply(Gone(Kind.NODE, make_node("a")))
+    assert scene.stands("s") == ("b", "")
+    scene.now_s += 7.0
+    pods = shadow.tally(scene.now_s)
+    assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (1, 3, 39.0)
 
 
 # --- case by case ---------------------------------------------------------------------------------------------------
@@ -227,7 +425,7 @@ def test_where_pods_stand_as_they_do_anyway_both_worlds_are_the_same() -> None:
     scene.bind("other", 2, "b")
     scene.read()
     assert scene.shadow is not None
-    worlds, pods = scene.shadow.worlds(), scene.shadow.tally()
+    worlds, pods = scene.shadow.worlds(), scene.shadow.tally(scene.now_s)
     assert worlds.real == worlds.ours
     assert (pods.same, pods.elsewhere, pods.so_far) == (4, 0, 4)
 
@@ -248,14 +446,14 @@ def test_a_pod_that_has_no_room_with_us_waits_until_it_has() -> None:
     assert scene.shadow is not None
     followed = scene.shadow.pods["uid-p3"]
     assert (followed.node, followed.reason) == ("", NO_ROOM)
-    assert scene.shadow.tally().waiting == 1
+    assert scene.shadow.tally(scene.now_s).waiting == 1
     assert len(scene.shadow.store.waiting) == 1
     scene.wait(30.0)
     assert followed.node == ""
     scene.end("p1")
     scene.wait(10.0)
     assert (followed.node, followed.reason) == (other, "")
-    pods = scene.shadow.tally()
+    pods = scene.shadow.tally(scene.now_s)
     assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (0, 1, 40.0)
     assert followed.waited_s == 40.0
 
@@ -336,7 +534,7 @@ def test_a_pod_that_waits_for_a_pool_goes_on_to_the_next_in_time() -> None:
     scene.wait(11.0)
     assert scene.stands("p") == ("far", "far")
     assert scene.shadow is not None
-    assert scene.shadow.tally().waited_so_far_s == 61.0
+    assert scene.shadow.tally(scene.now_s).waited_so_far_s == 61.0
 
 
 def test_a_pod_that_waits_says_what_keeps_it_from_most_nodes() -> None:
@@ -404,7 +602,11 @@ def test_there_is_no_mean_before_a_pod_is_followed() -> None:
     assert scene.shadow.means.worlds() is None
     scene.bind("p", 1, scene.ask("p", 1))
     scene.read()
+    assert scene.shadow.means.worlds() is None, "no time has passed"
+    scene.wait(5.0)
+    scene.read()
     assert scene.shadow.means.worlds() is not None
+    assert scene.shadow.means.span_s == 5.0
 
 
 def test_a_node_that_goes_in_both_worlds_moves_no_pod_and_one_that_goes_while_all_is_measured_nothing() -> (
@@ -416,7 +618,7 @@ def test_a_node_that_goes_in_both_worlds_moves_no_pod_and_one_that_goes_while_al
     other = next(name for name in scene.sizes if name != where)
     scene.read()
     assert scene.shadow is not None
-    steps = scene.shadow.measure()
+    steps = scene.shadow.measure(scene.now_s)
     next(steps)
     scene.apply(Listed(Kind.NODE, frozenset(scene.sizes) - {where, other}, began_mono_s=scene.now_s + 1))
     list(steps)
@@ -445,7 +647,7 @@ def test_a_pod_stands_as_it_was_promised_whatever_is_told_of_it_or_comes_later()
     assert scene.stands("p") == (real, ours)
     assert scene.shadow is not None
     assert scene.shadow.store.pods["uid-p"].node == ours
-    assert scene.shadow.tally().so_far == 1
+    assert scene.shadow.tally(scene.now_s).so_far == 1
 
 
 def test_a_node_that_really_has_room_and_is_not_offered_is_not_chosen() -> None:
@@ -507,11 +709,11 @@ def test_a_pod_that_moved_since_the_last_reading_leaves_both_its_nodes_unknown()
     scene.bind("p", 1, real)
     assert scene.stands("p") == (real, ours)
     assert scene.shadow.worlds().nodes_load_known == 1
-    assert scene.shadow.tally().unmeasured == 1
+    assert scene.shadow.tally(scene.now_s).unmeasured == 1
     scene.read()
     assert scene.shadow.worlds().nodes_load_known == 3
     scene.end("p")
-    assert scene.shadow.tally().unmeasured == 0
+    assert scene.shadow.tally(scene.now_s).unmeasured == 0
 
 
 def test_a_node_counts_as_in_use_in_either_world_and_one_without_gpus_in_none() -> None:
@@ -520,9 +722,9 @@ def test_a_node_counts_as_in_use_in_either_world_and_one_without_gpus_in_none() 
     worlds = scene.shadow.worlds()
     assert (worlds.nodes, worlds.nodes_in_use) == (3, 2)
     assert (worlds.real.used_nodes, worlds.ours.used_nodes) == (1, 1)
-    assert scene.shadow.tally().unmeasured == 1
+    assert scene.shadow.tally(scene.now_s).unmeasured == 1
     scene.end("p")
-    assert scene.shadow.tally().unmeasured == 0
+    assert scene.shadow.tally(scene.now_s).unmeasured == 0
     assert scene.shadow.worlds().nodes_in_use == 0, f"neither {real} nor {ours}"
 
 
@@ -554,7 +756,7 @@ def test_of_more_pods_than_are_followed_the_others_stand_where_they_are(
     assert scene.shadow is not None
     assert list(scene.shadow.pods) == ["uid-p"]
     assert scene.shadow.store.pods["uid-q"].node == scene.store.pods["uid-q"].node
-    pods = scene.shadow.tally()
+    pods = scene.shadow.tally(scene.now_s)
     assert (pods.so_far, pods.left_out, pods.asked) == (1, 1, 0)
 
 
@@ -566,7 +768,7 @@ def test_of_more_pods_than_are_kept_the_one_that_was_asked_about_longest_ago_is_
     for name in ("p", "q", "p", "r"):
         scene.ask(name, 1)
     assert scene.shadow is not None
-    assert scene.shadow.tally().asked == 2
+    assert scene.shadow.tally(scene.now_s).asked == 2
     for name in ("p", "q", "r"):
         scene.bind(name, 1, "a")
     assert sorted(scene.shadow.pods) == ["uid-p", "uid-r"]
@@ -580,9 +782,9 @@ def test_a_pod_of_no_gpu_or_that_runs_or_that_nobody_created_is_not_followed() -
     for pod in (make_pod("runs", 1), make_pod("unseen", 1)):
         request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
         scene.decider.place(request, np.array([0, 1], np.intp), scene.now_s, 1e9, observe=True)
-    assert scene.shadow.tally().asked == 1, "it may be seen soon"
+    assert scene.shadow.tally(scene.now_s).asked == 1, "it may be seen soon"
     scene.apply(Listed(Kind.POD, frozenset({"uid-runs"}), began_mono_s=scene.now_s + 1))
-    assert scene.shadow.tally().asked == 0
+    assert scene.shadow.tally(scene.now_s).asked == 0
 
 
 def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
@@ -602,10 +804,10 @@ def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
     # Neither where it runs, nor where it would stand.
     assert worlds.nodes_load_known == 1
     assert worlds.real.load_spread_frac == worlds.ours.load_spread_frac == 0.0
-    assert scene.shadow.tally().unmeasured == 1
+    assert scene.shadow.tally(scene.now_s).unmeasured == 1
     scene.read()
     assert scene.shadow.worlds().nodes_load_known == 3
-    assert scene.shadow.tally().unmeasured == 0
+    assert scene.shadow.tally(scene.now_s).unmeasured == 0
     assert untouched
 
 
@@ -623,7 +825,7 @@ def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_a
         assert scene.shadow is not None
         # Both have but one GPU, and that is held.
         assert scene.shadow.worlds().nodes_power_known == (2 if resting else 0)
-        assert scene.shadow.tally().unmeasured == (0 if resting else 1)
+        assert scene.shadow.tally(scene.now_s).unmeasured == (0 if resting else 1)
 
 
 def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:
@@ -653,7 +855,7 @@ def test_a_new_list_forgets_what_it_does_not_name() -> None:
     assert scene.shadow is not None
     assert not scene.shadow.pods
     assert not scene.shadow.store.pods
-    assert scene.shadow.tally().asked == 0
+    assert scene.shadow.tally(scene.now_s).asked == 0
     assert not len(scene.shadow.moved)
 
 
@@ -767,7 +969,7 @@ def test_whatever_happens_each_pod_stands_once_and_its_sums_add_up(
         followed = shadow.pods.get(uid)
         assert shadow.store.pods[uid].node == (followed.node if followed else facts.node)
     # 2. Every count of it adds up.
-    pods = shadow.tally()
+    pods = shadow.tally(scene.now_s)
     assert pods.same + pods.elsewhere + pods.waiting == len(shadow.pods) <= pods.so_far
     assert pods.waiting == sum(not each.node for each in shadow.pods.values())
     moved = [each for each in shadow.pods.values() if each.slot >= 0]
@@ -778,3 +980,13 @@ def test_whatever_happens_each_pod_stands_once_and_its_sums_add_up(
         assert world.load_spread_frac is None or 0 <= world.load_spread_frac < math.inf
         assert world.power_in_use_w is None or 0 <= world.power_in_use_w < math.inf
         assert world.stranded_gpus >= 0
+    # 4. What is missing with us is what pods that wait hold; what is not missing there is of nodes that just went.
+    lost = sum(
+        float(shadow.moved.gpus[each.slot]) * ((each.real in scene.sizes) - bool(each.node)) for each in moved
+    )
+    assert worlds.real.held_gpus - worlds.ours.held_gpus == pytest.approx(lost)
+    # 5. Who waits has waited up to now.
+    assert shadow.tally(scene.now_s + 10.0).waited_so_far_s == pytest.approx(
+        pods.waited_so_far_s + 10.0 * pods.waiting
+    )
+    assert pods.waiting <= pods.waited_so_far

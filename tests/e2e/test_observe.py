@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,16 @@ def until_bound(system: System, replica: Replica, *pods: str) -> dict[str, str]:
     return nodes
 
 
+def check_work_and_watts(
+    replica: Replica, said: dict[str, Any], pods: dict[str, int], nodes: Iterable[str]
+) -> None:
+    """The real column is what `wattbalance nodes` says of nodes with a pod; who stands elsewhere works all the same."""
+    watts = [view(replica, name)["power_w"] for name in nodes]
+    assert said["real"]["power_in_use_w"] == pytest.approx(sum(watts), rel=0.01)
+    assert said["real"]["held_gpus"] == said["ours"]["held_gpus"] == sum(pods.values())
+    assert not any("lacks the work" in line for line in said["legend"])
+
+
 def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
     system: System, start_agent: StartAgent, make_stub: Callable[[str], NvmlStub]
 ) -> None:
@@ -141,6 +151,7 @@ def test_observing_leaves_no_trace_in_the_cluster_and_reports_what_would_be(
             assert said[world]["used_nodes"] == len(holds)
         wait_for("what was moved is measured", lambda: report(replica)["pods_unmeasured"] == 0)
         said = report(replica)
+        check_work_and_watts(replica, said, pods, real)
         moved = [each for each in said["pods"] if each["place"] == "elsewhere"]
         assert all(each["load"] > 0 and each["power_w"] > 0 for each in moved)
         for world in ("real", "ours"):

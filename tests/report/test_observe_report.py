@@ -9,8 +9,8 @@ import pytest
 from scheduler.core.clock import ManualClock
 from scheduler.decision import shadow as shadows
 from scheduler.decision.shadow import Shadow
-from scheduler.report.observation import ObservedWorld
-from scheduler.report.observe import ObserveReporter
+from scheduler.report.observation import ObservedWorld, ObserveReport
+from scheduler.report.observe import ObserveReporter, ended
 from tests.decision.test_shadow import Scene
 
 
@@ -20,7 +20,9 @@ class Watched:
     def __init__(self, shadow: Shadow | None) -> None:
         self.shadow = shadow
         self.failed = False
+        self.last: ObserveReport | None = None
         self.what: Callable[[], str] = lambda: "everything"
+        self.began_for = "everything"
 
 
 def fields(world: ObservedWorld | None) -> tuple[object, ...]:
@@ -30,6 +32,7 @@ def fields(world: ObservedWorld | None) -> tuple[object, ...]:
         world.stranded_gpus,
         world.used_nodes,
         world.power_in_use_w,
+        world.held_gpus,
         world.waiting_pods,
     )
 
@@ -53,13 +56,14 @@ def life() -> tuple[Scene, Shadow]:
     scene.wait(0.0)
     scene.read()
     scene.wait(20.0)
+    scene.read()
     return scene, shadow
 
 
 def test_every_figure_is_that_of_the_two_worlds() -> None:
     scene, shadow = life()
     report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
-    worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally()
+    worlds, means, pods = shadow.worlds(), shadow.means.worlds(), shadow.tally(scene.now_s)
     assert means is not None
     for told, want in (
         (report.real, worlds.real),
@@ -72,11 +76,12 @@ def test_every_figure_is_that_of_the_two_worlds() -> None:
             want.stranded_gpus,
             want.used_nodes,
             want.power_in_use_w,
+            want.held_gpus,
             want.waiting_pods,
         )
     assert len({fields(each) for each in (report.real, report.ours)}) == 2
     assert (report.pods_so_far, report.pods_same, report.pods_elsewhere, report.pods_waiting) == (5, 1, 3, 1)
-    assert (report.pods_waited_so_far, report.waited_longer_s) == (2, pods.waited_so_far_s) == (2, 30.0)
+    assert (report.pods_waited_so_far, report.waited_longer_s) == (2, pods.waited_so_far_s) == (2, 80.0)
     assert (report.nodes, report.nodes_in_use) == (6, worlds.nodes_in_use)
     assert report.nodes_in_use < report.nodes
     assert any("5 pods placed since" in note and ", 5 of which still run" in note for note in report.notes)
@@ -98,7 +103,116 @@ def test_every_pod_is_told_with_what_it_does_newest_first() -> None:
     assert [pods[name].waited_longer_s for name in ("waits", "late", "far")] == [50.0, 30.0, 0.0]
     assert (pods["far"].gpus, pods["same"].load, pods["same"].power_w) == (4.0, None, None)
     slot = shadow.pods["uid-far"].slot
-    assert (pods["far"].load, pods["far"].power_w) == (shadow.moved.load[slot], shadow.moved.power_w[slot])
+    worlds = shadow.worlds()
+    assert (pods["far"].load, pods["far"].power_w) == (worlds.moved_load[slot], worlds.moved_power_w[slot])
+    assert (pods["far"].mean_load, pods["far"].mean_power_w) == (
+        shadow.moved.load[slot],
+        shadow.moved.power_w[slot],
+    )
+    assert pods["same"].mean_load is pods["same"].mean_power_w is None
+
+
+def test_the_columns_can_be_followed_by_the_pods_below_them() -> None:
+    """Ours is the real one, with each pod's load and watts elsewhere: node by node, from what the report tells."""
+    scene, shadow = life()
+    report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
+    readings = {node: scene.store.gpu_readings(node) for node in scene.sizes}
+    power_w = {node: sum(each_w or 0.0 for _, _, each_w in each) for node, each in readings.items()}
+    assert report.real is not None
+    assert report.ours is not None
+    assert report.real.power_in_use_w == pytest.approx(
+        sum(power_w[node] for node in {pod.real for pod in report.pods})
+    )
+    for pod in report.pods:
+        if pod.place != "same":
+            assert pod.power_w is not None
+            power_w[pod.real] -= pod.power_w
+            if pod.ours:
+                power_w[pod.ours] += pod.power_w
+    assert report.ours.power_in_use_w == pytest.approx(
+        sum(power_w[node] for node in {pod.ours for pod in report.pods if pod.ours})
+    )
+    assert report.legend[0].startswith("REALLY is what is measured.")
+
+
+def test_work_that_is_missing_is_told_beside_the_watts() -> None:
+    scene, shadow = life()
+    report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
+    assert report.real is not None
+    assert report.ours is not None
+    assert (report.real.held_gpus, report.ours.held_gpus) == (16.0, 12.0)
+    assert sum(pod.gpus for pod in report.pods if pod.place == "waiting") == 4.0
+    assert any(
+        line.startswith("WITH US lacks the work of pods that would wait (GPUs: 4 now, 4 in the mean)")
+        and line.endswith("less work, not less power for it.")
+        for line in report.legend
+    ), report.legend
+    scene.end("waits")
+    # What was missing is still so in the mean.
+    legend = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report().legend
+    assert any(
+        line.startswith("WITH US lacks the work of pods that would wait (GPUs: 0 now, 4 in the mean)")
+        for line in legend
+    )
+    other = Scene({"a": 8})
+    other.bind("p", 1, other.ask("p", 1))
+    other.now_s += 5.0
+    other.read()
+    legend = ObserveReporter(Watched(other.shadow), ManualClock(mono_s=other.now_s)).report().legend
+    assert len(legend) == 2, "nothing is missing, nothing unknown"
+
+
+def test_the_share_of_time_that_was_known_is_told() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.bind("p", 1, scene.ask("p", 1))
+    for span_s, unread in ((30.0, ("a", "b")), (10.0, ())):
+        scene.now_s += span_s
+        if not unread:
+            scene.read()
+        else:
+            list(shadow.measure(scene.now_s))
+    report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
+    assert (report.mean_span_s, report.mean_load_known_frac, report.mean_power_known_frac) == (
+        40.0,
+        0.25,
+        0.25,
+    )
+    for text in (
+        "MEAN is the average of the same figures over the 40 s",
+        "Its spread is over the 25.0%",
+        "Its watts",
+    ):
+        assert sum(line.startswith(text) for line in report.legend) == 1, text
+
+
+def test_what_has_ended_is_kept_as_it_was_and_when() -> None:
+    scene, shadow = life()
+    watched = Watched(shadow)
+    clock = ManualClock(mono_s=scene.now_s, unix_s=2e9)
+    reporter = ObserveReporter(watched, clock)
+    before = reporter.report()
+    # Nobody has looked since it ended.
+    watched.what = lambda: ""
+    at_once = reporter.report()
+    assert (at_once.status, at_once.observing, at_once.observed) == ("ended", "", "everything")
+    watched.last, watched.shadow = ended(shadow, "everything", clock.mono_s(), clock.unix_s()), None
+    scene.end("far")
+    clock.advance(1000.0)
+    report = reporter.report()
+    assert (report.ended_unix_s, report.unix_s) == (2e9, 2e9 + 1000.0)
+    for one, other in ((report, before), (at_once, before)):
+        assert (one.real, one.ours, one.real_mean, one.pods) == (
+            other.real,
+            other.ours,
+            other.real_mean,
+            other.pods,
+        )
+    assert [note[:20] for note in report.notes[:2]] == ["Nothing is observed ", "The last observation"]
+    assert [pod.name for pod in reporter.report(1).pods] == ["waits"]
+    watched.what = lambda: "pool a"
+    assert reporter.report().status == "starting", "the next begins"
 
 
 def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
