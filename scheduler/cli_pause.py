@@ -65,7 +65,7 @@ def _own_namespace() -> str:
     return own_namespace()
 
 
-def _where(command: Callable[..., None]) -> Callable[..., None]:
+def _where(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command the options that say which daemon is meant."""
     for option in (
         click.option("--context", type=Context(), metavar="NAME", help="Context; default: its current one."),
@@ -110,13 +110,7 @@ def pause(reason: str, namespace: str, kubeconfig: str | None, context: str | No
     outcome = _order(reason, namespace, kubeconfig, context)
     if outcome.done:
         click.echo(outcome.paused or "paused")
-        where = (
-            ("-n", namespace, _own_namespace()),
-            ("--context", context, None),
-            ("--kubeconfig", kubeconfig, None),
-        )
-        named = "".join(f" {option} {value}" for option, value, default in where if value != default)
-        click.echo(f"`wattbalance resume{named}` ends it.")
+        click.echo(f"`wattbalance resume{_options(namespace, kubeconfig, context)}` ends it.")
     else:
         click.echo(f"already {outcome.paused}")
     _warn(outcome)
@@ -124,8 +118,11 @@ def pause(reason: str, namespace: str, kubeconfig: str | None, context: str | No
 
 @click.command(short_help="End a pause.")
 @_where
-def resume(namespace: str, kubeconfig: str | None, context: str | None) -> None:
+def resume(namespace: str, kubeconfig: str | None, context: str | None) -> int:
     """End a pause: the daemon acts again.
+
+    Where nobody has paused it there is nothing to do, and no fault: said twice it is done twice. Exits 1 if a pause
+    stands in another namespace, or if no daemon has led in this one and you may not look into others.
 
     \b
     Examples:
@@ -138,6 +135,21 @@ def resume(namespace: str, kubeconfig: str | None, context: str | None) -> None:
     else:
         click.echo(f"nothing to resume: nobody paused it in namespace {namespace}")
     _warn(outcome)
+    for other in outcome.elsewhere or ():
+        named = _options(other, kubeconfig, context)
+        click.echo(f"a pause stands in namespace {other}: `wattbalance resume{named}` ends it", err=True)
+    lost = bool(outcome.lonely) and outcome.elsewhere is None
+    return 1 if outcome.elsewhere or lost else 0
+
+
+def _options(namespace: str, kubeconfig: str | None, context: str | None) -> str:
+    """What of a command line names the same daemon; with a blank before each, and nothing where defaults do."""
+    where = (
+        ("-n", namespace, _own_namespace()),
+        ("--context", context, None),
+        ("--kubeconfig", kubeconfig, None),
+    )
+    return "".join(f" {option} {value}" for option, value, default in where if value != default)
 
 
 def _order(reason: str | None, namespace: str, kubeconfig: str | None, context: str | None) -> Outcome:

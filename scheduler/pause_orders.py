@@ -37,6 +37,10 @@ class _Review(msgspec.Struct, frozen=True):
     status: _ReviewStatus = _ReviewStatus()
 
 
+class _ConfigMaps(msgspec.Struct, frozen=True):
+    items: list[ConfigMap] = []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What stands in the cluster, or stood there until now; None where there was no pause."""
@@ -46,6 +50,8 @@ class Outcome:
     """Whether this order changed anything."""
     lonely: str = ""
     """Why nobody may heed it, for a person; empty if somebody surely does."""
+    elsewhere: tuple[str, ...] | None = ()
+    """Where nothing was to be resumed: other namespaces in which a pause stands; None if we may not look there."""
 
 
 class Orders:
@@ -91,7 +97,9 @@ class Orders:
         """
         standing = await self.standing()
         if standing is None:
-            return Outcome(paused=None, done=False, lonely=await self._lonely())
+            return Outcome(
+                paused=None, done=False, lonely=await self._lonely(), elsewhere=await self._elsewhere()
+            )
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": standing.uid}}
         try:
             await self._call("delete", NAME, options)
@@ -137,6 +145,19 @@ class Orders:
         if name:
             return name, True
         return (await self._credentials.access()).user or os.environ.get("USER", ""), False
+
+    async def _elsewhere(self) -> tuple[str, ...] | None:
+        """In which namespaces a pause stands; None if nobody tells us, as where we have rights in one alone."""
+        try:
+            answer = await self._transport.call(
+                "list",
+                Target(resource="configmaps"),
+                params={"fieldSelector": f"metadata.name={NAME}"},
+            )
+            found = msgspec.json.decode(answer, type=_ConfigMaps).items
+        except (ClusterError, msgspec.DecodeError):
+            return None
+        return tuple(sorted(each.metadata.namespace for each in found if Paused.of(each) is not None))
 
     async def _lonely(self) -> str:
         """Whether there is no sign of a daemon in this namespace: a pause there would stop nobody."""

@@ -75,6 +75,37 @@ def test_who_pauses_and_who_is_paused_mean_the_same_namespace(
     assert "in namespace other" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("outcome", "want_code", "want_said"),
+    [
+        (Outcome(paused=None, done=False), 0, ""),
+        (Outcome(paused=None, done=False, elsewhere=None), 0, ""),
+        (Outcome(paused=None, done=False, lonely="nobody led"), 0, "nobody led"),
+        (Outcome(paused=None, done=False, lonely="nobody led", elsewhere=None), 1, "nobody led"),
+        (
+            Outcome(paused=None, done=False, elsewhere=("gpu",)),
+            1,
+            "a pause stands in namespace gpu: `wattbalance resume -n gpu --context c` ends it",
+        ),
+    ],
+)
+def test_resume_where_nothing_is_paused_is_a_failure_only_in_the_wrong_place(
+    outcome: Outcome,
+    want_code: int,
+    want_said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def order(**_: object) -> Outcome:
+        return outcome
+
+    monkeypatch.setattr(pause_orders, "order", order)
+    assert end_of("resume", "--context", "c") == want_code
+    said = capsys.readouterr()
+    assert said.out.startswith("nothing to resume")
+    assert want_said in said.err
+
+
 def namespaces_printed(*arguments: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patched:
         lines: list[str] = []

@@ -214,6 +214,13 @@ async def test_the_program_pauses_and_resumes_and_says_who_and_since_when(
         code, said, _ = await program("resume", "--kubeconfig", str(tmp_path / "kubeconfig"))
         assert (code, said) == (0, f"resumed; it was {want}\n")
         code, said, complained = await program("resume", **where)
+        # Another's pause stands: whoever meant that must not take it for ended.
+        assert (code, said) == (1, "nothing to resume: nobody paused it in namespace wattbalance\n")
+        assert "namespace default: `wattbalance resume -n default` ends it" in complained
+        code, _, _ = await program("resume", "-n", "default", **where)
+        assert code == 0
+        # Said twice it is done twice.
+        code, said, complained = await program("resume", **where)
         assert (code, said) == (0, "nothing to resume: nobody paused it in namespace wattbalance\n")
         code, _, complained = await program("resume", "--context", "absent", **where)
         assert code == 2

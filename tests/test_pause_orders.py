@@ -30,7 +30,18 @@ class Script:
         self.answers = answers
         self.sent: list[tuple[str, dict[str, Any]]] = []
 
-    async def call(self, verb: str, target: Target, *, body: dict[str, Any] | None = None) -> bytes:
+    async def call(
+        self,
+        verb: str,
+        target: Target,
+        *,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
+    ) -> bytes:
+        assert params is None or (target.path, params["fieldSelector"]) == (
+            "/api/v1/configmaps",
+            "metadata.name=wattbalance-pause",
+        )
         self.sent.append((f"{verb}_{target.resource}", body or {}))
         waiting = self.answers[f"{verb}_{target.resource}"]
         answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
@@ -86,10 +97,31 @@ async def test_a_pause_that_somebody_else_has_just_ended_is_nothing_that_resume_
 
 @pytest.mark.parametrize(("led", "want"), [(NEVER_LED, "no replica has led in namespace wb"), (LED, "")])
 async def test_resume_without_a_pause_says_where_it_looked(led: list[Answer], want: str) -> None:
-    outcome = await Script(get_configmaps=[GONE], get_leases=led).orders().resume()
-    assert not outcome.done
+    script = Script(get_configmaps=[GONE], get_leases=led, list_configmaps=[{"items": []}])
+    outcome = await script.orders().resume()
+    assert (outcome.done, outcome.elsewhere) == (False, ())
     assert outcome.lonely.startswith(want)
     assert bool(outcome.lonely) is bool(want)
+
+
+def in_namespace(name: str, **meta: str) -> dict[str, object]:
+    return {"metadata": {"name": "wattbalance-pause", "namespace": name, **meta}}
+
+
+@pytest.mark.parametrize(
+    ("listed", "want"),
+    [
+        ({"items": [in_namespace("b"), in_namespace("a")]}, ("a", "b")),
+        ({"items": [in_namespace("ends", deletionTimestamp="2026-01-01T00:00:00Z")]}, ()),
+        ({"items": 3}, None),
+        (ApiForbidden("not in the whole cluster", status=403), None),
+    ],
+)
+async def test_resume_without_a_pause_looks_for_one_elsewhere(
+    listed: Answer, want: tuple[str, ...] | None
+) -> None:
+    outcome = await Script(get_configmaps=[GONE], get_leases=LED, list_configmaps=[listed]).orders().resume()
+    assert outcome.elsewhere == want
 
 
 @pytest.mark.parametrize(
