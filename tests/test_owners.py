@@ -75,11 +75,11 @@ async def test_a_kind_that_the_role_cannot_list_is_told_once_and_the_rest_counts
         before = refused(replica)
         await eventually(lambda: refused(replica) >= before + 5)
         assert sum("deployments cannot be followed" in each for each in caplog.messages) == 1
-        # With the right, what it says counts, and nothing is said of it any more.
+        # With the right it speaks for its ReplicaSet too, and nothing is said of it any more.
         world.api.faults.forbidden.clear()
         await eventually(lambda: Kind.DEPLOYMENT not in replica.daemon.cluster.refused)
         told = await explained(replica, "p1")
-        assert {each["key"] for each in told["annotations"]} == {"workload", "queue"}
+        assert [(each["key"], each["where"]) for each in told["annotations"]] == [("queue", "deployment web")]
         assert not any("owner" in each for each in told["notes"])
 
 
