@@ -39,8 +39,6 @@ class Tally:
     elsewhere: int
     waiting: int
     """Run, and would wait with us."""
-    unmeasured: int
-    """Of those elsewhere or waiting: whose load or watts are not known."""
     so_far: int
     waited_so_far: int
     """Would have waited longer, if only for a while; those that wait still, too."""

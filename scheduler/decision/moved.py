@@ -27,8 +27,7 @@ class Moved:
         self.power_w: Floats = np.zeros(0)
         """Mean measured watts above what its GPUs draw at rest; NaN is unknown."""
         self.load_now: Floats = np.zeros(0)
-        """The last reading of these; NaN is unknown."""
-        self.power_now_w: Floats = np.zeros(0)
+        """The last reading of it; NaN is unknown."""
         self.load_times: Floats = np.zeros(0)
         self.power_times: Floats = np.zeros(0)
 
@@ -41,7 +40,7 @@ class Moved:
             self._grow()
         slot = self._free.pop()
         self.real[slot], self.ours[slot], self.gpus[slot] = real, ours, gpus
-        self.load[slot] = self.power_w[slot] = self.load_now[slot] = self.power_now_w[slot] = np.nan
+        self.load[slot] = self.power_w[slot] = self.load_now[slot] = np.nan
         self.load_times[slot] = self.power_times[slot] = 0
         return slot
 
@@ -56,31 +55,24 @@ class Moved:
         more = max(GROWTH, old // 2)
         self.real = np.append(self.real, np.full(more, -1))
         self.ours = np.append(self.ours, np.full(more, -1))
-        for name in ("gpus", "load", "power_w", "load_now", "power_now_w", "load_times", "power_times"):
+        for name in ("gpus", "load", "power_w", "load_now", "load_times", "power_times"):
             setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
         self._free.extend(range(old + more - 1, old - 1, -1))
 
     def measure(self, load_each: Floats, power_each_w: Floats) -> None:
         """Take one reading, into the means too: what a bound GPU of each real row does now; NaN is unknown."""
-        for each, now, mean, times in (
-            (load_each, self.load_now, self.load, self.load_times),
-            (power_each_w, self.power_now_w, self.power_w, self.power_times),
+        self.load_now = self.shares(load_each)
+        for now, mean, times in (
+            (self.load_now, self.load, self.load_times),
+            (self.shares(power_each_w), self.power_w, self.power_times),
         ):
-            now[:] = self._shares(each)
             known = ~np.isnan(now)
             times[known] += 1
             before = np.where(np.isnan(mean[known]), 0, mean[known])
             mean[known] = before + (now[known] - before) / times[known]
 
-    def current(self, each: Floats, mean: Floats) -> Floats:
-        """What each slot does, by what a bound GPU of each real row does; shape (slots,).
-
-        Unknown before its first reading, too (`mean`: self.load or self.power_w): what its node does may be from
-        before it came.
-        """
-        return np.where(np.isnan(mean), np.nan, self._shares(each))
-
-    def _shares(self, each: Floats) -> Floats:
+    def shares(self, each: Floats) -> Floats:
+        """What each slot does, by what a bound GPU of each real row does; shape (slots,), NaN is unknown."""
         shares = np.full(len(self.gpus), np.nan)
         there = self.real >= 0
         shares[there] = each[self.real[there]] * self.gpus[there]

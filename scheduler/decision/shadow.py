@@ -38,7 +38,7 @@ from scheduler.core.nouns import PodRequest
 from scheduler.decision.cycle import Mask, PolicyFailures, Rows, judge
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.followed import Followed, Tally
-from scheduler.decision.moved import Floats, Moved
+from scheduler.decision.moved import Moved
 from scheduler.decision.worlds import Means, Reading, Worlds, carried, compare, read
 
 # As many as the largest cluster has; a pod beyond them stands where it really is, and is counted.
@@ -49,8 +49,6 @@ MOST_ASKED = 10_000
 TRIED_A_TURN = 20
 # gpu_readings of one node takes 20 us.
 NODES_A_STEP = 50
-# A sum takes 1 us.
-NODES_A_SUM = 1000
 NO_ROOM = "no node has room with us"
 
 
@@ -79,8 +77,6 @@ class Shadow:
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._ours_of: Rows = np.zeros(0, np.intp)
         self._generations = (-1, -1)
-        self._rest_of_row_w: Floats = np.zeros(0)
-        """By real row: what its GPUs draw at rest, as of the last measurement; NaN is unknown."""
         self._rest_w: dict[str, float] = {}
         """By GPU model: the least that an unheld GPU was seen to draw."""
 
@@ -307,22 +303,12 @@ class Shadow:
         # Some nodes with an unheld GPU are looked at for what such a one draws, whoever stands there.
         resting = np.flatnonzero(now.fresh & (now.bound_gpus < now.gpu_count))[:NODES_A_STEP]
         looked_at = np.union1d(self.moved.real[self.moved.real >= 0], resting)
-        gpus_of = {}
         for start in range(0, len(looked_at), NODES_A_STEP):
             for row in looked_at[start : start + NODES_A_STEP].tolist():
                 if name := self.real.names[row]:
-                    gpus_of[name] = self._look_at(name)
+                    self._look_at(name)
             yield
-        rest_of_w: dict[str, float] = {}
-        for index, (name, gpus) in enumerate(gpus_of.items()):
-            if (record := self.real.nodes.get(name)) is not None:
-                rest_of_w[name] = self._rest_w.get(record.model, math.nan) * gpus
-            if index % NODES_A_SUM == NODES_A_SUM - 1:
-                yield
         self._renew_rows()
-        self._rest_of_row_w = np.full(self.real.snapshot.rows, np.nan)
-        still = [name for name in rest_of_w if name in self.real.rows]
-        self._rest_of_row_w[[self.real.rows[name] for name in still]] = [rest_of_w[name] for name in still]
         reading = self._reading()
         self.moved.measure(reading.load_each, reading.power_each_w)
         yield
@@ -330,8 +316,8 @@ class Shadow:
             self.means.add(self.worlds(), max(now_mono_s - self._mean_until_mono_s, 0.0))
             self._mean_until_mono_s = now_mono_s
 
-    def _look_at(self, name: str) -> int:
-        """How many GPUs a node has; notes what one at rest draws, where there is one."""
+    def _look_at(self, name: str) -> None:
+        """Note what a GPU at rest draws, where there is one."""
         record = self.real.nodes[name]
         power_w = [each_w for _, _, each_w in self.real.gpu_readings(name)]
         known_w = [each_w for each_w in power_w if each_w is not None]
@@ -339,16 +325,16 @@ class Shadow:
             # Which of them is held nobody tells; the one that draws least is not.
             least_w = min(known_w)
             self._rest_w[record.model] = min(least_w, self._rest_w.get(record.model, least_w))
-        return len(power_w)
 
     def _reading(self) -> Reading:
-        real = self.real
-        power_w = np.full(real.snapshot.rows, np.nan)
+        real, rest_each_w = self.real, self._rest_w
+        power_w, rest_w = np.full(real.snapshot.rows, np.nan), np.full(real.snapshot.rows, np.nan)
         for record in real.nodes.values():
             now_w = real.node_power_w(record.row)
-            if now_w is not None:
+            if now_w is not None and record.inventory is not None:
                 power_w[record.row] = now_w
-        return read(real.snapshot, power_w, self._rest_of_row_w)
+                rest_w[record.row] = rest_each_w.get(record.model, math.nan) * len(record.inventory.gpus)
+        return read(real.snapshot, power_w, rest_w)
 
     def _with_loads(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with the moved pods' last measured load where they stand with us, as far as it is known."""
@@ -380,15 +366,12 @@ class Shadow:
 
     def tally(self, now_mono_s: float) -> Tally:
         """How many pods, and how long they would have waited up to now."""
-        moved = self.moved
-        used = moved.gpus > 0
         waits_s = sum(now_mono_s - self.pods[uid].waits_since_mono_s for uid in self._waiting)
         return Tally(
             asked=len(self._asked),
-            same=len(self.pods) - len(moved),
-            elsewhere=len(moved) - len(self._waiting),
+            same=len(self.pods) - len(self.moved),
+            elsewhere=len(self.moved) - len(self._waiting),
             waiting=len(self._waiting),
-            unmeasured=int(np.count_nonzero(used & (np.isnan(moved.load_now) | np.isnan(moved.power_now_w)))),
             so_far=self.so_far,
             waited_so_far=self.waited_so_far,
             waited_so_far_s=self.waited_so_far_s + waits_s,

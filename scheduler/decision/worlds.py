@@ -59,6 +59,8 @@ class Worlds:
     """In either world."""
     nodes_power_known: int
     """Of those."""
+    unmeasured: int
+    """Pods that were moved, and whose load or watts are not known."""
     moved_load: Floats
     """What was moved: load of each slot of Moved at that instant; NaN is unknown."""
     moved_power_w: Floats
@@ -82,9 +84,8 @@ def read(real: Snapshot, power_w: Floats, rest_w: Floats) -> Reading:
     Args:
         real: Where pods run.
         power_w: What each row draws.
-        rest_w: What all GPUs of each row draw at rest; rows that came since it was learned may be missing.
+        rest_w: What all GPUs of each row draw at rest.
     """
-    rest_w = np.append(rest_w, np.full(max(real.rows - len(rest_w), 0), np.nan))[: real.rows]
     known, bound = measured(real), np.where(real.bound_gpus > 0, real.bound_gpus, np.nan)
     load = np.where(known, real.load_sum, np.nan).astype(np.float64)
     return Reading(
@@ -149,7 +150,7 @@ def compare(
     gpus = real.counted_gpus[rows].astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
     # 1. Load.
-    moved_load = moved.current(now.load_each, moved.load)
+    moved_load = moved.shares(now.load_each)
     loads = place.worlds(moved_load, now.load)
     # Whatever is unknown is so in both worlds.
     load_known = ~np.isnan(loads[0])
@@ -157,7 +158,7 @@ def compare(
     by_claims = np.maximum(real.gpu_count[rows] - ours.gpu_count[at], 0)
     bound_gpus = (real.bound_gpus[rows], ours.bound_gpus[at] + by_claims)
     in_use = (bound_gpus[0] > 0, bound_gpus[1] > 0)
-    moved_power_w = moved.current(now.power_each_w, moved.power_w)
+    moved_power_w = moved.shares(now.power_each_w)
     power = place.worlds(moved_power_w, now.power_w)
     power_known = ~np.isnan(power[0])
     # 3. Free GPUs.
@@ -184,6 +185,7 @@ def compare(
         nodes_load_known=int(np.count_nonzero(load_known)),
         nodes_in_use=int(np.count_nonzero(either)),
         nodes_power_known=int(np.count_nonzero(either & power_known)),
+        unmeasured=int(np.count_nonzero((moved.gpus > 0) & np.isnan(moved_load + moved_power_w))),
         moved_load=moved_load,
         moved_power_w=moved_power_w,
     )

@@ -54,7 +54,8 @@ CANDIDATES = (
 )
 SHARE = (
     "A pod's load is its GPUs' share of what its node's bound GPUs do, its watts likewise, above what an idle GPU "
-    "there draws. Our choices go by its last reading, too."
+    "there draws: what an idle GPU draws is learnt where one of that model is free. Of a pod that was bound since its "
+    "node was last read, that is what the others did there. Our choices go by it, too."
 )
 ONE_REPLICA = (
     "It is what this replica was asked since it began to observe; another mode or configuration begins anew. What the "
@@ -66,7 +67,10 @@ COLUMNS = (
     "watts are of the nodes in use in that column, with their idle GPUs."
 )
 SPREAD_KNOWN = "Its spread is over the {:.1%} of that time in which the load of some node was known."
-WATTS_KNOWN = "Its watts are over the {:.1%} of that time in which those of every node in use were known."
+WATTS_KNOWN = (
+    "Its watts are over the {:.1%} of that time in which those of every node in use, and of the pods moved there, were "
+    "known."
+)
 # Shares of a GPU add up to no whole number of bits.
 LEAST_GPUS = 0.005
 
@@ -149,7 +153,7 @@ def so_far(shadow: Shadow, what: str, mono_s: float, unix_s: float, limit: int) 
         pods_waiting=pods.waiting,
         pods_waited_so_far=pods.waited_so_far,
         waited_longer_s=pods.waited_so_far_s,
-        pods_unmeasured=pods.unmeasured,
+        pods_unmeasured=worlds.unmeasured,
         pods_left_out=pods.left_out,
         pods_asked=pods.asked,
         nodes=worlds.nodes,
@@ -227,9 +231,9 @@ def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
             f"The watts are about the {worlds.nodes_power_known:,} of {worlds.nodes_in_use:,} nodes in use whose watts "
             "are known in both worlds."
         )
-    if pods.unmeasured:
+    if worlds.unmeasured:
         notes.append(
-            f"{pods.unmeasured:,} pods that would stand elsewhere, or wait, are not measured yet, or cannot be: the "
+            f"{worlds.unmeasured:,} pods that would stand elsewhere, or wait, are not measured, in load or watts: the "
             "nodes that they stand on are left out in both worlds."
         )
     if pods.left_out:

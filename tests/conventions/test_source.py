@@ -21,20 +21,10 @@ RAW_UNITS = ("mw", "mj", "ms", "mib", "pct")
 RAW_UNIT_FILES = re.compile(r"device/nvml\w*\.py$|wire\.py$")
 # Not physical: ratios of their own, counts with a fraction (a share of a GPU is bound), and plain numbers.
 DIMENSIONLESS = {
-    *(
-        "score",
-        "weight",
-        "term",
-        "value",
-        "factor",
-        "load",
-        "mean_load",
-        "load_sum",
-        "expected_load",
-        "neutral_load",
-    ),
+    *("score", "weight", "term", "value", "factor", "load", "load_sum", "expected_load", "neutral_load"),
     *("capability", "capability_max", "gpu_count", "gpu_count_max", "bound", "broken", "free", "reserved"),
     *("neutral", "speed", "ratio", "sigma", "rho", "correlation", "mean", "low", "high", "spread", "noise"),
+    "mean_load",
 }
 
 # Who may know the time without being handed a Clock.

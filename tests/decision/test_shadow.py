@@ -697,7 +697,9 @@ def test_what_was_measured_long_ago_is_unknown() -> None:
     assert scene.shadow.worlds().nodes_load_known == 0
 
 
-def test_a_pod_that_moved_since_the_last_reading_leaves_both_its_nodes_unknown() -> None:
+def test_a_pod_that_moved_since_the_last_reading_hides_no_node_and_what_is_real_stays_what_is_measured() -> (
+    None
+):
     scene = Scene({"a": 8, "b": 8, "c": 8})
     ours = scene.ask("p", 1)
     real = next(name for name in scene.sizes if name != ours)
@@ -705,37 +707,29 @@ def test_a_pod_that_moved_since_the_last_reading_leaves_both_its_nodes_unknown()
         scene.bind(name, 1, node)
     scene.read()
     assert scene.shadow is not None
-    assert scene.shadow.worlds().nodes_load_known == 3
+    before = scene.shadow.worlds()
     scene.bind("p", 1, real)
     assert scene.stands("p") == (real, ours)
-    assert scene.shadow.worlds().nodes_load_known == 1
-    assert scene.shadow.tally(scene.now_s).unmeasured == 1
+    worlds = scene.shadow.worlds()
+    assert (worlds.nodes_load_known, worlds.nodes_power_known, worlds.unmeasured) == (3, 2, 0)
+    assert worlds.real.load_spread_frac == before.real.load_spread_frac
+    assert worlds.real.power_in_use_w == before.real.power_in_use_w
+    # Until the node is read again, the two there share what one of them did.
+    slot = scene.shadow.pods["uid-p"].slot
+    assert worlds.moved_load[slot] == pytest.approx(0.5 / 2)
     scene.read()
     assert scene.shadow.worlds().nodes_load_known == 3
-    scene.end("p")
-    assert scene.shadow.tally(scene.now_s).unmeasured == 0
-
-
-def test_a_node_counts_as_in_use_in_either_world_and_one_without_gpus_in_none() -> None:
-    scene, real, ours = crossed({"a": 4, "b": 4, "idle": 4, "plain": 0})
-    assert scene.shadow is not None
-    worlds = scene.shadow.worlds()
-    assert (worlds.nodes, worlds.nodes_in_use) == (3, 2)
-    assert (worlds.real.used_nodes, worlds.ours.used_nodes) == (1, 1)
-    assert scene.shadow.tally(scene.now_s).unmeasured == 1
-    scene.end("p")
-    assert scene.shadow.tally(scene.now_s).unmeasured == 0
-    assert scene.shadow.worlds().nodes_in_use == 0, f"neither {real} nor {ours}"
-
-
-def test_a_broken_gpu_is_not_stranded() -> None:
-    scene = Scene({"a": 4})
-    sample = make_sample("a", [0.0] * 4, ["ok", "ok", "ok", "lost"])
+    # Where its node is silent, it is unknown, and so is the node that it would be on.
+    scene.wait(1000.0)
     for store in scene.stores:
-        store.see_samples([("a", sample, scene.now_s)])
+        store.see_samples(
+            [(name, make_sample(name, [0.5] * 8), scene.now_s) for name in scene.sizes if name != real]
+        )
         store.tick(scene.now_s)
-    assert scene.shadow is not None
-    assert scene.shadow.worlds().real.stranded_gpus == 3.0
+    worlds = scene.shadow.worlds()
+    assert (worlds.nodes_load_known, worlds.unmeasured) == (1, 1)
+    scene.end("p")
+    assert scene.shadow.worlds().unmeasured == 0
 
 
 def test_who_finds_no_room_at_a_second_question_is_promised_nothing_any_more() -> None:
@@ -804,10 +798,10 @@ def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
     # Neither where it runs, nor where it would stand.
     assert worlds.nodes_load_known == 1
     assert worlds.real.load_spread_frac == worlds.ours.load_spread_frac == 0.0
-    assert scene.shadow.tally(scene.now_s).unmeasured == 1
+    assert scene.shadow.worlds().unmeasured == 1
     scene.read()
     assert scene.shadow.worlds().nodes_load_known == 3
-    assert scene.shadow.tally(scene.now_s).unmeasured == 0
+    assert scene.shadow.worlds().unmeasured == 0
     assert untouched
 
 
@@ -825,7 +819,7 @@ def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_a
         assert scene.shadow is not None
         # Both have but one GPU, and that is held.
         assert scene.shadow.worlds().nodes_power_known == (2 if resting else 0)
-        assert scene.shadow.tally(scene.now_s).unmeasured == (0 if resting else 1)
+        assert scene.shadow.worlds().unmeasured == (0 if resting else 1)
 
 
 def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:
