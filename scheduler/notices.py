@@ -47,13 +47,14 @@ ADVICE: dict[str, str] = {
     Reason.QUARANTINED.text: "take the label wattbalance.io/quarantine off nodes that are well again",
     Reason.BROKEN_GPUS.text: "reset or drain nodes whose GPUs are lost or hung",
     Reason.WAITING_FOR_POOL.text: "later pools open to it after the pool's spill.after",
-    Reason.OTHER_POOL.text: "name more pools in wattbalance.io/pools",
-    Reason.OTHER_MODEL.text: "name more models in wattbalance.io/gpu-model",
-    Reason.UNKNOWN_MODEL.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.product",
-    Reason.TOO_LITTLE_MEMORY.text: "ask for less in wattbalance.io/gpu-memory",
-    Reason.UNKNOWN_MEMORY.text: "run wattbalance's agent there, or label nodes with nvidia.com/gpu.memory",
+    # Whose word it is, and what there is, numbers and names, explain says.
+    Reason.OTHER_POOL.text: "more pools in wattbalance.io/pools (explain says whose)",
+    Reason.OTHER_MODEL.text: "models as *A100* in wattbalance.io/gpu-model",
+    Reason.UNKNOWN_MODEL.text: "run wattbalance's agent there, or label nvidia.com/gpu.product",
+    Reason.TOO_LITTLE_MEMORY.text: "less in wattbalance.io/gpu-memory (the fullest shared GPU counts)",
+    Reason.UNKNOWN_MEMORY.text: "run wattbalance's agent there; unshared GPUs: or label nvidia.com/gpu.memory",
     Reason.IN_TWO_POOLS.text: "let one pool alone select those nodes",
-    Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission on that node",
+    Reason.CHOSEN_BEFORE_NOT_BOUND.text: "look at the pod's volumes and at admission",
 }
 PAST: dict[Past, str] = {
     Past.NO_DECISION: (

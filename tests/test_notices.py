@@ -85,14 +85,21 @@ def test_a_refusal_says_what_helps_against_its_own_reasons_and_in_one_order() ->
     three, one = world.written
     assert three.note == (
         "None of 2 nodes offered fits 1 GPU (profile batch): 4: GPU model not among those asked for; 3: node in "
-        "quarantine; 1: not enough healthy GPUs. What helps: name more models in wattbalance.io/gpu-model; reset or "
-        "drain nodes whose GPUs are lost or hung; take the label wattbalance.io/quarantine off nodes that are well "
-        "again."
+        "quarantine; 1: not enough healthy GPUs. What helps: models as *A100* in "
+        "wattbalance.io/gpu-model; reset or drain nodes whose GPUs are lost or hung; take the label "
+        "wattbalance.io/quarantine off nodes that are well again."
     )
     assert one.note == (
         "None of 1 node offered fits 1 GPU (profile batch): 1: not enough healthy GPUs. What helps: reset or drain "
         "nodes whose GPUs are lost or hung."
     )
+
+
+def test_what_no_label_tells_of_shared_gpus_is_not_asked_of_a_label() -> None:
+    world = World()
+    world.notices.no_fit(refused(UNKNOWN_MEMORY=1))
+    [note] = world.written
+    assert "run wattbalance's agent there; unshared GPUs: or label nvidia.com/gpu.memory" in note.note
 
 
 def test_a_contradiction_is_told_on_its_node_and_its_end_is_not() -> None:

@@ -149,7 +149,7 @@ def _print_decision(
     line(out, f"  {offered} offered, {decision.fitting:,} fit; {_by(decision)}")
     for reason, count in sorted(decision.reasons.items(), key=lambda each: -each[1]):
         line(out, f"  {count:,} ruled out: {reason}")
-    _print_best(out, decision.best, wide=wide)
+    _print_best(out, decision.best, wide=wide, order=decision.order)
 
 
 def _by(told: Decision | Evaluation) -> str:
@@ -166,7 +166,7 @@ def _print_now(out: Console, now: Evaluation, *, wide: bool) -> None:
     line(out, f"  {nodes}, {now.fitting:,} fit, {now.full:,} full by our count; {_by(now)}")
     for each in now.ruled_out:
         line(out, f"  {each.nodes:,} ruled out: {each.reason} ({_examples(each)})")
-    _print_best(out, now.best, wide=wide)
+    _print_best(out, now.best, wide=wide, order=now.order)
     own = now.own
     shown = now.best if wide else now.best[:BEST_SHOWN]
     if own is not None and own.node not in [each.node for each in shown]:
@@ -184,7 +184,7 @@ def _print_unblock(out: Console, now: Evaluation) -> None:
         line(out, f"  {each.text}{until}{names}")
 
 
-def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool) -> None:
+def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool, order: str = "") -> None:
     """Nodes with what each policy added: `term (raw score)`."""
     if not best:
         return
@@ -199,6 +199,8 @@ def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool) -> None:
         cells = [f"  {each.node}", each.pool, f"{each.free_gpus:g}", f"{each.score:.3f}", *terms, *more]
         table.add_row(*(safe_cell(cell) for cell in cells))
     print_table(out, table)
+    if order:
+        line(out, f"  {order}")
 
 
 def _examples(told: RuledOut) -> str:

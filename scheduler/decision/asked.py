@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD
+from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, Intent, IntentSettings
+from scheduler.cluster.limits import limits_of, listed
 from scheduler.cluster.nodes import MEMORY_LABEL, NodeRecord
 from scheduler.cluster.shares import MODEL_LABEL
 from scheduler.cluster.snapshot import Snapshot
@@ -86,6 +87,8 @@ class Wishes:
             return "It may ask"
         if where == LIMIT:
             return "`namespaces` in the configuration may let it ask"
+        if where == CONFIGURATION and self.of(key).limit:
+            return "`annotations` and `namespaces` in the configuration may let it ask"
         if where == CONFIGURATION:
             return "The pod, its owner or its namespace may say otherwise, or `annotations` in the configuration ask"
         kind, _, name = where.partition(" ")
@@ -198,3 +201,16 @@ def nodes(count: int) -> str:
 def memory_words(size_bytes: float) -> str:
     """As it may be asked for, never more than there is."""
     return format_bytes(int(size_bytes // MIB * MIB))
+
+
+def asked_by(intent: Intent, settings: IntentSettings, namespace: str) -> dict[str, Asked]:
+    """What counts for a pod, with whose words they are and what its namespace may ask for."""
+    allow = limits_of(namespace, settings.rules, settings.pools).allow
+    return {
+        key: Asked(
+            where=word.where,
+            values=tuple(map(str, word.value)) if isinstance(word.value, tuple) else (),
+            limit=listed(key, allow[key]) if key in allow else "",
+        )
+        for key, word in intent.words.items()
+    }

@@ -249,7 +249,7 @@ class _Look:
         if not (self.judgement.fits & ~observed).any():
             waking = Waking.OBSERVED
         text = (
-            f"It fits now, by what we know. {waking.value} (taints, affinity, CPU, memory, volumes): "
+            f"It fits now, by what we know. {waking.value} (CPU, memory, ports, volumes, other pods): "
             "kubectl describe pod tells."
         )
         return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))

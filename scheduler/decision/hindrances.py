@@ -220,7 +220,10 @@ class Hindrances:
     def nearest(self) -> Nearest | None:
         """The node that takes fewest steps, and all of them."""
         best: tuple[int, int, list[Lift]] | None = None
-        for row in self._near():
+        for row, against in self._near():
+            # None takes fewer steps than there are things against it, but for one that another takes with it.
+            if best is not None and best[0] <= against:
+                break
             way = self._way(row)
             if way is not None and (best is None or len(way) < best[0]):
                 best = len(way), row, way
@@ -229,15 +232,15 @@ class Hindrances:
         _, row, way = best
         return Nearest(self.name(row), tuple(self._steps(row, way)))
 
-    def _near(self) -> list[int]:
-        """Some nodes that lack least at the first look."""
+    def _near(self) -> list[tuple[int, int]]:
+        """Some nodes that lack least at the first look, and how many things are against each."""
         against = np.zeros(self.base.snapshot.rows, np.int32)
         for lift in self.lifts:
             against += lift.concerned(self.standing)
         rows = np.flatnonzero(self.candidates)
         order = np.lexsort((self.base.snapshot.name_hash[rows], self.lacking_gpus()[rows], against[rows]))
-        near: list[int] = rows[order][:LOOKED_AT].tolist()
-        return near
+        near = rows[order][:LOOKED_AT]
+        return list(zip(near.tolist(), against[near].tolist(), strict=True))
 
     def _way(self, row: int) -> list[Lift] | None:
         """What must be lifted on a node, in order; None if that does not let the pod in."""
@@ -253,7 +256,7 @@ class Hindrances:
                 return None
             way += found
             standing = self._after(way, only)
-        for lift in list(way):
+        for lift in list(way) if len(way) > 1 else ():
             left = [each for each in way if each is not lift]
             if self._after(left, only).fits[row]:
                 way = left
@@ -290,7 +293,7 @@ class Hindrances:
         if isinstance(lift, Broken):
             return "its broken GPUs must be well again"
         if isinstance(lift, PoolWait):
-            index = max(int(codes[row]) - POOL_CODES for codes in self.standing.codes)
+            index = max((int(codes[row]) - POOL_CODES for codes in self.standing.codes), default=-1)
             pool = store.pool_names[index] if index >= 0 else "one that it would wait for then"
             return f"`spill.after` of pool {pool} must be over"
         if lift.kind == "taint":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.cluster.known_nodes import KnownNodes
 from scheduler.cluster.preference_objects import Taint
 from scheduler.cluster.preferences import tolerates
 from scheduler.cluster.store import Store
@@ -42,11 +41,10 @@ def kube_filters(store: Store, request: PodRequest) -> KubeFilters:
     """Ask them about all nodes that the store knows."""
     snapshot = store.snapshot
     conditions = request.conditions or NO_CONDITIONS
-    nodes = store.known_nodes(snapshot.rows)
     cordoned = snapshot.present & snapshot.cordoned
     if any(tolerates(each, UNSCHEDULABLE) for each in conditions.tolerations):
         cordoned &= False
-    unselected, tainted = kept_away(nodes, conditions)
+    unselected, tainted = _kept_away(store, conditions)
     return KubeFilters(
         small=snapshot.present & ~snapshot.is_large_enough(request),
         cordoned=cordoned,
@@ -55,8 +53,14 @@ def kube_filters(store: Store, request: PodRequest) -> KubeFilters:
     )
 
 
-def kept_away(nodes: KnownNodes, conditions: Conditions) -> tuple[Mask, Mask]:
-    """Nodes that a pod's selector or affinity, and those that their own taints keep from it; not by the cordon."""
+def allowed(store: Store, request: PodRequest) -> Mask:
+    """Nodes that neither the pod's selector or affinity nor their own taints keep from it; the cordon is none."""
+    unselected, tainted = _kept_away(store, request.conditions or NO_CONDITIONS)
+    return ~(unselected | tainted)
+
+
+def _kept_away(store: Store, conditions: Conditions) -> tuple[Mask, Mask]:
+    nodes = store.known_nodes(store.snapshot.rows)
     unselected = ~nodes.selected(conditions.node_selector, conditions.required)
     return unselected, nodes.forbidden(beside_cordon(conditions.tolerations))
 

@@ -45,13 +45,15 @@ class Standing:
 
     world: World
     codes: tuple[CodeArray, ...]
-    """By filter."""
+    """Of filters that are against any node."""
     room: Mask
     fits: Mask
 
     def has(self, *reasons: int) -> Mask:
         """Where a filter gives one of these codes."""
-        return self._any([np.isin(codes, reasons) for codes in self.codes])
+        among = np.zeros(256, bool)
+        among[list(reasons)] = True
+        return self._any([among[codes] for codes in self.codes])
 
     def waits(self) -> Mask:
         """Where a pool is waited for."""
@@ -83,7 +85,8 @@ class Court:
         codes = []
         for each in self._filters:
             alone = judge(request, np.arange(0), snapshot, self._unscored, (each,), failures)
-            codes.append(alone.codes)
+            if np.count_nonzero(alone.codes):
+                codes.append(alone.codes)
         room = world.snapshot.present & snapshot.has_room(request)
         passing = room & ~world.kube.against
         for each_codes in codes:

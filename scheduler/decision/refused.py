@@ -6,8 +6,8 @@ Pods that ask for the same and were offered the same are one group, judged once.
 has opened among its nodes (openings.py), when time has (`spill.after`), or a what-if has closed what it fitted.
 
 A pod that waits since somebody else refused it, a replica beside another kube-scheduler or one before us, or since
-nobody answered, is judged by all nodes: it is not known which it was offered. It is woken once if it fits, and from
-then on where a reason of ours has ended since.
+nobody answered, is judged by all nodes that its selector, its affinity and their taints allow: it is not known which
+it was offered. It is woken once if it fits, and from then on where a reason of ours has ended since.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from scheduler.cluster.pods import PodFacts
 from scheduler.core.nouns import PodRequest, Reason
 from scheduler.decision.cycle import Mask, PolicyFailures
 from scheduler.decision.decider import Decider, Outcome
+from scheduler.decision.kube_filters import allowed
 from scheduler.decision.openings import Openings, widened
 from scheduler.decision.waiters import Choice, Group, Key, Rank, Waiter
 
@@ -307,6 +308,8 @@ class Refused:
         group.dirty = False
         snapshot = self._store.snapshot
         offered = widened(group.offered, snapshot.rows) & snapshot.present & ~snapshot.cordoned
+        # Of one that was refused elsewhere it is not known what it was offered; of others, taints may be new.
+        offered &= allowed(self._store, group.request)
         # Where we only observe, we wake nobody either.
         pools = [pool.observe for pool in self._store.settings.pools]
         if any(pools):

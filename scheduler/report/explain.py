@@ -19,19 +19,19 @@ from scheduler.cluster.lineage import gaps
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import DECISION_ANNOTATION, Placement, PodRequest
+from scheduler.core.nouns import Placement, PodRequest
 from scheduler.core.units import format_instant, parse_instant
+from scheduler.decision.asked import asked_by
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation
 from scheduler.decision.explain import Waking, evaluate
-from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord, Said, said_in
+from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
 from scheduler.report.queries import without_query
 from scheduler.report.unoffered import unoffered
+from scheduler.report.written import MOST_SHOWN, believed, misfit
 
-# A Kubernetes name has 253 characters at most; what is longer is not worth printing whole.
-MOST_SHOWN = 253
 # Names compared in a turn of the loop: a quarter of a millisecond.
 NAMES_A_TURN = 2000
 # Of a name that is in other namespaces, or was: some of them are enough of a hint.
@@ -54,8 +54,9 @@ SOFT = (
 )
 NOT_WEIGHED = "Of what the pod's spec prefers, this is left to kube-scheduler's own scores: "
 NOW = (
-    "Judged are all nodes that exist. kube-scheduler's own filters, but for the cordon, are not known to us: it may "
-    "have offered fewer."
+    "Judged are all nodes that exist. Of kube-scheduler's own filters we see a node's size, cordon and taints, and the "
+    "pod's nodeSelector and required node affinity; by others (CPU, memory, ports, volumes, other pods) it may have "
+    "offered fewer."
 )
 NOW_BOUND = (
     " The pod's own GPUs are counted free on its node; what it does there now is in that node's measured load all the "
@@ -197,9 +198,16 @@ class Explainer:
         held = store.reservations.get(facts.uid)
         request = store.request_again(facts, intent, age_s, decider.profile_facts[workload])
         now = evaluate(
-            decider, request, self._clock.mono_s(), unix_s, held_on=facts.node, waking=self._waking()
+            decider,
+            request,
+            self._clock.mono_s(),
+            unix_s,
+            held_on=facts.node,
+            waking=self._waking(),
+            said=asked_by(intent, store.intents.settings, facts.namespace),
         )
         advisory = now.placement == Placement.ADVISORY
+        ranks = [store.pool_names[pool] for pool in request.pools] or store.pool_names
         return Explanation(
             namespace=facts.namespace,
             name=facts.name,
@@ -223,7 +231,7 @@ class Explainer:
                 *gaps(store.intents, facts.meta, synced=store.synced, refused=self._refused()),
                 NOW + (NOW_BOUND if facts.node else ""),
             ],
-            decision=decision_of(record) if record is not None else None,
+            decision=decision_of(record, ranks) if record is not None else None,
             room=decision_of(room) if room is not None else None,
             now=with_points(now) if advisory else now,
         )
@@ -270,12 +278,12 @@ class Explainer:
         return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
 
     def _no_record(self, facts: PodFacts) -> str:
-        said = said_in((facts.meta.annotations or {}).get(DECISION_ANNOTATION, ""))
-        # A manifest may have been copied with another pod's.
-        if said is not None and facts.node and said.node == facts.node:
-            known = f"By its annotation {DECISION_ANNOTATION} it was {_told(said)}."
+        ours = self._scheduler_names()
+        if known := believed(facts, self._decider, ours):
             return f"No record of the decision is kept here. {known}"
-        since = f"{self._since()} Its decision, if there was one, is older, {self._elsewhere()}"
+        wrong = misfit(facts, self._decider, ours)
+        told = f"{wrong} {self._since()}" if wrong else self._since()
+        since = f"{told} Its decision, if there was one, is older, {self._elsewhere()}"
         if facts.node:
             return f"{since} or it was bound without us: by another scheduler, or by hand."
         return f"{since} or kube-scheduler has not asked us about it yet (kubectl describe pod tells what holds it)."
@@ -323,7 +331,7 @@ class Explainer:
             workload=record.profile,
             workload_from="the decision",
             notes=[GONE, ROOM] if of_room else [GONE],
-            decision=None if of_room else decision_of(record),
+            decision=None if of_room else decision_of(record, self._decider.store.pool_names),
             room=decision_of(record) if of_room else None,
         )
 
@@ -337,17 +345,10 @@ class Explainer:
         else:
             text = (
                 f"nothing is known of pod {which}: no pod of this name wants or holds GPUs now, and no decision "
-                f"that is kept was about one. {self._since()} An older one, if there was one, is in its log"
+                f"that is kept was about one. {self._since()} An older one, if there was one, is in its log. A pod "
+                "that asks for no GPU is not known here: kube-scheduler places it without us (kubectl describe pod)"
             )
         return NotFound(error=text, namespaces=elsewhere)
-
-
-def _told(said: Said) -> str:
-    """What is still known of a decision by what stands on the pod."""
-    profile = f", profile {said.profile[:MOST_SHOWN]}" if said.profile else ""
-    score = "" if said.score is None else f", score {said.score:.3f}"
-    cycle = f"; the log's line with cycle {said.cycle[:MOST_SHOWN]} has the rest" if said.cycle else ""
-    return f"placed on {said.node}{profile}{score}{cycle}"
 
 
 def _observed(facts: PodFacts, record: DecisionRecord) -> str:

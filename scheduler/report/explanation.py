@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
 from scheduler.core.nouns import Placement
-from scheduler.decision.evaluation import Candidate, Evaluation, decided
+from scheduler.decision.evaluation import Candidate, Evaluation, decided, why_first
 from scheduler.decision.record import DecisionRecord
 from scheduler.extender.answers import scaled
 from scheduler.report.views import View
@@ -42,6 +44,8 @@ class Decision(View, frozen=True):
     """Reason text -> number of nodes it ruled out."""
     best: list[Candidate]
     """The ten best nodes, the choice first, each with its terms, which add up to its score."""
+    order: str = ""
+    """Why the first of them is first, where another has a better score; as pools are ordered now."""
 
 
 class Annotation(View, frozen=True):
@@ -106,8 +110,13 @@ class NotFound(View, frozen=True):
     """Where pods of this name are, or were."""
 
 
-def decision_of(record: DecisionRecord) -> Decision:
-    """A record, its terms spelled out; in advisory placement with what kube-scheduler was told."""
+def decision_of(record: DecisionRecord, ranks: Sequence[str] = ()) -> Decision:
+    """A record, its terms spelled out; in advisory placement with what kube-scheduler was told.
+
+    Args:
+        record: The record.
+        ranks: Names of pools as the pod would rather have them; none: the order is not explained.
+    """
     best = decided(record)
     advisory = record.placement == Placement.ADVISORY
     return Decision(
@@ -125,6 +134,7 @@ def decision_of(record: DecisionRecord) -> Decision:
         reserved=record.reserved,
         reasons=record.reasons,
         best=[_pointed(each) for each in best] if advisory else list(best),
+        order=why_first(best, ranks) if ranks else "",
     )
 
 

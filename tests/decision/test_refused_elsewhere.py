@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec.structs
 import pytest
 
+from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.preference_objects import Taint
 from scheduler.core.nouns import PoolSpec
 from scheduler.decision import refused
-from tests.builders import lose_pod, make_pod, see_node, see_pod
+from tests.builders import lose_pod, make_node, make_pod, see_node, see_pod
 from tests.decision.test_refused import AGAIN_S, SICK, World
 
 WORDS = "0/2 nodes are available: 1 node in quarantine, 1 Insufficient cpu."
@@ -186,3 +189,19 @@ def test_no_more_are_taken_on_than_are_kept(world: World, monkeypatch: pytest.Mo
         take_on(world, name)
     world.quarantine("n1", ends=True)
     assert world.wake_all() == ["p1", "p2"]
+
+
+def test_where_its_own_conditions_or_a_taint_keep_it_off_what_ends_wakes_nobody(world: World) -> None:
+    see_node(world.store, "other", labels={"zone": "b"})
+    pod = make_pod("p1", refused=WORDS)
+    spec = msgspec.structs.replace(pod.spec, node_selector={"zone": "a"})
+    see_pod(world.store, msgspec.structs.replace(pod, spec=spec), world.clock.mono_s())
+    world.refused.see_elsewhere(world.store.waiting["uid-p1"], 0.0, world.clock.mono_s())
+    assert world.wake_all() == []
+    node = make_node("tainted", labels={"zone": "a"})
+    taints = [Taint("team", "b", "NoSchedule")]
+    kept = msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, taints=taints))
+    world.store.apply(Changed(Kind.NODE, kept), world.clock.mono_s())
+    assert later(world) == []
+    world.store.apply(Changed(Kind.NODE, node), world.clock.mono_s())
+    assert later(world) == ["p1"]

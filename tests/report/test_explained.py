@@ -318,6 +318,8 @@ async def test_what_stands_on_a_pod_is_told_of_a_decision_that_is_not_kept(world
     assert record is not None
     said = decision_annotation(record, node, 7)
     world.decider.log = DecisionLog()
+    # After a restart.
+    world.decider.instance = "later"
     world.see(make_pod("p1", node=node, annotations=said))
     told = await world.explained("p1")
     assert told.decision is None
