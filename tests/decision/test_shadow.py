@@ -23,6 +23,7 @@ from scheduler.decision.decider import Decider
 from scheduler.decision.shadow import NO_ROOM, Shadow
 from scheduler.decision.worlds import LOAD, POWER, World
 from tests.builders import make_decider, make_inventory, make_node, make_pod, make_sample, make_store
+from tests.dra import make_claim, make_class, make_slice
 
 REST_W, BUSY_W = 60.0, 300.0
 POOLS = (PoolSpec(name="dc-1", selector={"site": "dc-1"}), PoolSpec(name="aws-a", selector={"site": "aws-a"}))
@@ -412,6 +413,26 @@ def test_a_pod_that_waits_still_is_counted_up_to_now() -> None:
     scene.now_s += 7.0
     pods = shadow.tally(scene.now_s)
     assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (1, 3, 39.0)
+
+
+def test_what_claims_hold_is_held_in_both_worlds() -> None:
+    """Who asks by claims alone stands where it is: neither work nor a node in use is missing with us."""
+    scene = Scene({})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.store.on_devices = lambda name: shadow.see_node(name, scene.now_s)
+    scene.store.apply(Changed(Kind.DEVICECLASS, make_class()), scene.now_s)
+    for name in ("a", "b"):
+        scene.sizes[name] = 0
+        scene.store.apply(Changed(Kind.RESOURCESLICE, make_slice(name)), scene.now_s)
+        scene.node(name)
+    devices = [f"gpu-{index}" for index in range(3)]
+    claim = make_claim("held", devices, "a", ("uid-somebody",))
+    scene.store.apply(Changed(Kind.RESOURCECLAIM, claim), scene.now_s)
+    scene.bind("q", 2, "b")
+    worlds = shadow.worlds()
+    for world in (worlds.real, worlds.ours):
+        assert (world.held_gpus, world.used_nodes, world.stranded_gpus) == (5.0, 2, 11.0)
 
 
 # --- case by case ---------------------------------------------------------------------------------------------------
