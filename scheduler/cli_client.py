@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from scheduler.cli_complete import KINDS, contexts, namespaces, pods
+
 if TYPE_CHECKING:
     from scheduler.client.fetch import Daemon
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-# As people of kubectl write the kind before a name.
-KINDS = ("pod", "pods", "po")
 # A dozen pools by name; the table says it of each node.
 MOST_OBSERVING_CHARS = 1000
 
@@ -71,11 +71,16 @@ def asks_daemon(command: Command) -> Command:
         click.option(
             "--daemon-namespace",
             type=Named(),
+            shell_complete=namespaces,
             metavar="NAME",
             help="Where the daemon's pods are; default: looked for in all namespaces, or `wattbalance` if you may not.",
         ),
         click.option(
-            "--context", type=Named(), metavar="NAME", help="Context of the kubeconfig, for kubectl."
+            "--context",
+            type=Named(),
+            shell_complete=contexts,
+            metavar="NAME",
+            help="Context of the kubeconfig, for kubectl.",
         ),
         click.option(
             "--server",
@@ -146,11 +151,12 @@ def _say_if_observing(daemon: Daemon) -> None:
 
 
 @click.command(short_help="Say why a pod is where it is, or why it waits.")
-@click.argument("pod", metavar="POD")
+@click.argument("pod", metavar="POD", shell_complete=pods)
 @click.option(
     "-n",
     "--namespace",
     type=Named(),
+    shell_complete=namespaces,
     metavar="NAME",
     help="The pod's namespace; default: `default`, or through kubectl that of its context.",
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scheduler.cli_complete import versions
 from scheduler.cli_types import NamedPath
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def config_schema() -> None:
 @click.option(
     "--kubernetes-version",
     "version",
+    shell_complete=versions,
     metavar="1.N",
     help="Version of the kube-scheduler, such as 1.32; default: extender.kubernetes_version of --config.",
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scheduler.cli_complete import contexts, namespaces
 from scheduler.cli_types import NamedPath
 
 if TYPE_CHECKING:
@@ -68,7 +69,13 @@ def _own_namespace() -> str:
 def _where(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command the options that say which daemon is meant."""
     for option in (
-        click.option("--context", type=Context(), metavar="NAME", help="Context; default: its current one."),
+        click.option(
+            "--context",
+            type=Context(),
+            shell_complete=contexts,
+            metavar="NAME",
+            help="Context; default: its current one.",
+        ),
         click.option(
             "--kubeconfig",
             type=NamedPath(dir_okay=False),
@@ -79,6 +86,7 @@ def _where(command: Callable[..., int | None]) -> Callable[..., int | None]:
             "-n",
             "--namespace",
             type=Namespace(),
+            shell_complete=namespaces,
             default=_own_namespace,
             show_default=False,
             metavar="NAME",

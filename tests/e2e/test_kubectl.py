@@ -167,6 +167,49 @@ def test_a_pod_is_explained_through_the_api_server_by_both_entry_points(
     wait_for("no port is forwarded any more", lambda: kubelet.connected == 0)
 
 
+def test_the_tabulator_key_offers_what_the_cluster_has(
+    system: System, person: Callable[..., Person], tmp_path: Path
+) -> None:
+    system.add_pod("tab-0")
+    system.add_pod("tab-1")
+    # kubectl calls a program of this name for its plugin.
+    program = tmp_path / "kubectl_complete-wattbalance"
+    start = "from scheduler.start import complete_for_kubectl as main"
+    program.write_text(f"#!{sys.executable}\nimport sys\n{start}\nsys.exit(main())\n")
+    program.chmod(0o755)
+
+    def offered(who: Person, *words: str) -> list[str]:
+        """What both entry points offer for the last word."""
+        line = ("wattbalance", *words)
+        asked = {"_WATTBALANCE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(line)}
+        found = []
+        for command, more in (
+            (["wattbalance"], {**asked, "COMP_CWORD": str(len(words))}),
+            (["kubectl", "__complete", *line], {}),
+        ):
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=True,
+                env=who.environment() | more,
+            )
+            # kubectl says on stderr what its directive means.
+            assert command[0] == "kubectl" or not done.stderr
+            found.append([each.removeprefix("plain,") for each in done.stdout.split() if each[0] != ":"])
+        assert found[0] == found[1]
+        return found[0]
+
+    admin = person()
+    assert offered(admin, "explain", "tab") == ["tab-0", "tab-1"]
+    assert offered(admin, "explain", "default/tab-1") == ["default/tab-1"]
+    assert offered(admin, "explain", "-n", "kube-syst") == ["kube-system"]
+    assert offered(admin, "explain", "-n", "kube-system", "tab") == []
+    # Whoever may not list them is offered nothing, and told nothing.
+    assert offered(person("nobody"), "explain", "tab") == []
+
+
 def test_the_role_for_those_who_ask_is_enough_and_each_right_that_is_missing_is_named(
     system: System, kubelet: Kubelet, ports: Pods, person: Callable[..., Person]
 ) -> None:
