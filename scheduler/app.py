@@ -120,7 +120,6 @@ class Daemon:
         self.bindings = Bindings(
             settings.scheduler_names,
             settings.managed_resources,
-            gpu_resources=frozenset(settings.gpu_resources),
             decision_of=self.decider.log.of_pod,
             judges=self.leadership.may_act,
             is_asked=self._is_asked,
@@ -311,7 +310,6 @@ class Daemon:
         else:
             self.unasked.see(event.object.metadata.uid, before, now_mono_s)
         self.observing.see(event)
-        self.bindings.see(event, now_mono_s, synced=Kind.POD in self.store.synced)
         self.leadership.see(event)
 
     def _take_promises_back(self) -> None:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 
 from scheduler.cluster.intents import controller_of
-from scheduler.cluster.objects import OwnerRef, Pod, requested
+from scheduler.cluster.objects import OwnerRef
 from scheduler.cluster.pods import PodFacts
-from scheduler.cluster.port import ClusterEvent, Gone, Listed
-from scheduler.cluster.shares import is_gpu_resource
 from scheduler.core.nouns import DECISION_ANNOTATION
 from scheduler.decision.record import DecisionRecord
 
@@ -64,30 +61,14 @@ class Binding:
             controller=controller_of(pod.meta),
         )
 
-    @classmethod
-    def of_object(cls, pod: Pod) -> Binding:
-        """As the watch brings it: one that the store does not keep."""
-        meta = pod.metadata
-        return cls(
-            uid=meta.uid,
-            namespace=meta.namespace,
-            name=meta.name,
-            node=pod.spec.node_name,
-            scheduler=pod.spec.scheduler_name or DEFAULT_SCHEDULER,
-            decided=DECISION_ANNOTATION in (meta.annotations or {}),
-            daemon=any(owner.kind == "DaemonSet" for owner in meta.owner_references or ()),
-            controller=controller_of(meta),
-        )
-
 
 class Bindings:
     """Counts pods that were bound past us, and tells who listens.
 
     Args:
         scheduler_names: whose pods should come to us.
-        managed_resources: a pod that asks for none of them is nobody's business here; none: all that are GPUs or parts
-            of them.
-        gpu_resources: further names of GPUs, which the store counts too.
+        managed_resources: a GPU pod that asks for none of them is nobody's business here; none: all are. What of them
+            is no GPU says nothing: pods that ask for no other are passed through.
         decision_of: the newest decision for a uid, if there is one.
         judges: whether this replica judges now: it leads, and acts.
         is_asked: whether it is this replica that kube-scheduler asks. Where each answers its own kube-scheduler, over
@@ -99,7 +80,6 @@ class Bindings:
         scheduler_names: Iterable[str],
         managed_resources: Iterable[str],
         *,
-        gpu_resources: AbstractSet[str] = frozenset(),
         decision_of: Callable[[str], DecisionRecord | None],
         judges: Callable[[], bool],
         is_asked: Callable[[], bool] = lambda: True,
@@ -109,33 +89,17 @@ class Bindings:
         self.on_past: Callable[[Binding, Past], None] | None = None
         self.is_observed: Callable[[str], bool] = lambda _: False
         """Whether a node is in a pool that is only observed: whoever binds there may."""
-        self._gpu_resources = gpu_resources
         self._decision_of = decision_of
         self._judges = judges
         self._is_asked = is_asked
         self._inherited: frozenset[str] = frozenset()
         self._inherited_until_mono_s = 0.0
-        self._bound_others: set[str] = set()
-        self._others: tuple[str, ...] = ()
-        self._added: frozenset[str] = frozenset()
-        """Resources that a reload brought."""
-        self._waiting_added: set[str] = set()
-        """Pods that ask for nothing else of ours, seen without a node since: others may have been bound long ago."""
         self.use(scheduler_names, managed_resources)
-        self._added = frozenset()
 
     def use(self, scheduler_names: Iterable[str], managed_resources: Iterable[str]) -> None:
         """Take other names and resources. Pods that are bound already are not held against anybody."""
         self.scheduler_names = frozenset(scheduler_names)
-        managed = frozenset(managed_resources)
-        self._managed = managed
-        others = frozenset(name for name in managed if not is_gpu_resource(name, self._gpu_resources))
-        self._added |= others.difference(self._others)
-        self._others = tuple(sorted(others))
-        if not others:
-            # Nobody listens any more to pods that go.
-            self._bound_others.clear()
-            self._waiting_added.clear()
+        self._managed = frozenset(managed_resources)
 
     def manages(self, resource: str) -> bool:
         """Whether pods that ask for it should come past us; of GPUs and parts of them."""
@@ -150,42 +114,6 @@ class Bindings:
         """A GPU pod was bound. `promised` is the node where it held a promise; empty if none."""
         if any(self.manages(name) for name, _ in pod.units):
             self._judge(Binding.of(pod), promised, now_mono_s)
-
-    def see(self, event: ClusterEvent, now_mono_s: float, *, synced: bool) -> None:
-        """Take one event of pods; for managed resources that the store does not count."""
-        if not self._others:
-            return
-        if isinstance(event, Listed):
-            self._bound_others &= event.keys
-            self._waiting_added &= event.keys
-        elif isinstance(event.object, Pod):
-            uid = event.object.metadata.uid
-            if isinstance(event, Gone):
-                self._bound_others.discard(uid)
-                self._waiting_added.discard(uid)
-            elif uid not in self._bound_others:
-                self._see_other(event.object, now_mono_s, synced=synced)
-
-    def _see_other(self, pod: Pod, now_mono_s: float, *, synced: bool) -> None:
-        spec, uid = pod.spec, pod.metadata.uid
-        if not spec.node_name and not self._added:
-            return
-        asked = [name for name in self._others if requested(spec, name) > 0]
-        if not asked:
-            return
-        added = self._added.issuperset(asked)
-        if not spec.node_name:
-            if added:
-                self._waiting_added.add(uid)
-            return
-        if any(requested(spec, name) > 0 for name in self._managed.difference(self._others)):
-            # The store told of this one.
-            return
-        self._bound_others.add(uid)
-        just_bound = not added or uid in self._waiting_added
-        self._waiting_added.discard(uid)
-        if synced and just_bound:
-            self._judge(Binding.of_object(pod), "", now_mono_s)
 
     def _judge(self, binding: Binding, promised: str, now_mono_s: float) -> None:
         if not self._judges() or binding.decided or self.is_observed(binding.node):

@@ -9,6 +9,7 @@ from pathlib import Path as FileSystemPath
 import msgspec
 
 from scheduler import config_rules, config_yaml
+from scheduler.cluster.shares import is_gpu_resource
 from scheduler.config_example import TEXT
 from scheduler.config_files import Files
 from scheduler.config_problems import Checker, decode, unknown
@@ -30,6 +31,7 @@ __all__ = [
     "warnings",
 ]
 
+NO_GPU = "expected a name of GPUs (others are named in gpu_resources), or nothing comes of it"
 # Past this many nobody reads on, and the file is not a configuration.
 MOST_PROBLEMS = 200
 _OPENED_BEFORE = re.compile(r"/dev/(stdin|fd/[0-9]+)$|/proc/self/fd/[0-9]+$")
@@ -129,13 +131,18 @@ def policy_arguments() -> tuple[dict[str, type[msgspec.Struct]], list[str]]:
 def warnings(settings: Settings) -> list[Problem]:
     """Tell what can be used as it is, and may be wrong all the same: what could not be checked."""
     extender = settings.extender
+    found = [
+        Problem(path="managed_resources", message=f"{NO_GPU}, got {name!r}")
+        for name in settings.managed_resources
+        if not is_gpu_resource(name, frozenset(settings.gpu_resources))
+    ]
     if not (extender.bind and extender.ignorable and extender.kubernetes_version is None):
-        return []
+        return found
     message = (
         'expected the version of kube-scheduler, such as "1.32", to check bind with ignorable: true, got nothing: '
         "before Kubernetes 1.30 a failed bind is not ignored"
     )
-    return [Problem(path="extender.kubernetes_version", message=message)]
+    return [*found, Problem(path="extender.kubernetes_version", message=message)]
 
 
 class _Policies(msgspec.Struct, frozen=True):

@@ -349,8 +349,9 @@ class Settings(Strict, frozen=True, kw_only=True):
     managed_resources: Annotated[
         tuple[ResourceName, ...],
         Meta(
-            description="Pods with one of these are counted if they come past us. None named: all that are GPUs, "
-            "shared ones or slices. For a scheduler that others share, as its `managedResources` name them.",
+            description="GPU pods with one of these are counted if they come past us. None named: all that are GPUs, "
+            "shared ones or slices. For a scheduler that others share, as its `managedResources` name them. What of "
+            "them is no GPU (`gpu_resources` says which further names are) is passed through, and not counted.",
         ),
     ] = ()
     gpu_resources: Annotated[

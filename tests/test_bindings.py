@@ -10,7 +10,6 @@ import pytest
 from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.objects import Container, Meta, OwnerRef, Pod, PodSpec, Resources
 from scheduler.cluster.pods import PodFacts, pod_facts
-from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
 from scheduler.decision.record import DecisionRecord
 
@@ -76,9 +75,7 @@ def facts(pod: Pod) -> PodFacts:
 class World:
     """Bindings, with decisions that a test fills in."""
 
-    def __init__(
-        self, *managed: str, judges: bool = True, asked: bool = True, gpus: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, *managed: str, judges: bool = True, asked: bool = True) -> None:
         self.decisions: dict[str, DecisionRecord] = {}
         self.told: list[tuple[str, Past]] = []
         self.judges = judges
@@ -89,7 +86,6 @@ class World:
             decision_of=self.decisions.get,
             judges=lambda: self.judges,
             is_asked=lambda: self.asked,
-            gpu_resources=gpus,
         )
         self.bindings.on_past = self.tell
 
@@ -185,43 +181,13 @@ def test_gpus_that_are_not_managed_are_nobodys_business() -> None:
     assert world.bound(a_pod()) is None
 
 
-def test_managed_resources_that_the_store_does_not_count_are_seen_in_the_watch() -> None:
-    world = World(GPU_RESOURCE, FPGA)
-    see = world.bindings.see
-    slice_pod, gpu_pod, plain = (
-        a_pod("slice", asks={FPGA: "1"}),
-        a_pod("gpu"),
-        a_pod("plain", asks={"cpu": 1}),
-    )
-    see(Changed(Kind.POD, a_pod("old", asks={FPGA: 1})), NOW, synced=False)
-    see(Listed(Kind.POD, frozenset({"old"})), NOW, synced=True)
-    see(Changed(Kind.POD, a_pod("slice", node="", asks={FPGA: 1})), NOW, synced=True)
-    assert not world.told
-    for _ in range(3):
-        for pod in (slice_pod, gpu_pod, plain, a_pod("old", asks={FPGA: 1})):
-            see(Changed(Kind.POD, pod), NOW, synced=True)
-    # Once each; the GPU pod is the store's to tell of.
-    assert world.told == [("slice", Past.NO_DECISION)]
-    see(Gone(Kind.POD, slice_pod), NOW, synced=True)
-    see(Changed(Kind.POD, slice_pod), NOW, synced=True)
-    assert len(world.told) == 2
-    see(Listed(Kind.POD, frozenset()), NOW, synced=True)
-    see(Changed(Kind.POD, slice_pod), NOW, synced=True)
-    assert len(world.told) == 3
-
-
-def test_gpus_by_a_name_of_ones_own_are_the_stores_to_tell_of() -> None:
+def test_gpus_by_a_name_of_ones_own_are_managed_like_others() -> None:
     own = "example.com/a100"
-    pod = a_pod("own", asks={own: 1})
-    counted, elsewhere = World(GPU_RESOURCE, own, FPGA, gpus=frozenset({own})), World(GPU_RESOURCE, own)
-    for world in (counted, elsewhere):
-        world.bindings.see(Changed(Kind.POD, pod), NOW, synced=True)
-    assert counted.told == []
-    assert elsewhere.told == [("own", Past.NO_DECISION)]
-    known = pod_facts(pod, also=frozenset({own}))
+    known = pod_facts(a_pod("own", asks={own: 1}), also=frozenset({own}))
     assert known is not None
-    counted.bindings.bound(known, "", NOW)
-    assert counted.told == [("own", Past.NO_DECISION)]
+    for world, want in ((World(own), ["own"]), (World(), ["own"]), (World(GPU_RESOURCE), [])):
+        world.bindings.bound(known, "", NOW)
+        assert [name for name, _ in world.told] == want
 
 
 def test_without_names_all_that_are_gpus_should_come_past_us() -> None:
@@ -245,11 +211,10 @@ def test_without_names_all_that_are_gpus_should_come_past_us() -> None:
 
 def test_a_daemon_sets_pod_is_known_for_one() -> None:
     assert Binding.of(facts(a_pod(owner="DaemonSet"))).daemon
-    assert Binding.of_object(a_pod(owner="DaemonSet")).daemon
     assert not Binding.of(facts(a_pod(owner="Job"))).daemon
 
 
-def test_a_binding_names_who_controls_the_pod_as_the_store_keeps_it_and_as_the_watch_brings_it() -> None:
+def test_a_binding_names_who_controls_the_pod() -> None:
     pod = a_pod(owner="ReplicaSet")
     other = OwnerRef(kind="Team", uid="t", name="team")
     want = OwnerRef(kind="ReplicaSet", uid="o", name="web", controller=True, api_version="apps/v1")
@@ -257,5 +222,4 @@ def test_a_binding_names_who_controls_the_pod_as_the_store_keeps_it_and_as_the_w
         pod, metadata=msgspec.structs.replace(pod.metadata, owner_references=[other, want])
     )
     assert Binding.of(facts(owned)).controller == want
-    assert Binding.of_object(owned).controller == want
     assert Binding.of(facts(a_pod())).controller is None

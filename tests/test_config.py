@@ -418,6 +418,14 @@ def test_bind_with_ignorable_is_warned_of_where_the_version_is_not_known(
     assert [problem.path for problem in config.warnings(settings)] == want_paths
 
 
+def test_managed_resources_that_are_no_gpus_are_warned_of_one_by_one() -> None:
+    named = "managed_resources: [nvidia.com/gpu.shared, rdma/hca, example.com/a100, amd.com/gpu]\n"
+    settings = config.load(f"{LEAST}{named}gpu_resources: [example.com/a100]\n")
+    told = [str(problem) for problem in config.warnings(settings)]
+    assert [each.partition(", got ")[2] for each in told] == ["'rdma/hca'", "'amd.com/gpu'"]
+    assert all("gpu_resources" in each for each in told)
+
+
 def test_every_lease_that_is_taken_can_be_elected_for() -> None:
     # The very boundary: what check-config lets through must not fail in `serve`.
     for tenths in range(70, 100):

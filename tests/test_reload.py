@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from scheduler import config, parts, reload
 from scheduler.bindings import Bindings
-from scheduler.cluster.objects import Container, Meta, Partial, Pod, Resources
+from scheduler.cluster.objects import Meta, Partial, Pod
 from scheduler.cluster.port import Changed, EventNote, Gone, Kind
 from scheduler.cluster.store import Store, StoreSettings
 from scheduler.config_changes import APPLIED, differing, merge, needs_restart
@@ -305,35 +305,6 @@ async def test_filters_workloads_models_and_names_are_exchanged(world: World) ->
     spec = msgspec.structs.replace(stray.spec, scheduler_name="wattbalance")
     see_pod(world.store, msgspec.structs.replace(stray, spec=spec), 1000.0)
     assert world.bindings.past["other_scheduler"] == 1
-
-
-def test_pods_that_were_bound_before_their_resource_was_managed_are_not_held_against_anybody() -> None:
-    other = "amd.com/gpu"
-    told: list[str] = []
-    bindings = Bindings(["ours"], ["nvidia.com/gpu"], decision_of=lambda _: None, judges=lambda: True)
-    bindings.on_past = lambda binding, _: told.append(binding.name)
-
-    def pod(name: str, node: str) -> Pod:
-        made = make_pod(name, 0, node=node)
-        containers = [Container(resources=Resources(limits={other: "1"}))]
-        return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, containers=containers))
-
-    def see(name: str, node: str = "") -> None:
-        bindings.see(Changed(Kind.POD, pod(name, node)), 0.0, synced=True)
-
-    see("old", "n1")
-    bindings.use(["ours"], ["nvidia.com/gpu", other])
-    see("old", "n1")
-    see("new")
-    see("new", "n1")
-    see("new", "n1")
-    assert told == ["new"]
-    bindings.use(["ours"], ["nvidia.com/gpu"])
-    see("unmanaged")
-    see("unmanaged", "n1")
-    bindings.use(["ours"], ["nvidia.com/gpu", other])
-    see("unmanaged", "n1")
-    assert told == ["new"]
 
 
 def test_what_is_pending_stays_and_fades_at_the_new_rate() -> None:

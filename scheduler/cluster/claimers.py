@@ -23,9 +23,10 @@ class Claimer:
 
 
 class Claimers:
-    """By uid."""
+    """By uid. `gpu_resources`: further names of GPUs; who asks for one is none of these."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu_resources: AbstractSet[str] = frozenset()) -> None:
+        self._gpu_resources = gpu_resources
         self._pods: dict[str, Claimer] = {}
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class Claimers:
     def see(self, pod: Pod, *, gone: bool) -> None:
         """A pod as it is now, or was."""
         meta, spec = pod.metadata, pod.spec
-        if gone or pod.status.phase in FINISHED or not asks_by_claims_only(pod):
+        if gone or pod.status.phase in FINISHED or not asks_by_claims_only(pod, self._gpu_resources):
             self._pods.pop(meta.uid, None)
             return
         self._pods[meta.uid] = Claimer(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
 
+from scheduler.cluster.annotation_size import annotations_bytes
 from scheduler.cluster.annotations import ours
 from scheduler.cluster.conditions import conditions_of
 from scheduler.cluster.images import images_of
 from scheduler.cluster.objects import (
-    Container,
     Meta,
     OwnerRef,
     Pod,
@@ -28,6 +29,8 @@ from scheduler.core.preferences import Conditions, Preferences
 # More than a cluster has of templates that prefer something.
 TEMPLATES_KEPT = 4096
 FINISHED = ("Succeeded", "Failed")
+# What each DeviceClass is called as an extended resource, whatever it names itself. Source: k8s.io/api/resource/v1.
+CLASS_PREFIX = "deviceclass.resource.kubernetes.io/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class PodFacts:
     """Whether kube-scheduler wrote on it that it was not placed, and not for reasons of its own (pod_status.py)."""
     lacks_binder: bool = False
     """Whether that was since we do not bind."""
+    annotations_bytes: int | None = None
+    """Of all its annotations, as Kubernetes limits it; kept while it waits, and None where nobody has counted."""
 
     @property
     def units(self) -> Units:
@@ -75,7 +80,7 @@ def pod_facts(
 
     A terminating pod still holds its GPUs until it is gone or its containers have ended. `before` is what was read of
     it: once it was bound, nobody changes what it preferred. `also`: further resources that are GPUs. `with_status`:
-    whether to read why it waits, too.
+    whether to read why it waits, too, and to count its annotations.
     """
     gpus = requested(pod.spec)
     shares = _shares(pod.spec, also)
@@ -102,29 +107,39 @@ def pod_facts(
         conditions=_same(conditions_of(pod.spec)),
         refused=refused,
         lacks_binder=refused and lacks_binder(pod),
+        annotations_bytes=annotations_bytes(meta.annotations or {})
+        if with_status and not pod.spec.node_name
+        else None,
     )
 
 
-def wants_device(pod: Pod) -> bool:
-    """Whether it asks for a GPU in any form: whole, as a slice or share under another name, or by a claim.
+def asks_for_gpus(pod: Pod, also: AbstractSet[str] = frozenset()) -> bool:
+    """Whether it asks by name for what we count of GPUs; `pod_facts` keeps such a pod, and no other.
 
-    Any extended resource counts, since their names are the cluster's own; they alone have a slash. What has none of
-    it (cpu, memory) is none of our business.
+    Other extended resources (network cards, FUSE, KVM) are none of our business, and neither are cpu and memory.
     """
-    return bool(pod.spec.resource_claims) or _names_devices(pod.spec)
+    return any(is_gpu_resource(name, also) for name in _extended(pod.spec))
 
 
-def asks_by_claims_only(pod: Pod) -> bool:
-    """Whether claims alone say which devices it asks for: where these are, kube-scheduler finds out."""
-    return bool(pod.spec.resource_claims) and not _names_devices(pod.spec)
+def asks_by_claims_only(pod: Pod, also: AbstractSet[str] = frozenset()) -> bool:
+    """Whether claims alone say which devices it asks for: where these are, kube-scheduler finds out.
+
+    For the name that a DeviceClass has as a resource, kube-scheduler makes the claim itself.
+    """
+    spec = pod.spec
+    by_claim = bool(spec.resource_claims) or any(name.startswith(CLASS_PREFIX) for name in _extended(spec))
+    return by_claim and not asks_for_gpus(pod, also)
 
 
-def _names_devices(spec: PodSpec) -> bool:
-    return any(
-        _names_device(container)
-        for part in (spec.containers, spec.init_containers)
-        for container in part or ()
-    )
+def _extended(spec: PodSpec) -> Iterator[str]:
+    """The extended resources that it asks for, some twice; they alone have a slash."""
+    for part in (spec.containers, spec.init_containers):
+        for container in part or ():
+            if container.resources is not None:
+                for amounts in (container.resources.limits, container.resources.requests):
+                    for name, amount in (amounts or {}).items():
+                        if "/" in name and quantity(amount) > 0:
+                            yield name
 
 
 @lru_cache(maxsize=TEMPLATES_KEPT)
@@ -151,15 +166,6 @@ def _shares(spec: PodSpec, also: AbstractSet[str]) -> Units:
     }
     asked = ((name, requested(spec, name)) for name in sorted(names))
     return tuple((name, units) for name, units in asked if units > 0)
-
-
-def _names_device(container: Container) -> bool:
-    resources = container.resources
-    return resources is not None and any(
-        "/" in name and quantity(amount) > 0
-        for amounts in (resources.limits, resources.requests)
-        for name, amount in (amounts or {}).items()
-    )
 
 
 def waits_for_volume(pod: Pod) -> bool:

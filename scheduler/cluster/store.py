@@ -68,7 +68,7 @@ class Store:
         columns = self._columns = Columns(
             neutral_load=settings.neutral_load, stale_s=settings.stale_s, pools=len(settings.pools) + 1
         )
-        self.claimers = Claimers()
+        self.claimers = Claimers(settings.gpu_resources)
         """Pods that ask for devices by claims alone."""
         self.devices = Devices()
         """What DRA offers, and which claims hold it."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.objects import Node, Pod
-from scheduler.cluster.pods import asks_by_claims_only, wants_device
+from scheduler.cluster.pods import asks_by_claims_only, asks_for_gpus
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
@@ -250,12 +250,10 @@ class Verbs:
 
         Without a GPU it is none of our business, and what claims ask for is kube-scheduler's to find.
         """
-        if not wants_device(pod):
-            why = "no_gpu"
-        elif asks_by_claims_only(pod):
-            why = "by_claim"
-        else:
+        also = self.store.settings.gpu_resources
+        if asks_for_gpus(pod, also):
             return False
+        why = "by_claim" if asks_by_claims_only(pod, also) else "no_gpu"
         self.decider.pass_by(verb, self._request(pod), why)
         return True
 

@@ -42,6 +42,24 @@ def test_pods_that_ask_otherwise_or_have_ended_are_none_of_them(seen: Pod) -> No
     assert len(claimers) == 0
 
 
+def test_the_name_of_a_device_class_is_a_claim_and_a_name_of_gpus_is_none() -> None:
+    claimers = Claimers(frozenset({"example.com/a100"}))
+
+    def see(*names: str) -> int:
+        limits: dict[str, str | int | float] = dict.fromkeys(names, "1")
+        asked = Container(resources=ContainerResources(limits=limits))
+        spec = PodSpec(containers=[asked], resource_claims=None)
+        claimers.see(Pod(metadata=Meta(name="p", uid="u"), spec=spec), gone=False)
+        return len(claimers)
+
+    by_class = "deviceclass.resource.kubernetes.io/gpu.nvidia.com"
+    assert see("rdma/hca") == 0
+    assert see(by_class, "rdma/hca") == 1
+    assert see(by_class, "example.com/a100") == 0
+    assert see(by_class) == 1
+    assert see(by_class, "nvidia.com/gpu.shared") == 0
+
+
 def test_a_pod_that_is_gone_or_that_a_listing_lacks_is_forgotten() -> None:
     claimers = Claimers()
     for namespace in ("team-a", "team-b", "team-c"):

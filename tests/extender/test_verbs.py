@@ -261,7 +261,12 @@ def test_preempt_counts_what_victims_asked_for_of_shared_memory(*, whole: bool) 
 
 @pytest.mark.parametrize(
     "resources",
-    [{}, {"requests": {"cpu": "2", "memory": "1Gi"}}, {"limits": {"nvidia.com/gpu": "0"}}],
+    [
+        {},
+        {"requests": {"cpu": "2", "memory": "1Gi"}},
+        {"limits": {"nvidia.com/gpu": "0"}},
+        {"limits": {"rdma/hca": "1", "vpc.amazonaws.com/pod-eni": "1", "devices.kubevirt.io/kvm": "1"}},
+    ],
 )
 @pytest.mark.parametrize("placement", list(Placement))
 @pytest.mark.parametrize("uid", ["uid-p1", ""])
@@ -286,14 +291,24 @@ def test_a_pod_without_a_gpu_gets_back_all_that_was_offered(
     assert world.decider.results == want_counts | {("preempt", "batch", "no_gpu"): 1}
 
 
-def test_a_pod_that_asks_by_claims_alone_is_left_to_kube_scheduler_and_counted() -> None:
+@pytest.mark.parametrize(
+    ("resources", "spec"),
+    [
+        ({}, {"resourceClaims": [{"name": "gpu", "resourceClaimName": "c1"}]}),
+        ({"limits": {"rdma/hca": 1}}, {"resourceClaims": [{"name": "gpu", "resourceClaimName": "c1"}]}),
+        ({"limits": {"deviceclass.resource.kubernetes.io/gpu.nvidia.com": "1"}}, {}),
+    ],
+)
+def test_a_pod_that_asks_by_claims_alone_is_left_to_kube_scheduler_and_counted(
+    resources: dict[str, object], spec: dict[str, object]
+) -> None:
     world, claims = World(), [{"name": "gpu", "resourceClaimName": "c1"}]
     names = ("a", "b", "bad", "who")
-    assert world.filter(plain(by_names(*names), {}, resourceClaims=claims))["NodeNames"] == list(names)
-    scores = world.prioritize(plain(by_names(*names), {}, resourceClaims=claims))
+    assert world.filter(plain(by_names(*names), resources, **spec))["NodeNames"] == list(names)
+    scores = world.prioritize(plain(by_names(*names), resources, **spec))
     assert {each["Score"] for each in scores} == {0}
     victims = {name: {"Pods": [{"UID": "v"}], "NumPDBViolations": 0} for name in ("bad", "who")}
-    question = plain({"Pod": pod(), "NodeNameToMetaVictims": victims}, {}, resourceClaims=claims)
+    question = plain({"Pod": pod(), "NodeNameToMetaVictims": victims}, resources, **spec)
     assert world.preempt(question)["NodeNameToMetaVictims"] == victims
     assert not len(world.decider.log)
     want_counts = {(verb, "batch", "by_claim"): 1 for verb in ("filter", "prioritize", "preempt")}
