@@ -103,6 +103,42 @@ def test_a_pending_pod_is_told_what_would_unblock_it_and_then_it_is_unblocked(
     assert system.bound("waits") == "explain-new"
 
 
+def test_what_is_named_together_is_done_and_the_pod_is_placed(
+    system: System, replica: Replica, scheduler: Daemon
+) -> None:
+    """kube-scheduler's own conditions among it: it never offers us the node before its label is there."""
+    system.add_node("near", 8, **{"nvidia.com/gpu.memory": "81920", "zone": "b"})
+    system.plane.apply(pod_manifest("holds", gpus=6, node="near"))
+    until_seen(replica, "near")
+    wait_for("it is accounted", lambda: view(replica, "near")["free_gpus"] == 2)
+    asks = {"wattbalance.io/gpu-memory": "100Gi"}
+    system.add_pod("waits", 4, annotations=asks, nodeSelector={"zone": "a"})
+    told = wait_for("it is known", lambda: (t := explained(replica, "waits"))["state"] == "waiting" and t)
+    near = told["now"]["nearest"]
+    assert [near["node"], {step["kind"] for step in near["steps"]}] == [
+        "near",
+        {"annotation", "selection", "free_gpus"},
+    ]
+    assert [told["now"]["fitting"], told["now"]["ruled_out"][0]["reason"]] == [
+        0,
+        "kube-scheduler: nodeSelector or affinity of the pod",
+    ]
+    steps = {step["kind"]: step for step in near["steps"]}
+    assert steps["free_gpus"]["units"] == {"nvidia.com/gpu": 2}
+    done = call(replica, "explain", "waits")
+    assert "Nearest is near. All of this together lets the pod in there: " in done.stdout
+    metadata = {"annotations": {"wattbalance.io/gpu-memory": steps["annotation"]["asks"]}}
+    system.plane.request("PATCH", "/api/v1/namespaces/default/pods/waits", {"metadata": metadata})
+    system.plane.request("PATCH", "/api/v1/nodes/near", {"metadata": {"labels": {"zone": "a"}}})
+    left = wait_for(
+        "only room is lacking",
+        lambda: len(t := explained(replica, "waits")["now"]["nearest"]["steps"]) == 1 and t,
+    )
+    assert [step["kind"] for step in left] == ["free_gpus"]
+    system.delete_pod("holds")
+    assert system.bound("waits") == "near"
+
+
 def test_what_is_not_known_is_said_with_what_is(system: System, replica: Replica) -> None:
     system.add_node("explain-n")
     until_seen(replica, "explain-n")
