@@ -92,7 +92,7 @@ class Wishes:
         if where == CONFIGURATION:
             return "The pod, its owner or its namespace may say otherwise, or `annotations` in the configuration ask"
         kind, _, name = where.partition(" ")
-        return f"{kind.capitalize()} {name} may ask, or the pod itself"
+        return f"{kind.capitalize()} {name} may ask, or the pod itself,"
 
     def _limit(self, key: str) -> Iterator[str]:
         asked = self.of(key)

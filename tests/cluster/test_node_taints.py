@@ -31,6 +31,15 @@ def test_each_effect_counts_for_its_own_question() -> None:
     assert not taints.forbidding((ANY,), 6).any()
 
 
+def test_which_taints_keep_a_pod_away_is_known_by_node() -> None:
+    taints = NodeTaints()
+    for row, found in enumerate(([], [SOFT, HARD, HARDER])):
+        taints.see(row, found)
+    assert [taints.against(row, ()) for row in (0, 1, 99)] == [(), (HARD, HARDER), ()]
+    assert taints.against(1, (Toleration(key="old", exists=True, effect="NoSchedule"),)) == (HARDER,)
+    assert taints.against(1, (ANY,)) == ()
+
+
 def test_a_taint_whose_value_always_changes_does_not_pile_up() -> None:
     taints = NodeTaints()
     for turn in range(10 * SPARE_SETS):

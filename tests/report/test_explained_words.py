@@ -80,7 +80,7 @@ async def test_the_namespace_that_asks_is_named_and_it_is_what_may_ask_otherwise
     pools = (await hindrances(store))["pools"]
     assert pools.said_by == "namespace team-a"
     assert "not as namespace team-a's wattbalance.io/pools asks: 1 would take the pod." in pools.text
-    assert pools.text.endswith("Namespace team-a may ask, or the pod itself for more pools.")
+    assert pools.text.endswith("Namespace team-a may ask, or the pod itself, for more pools.")
 
 
 async def test_the_configurations_default_is_named_and_what_the_namespace_may_ask_for() -> None:
