@@ -121,6 +121,7 @@ class Daemon:
             settings.scheduler_names,
             settings.managed_resources,
             decision_of=self.decider.log.of_pod,
+            owner_of=self.decider.log.owner_of,
             judges=self.leadership.may_act,
             is_asked=self._is_asked,
         )

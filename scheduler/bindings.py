@@ -15,7 +15,7 @@ from scheduler.cluster.intents import controller_of
 from scheduler.cluster.objects import OwnerRef
 from scheduler.cluster.pods import PodFacts
 from scheduler.core.nouns import DECISION_ANNOTATION
-from scheduler.decision.record import DecisionRecord
+from scheduler.decision.record import DecisionRecord, Said, said_in
 
 # What the API server fills in where a pod names none.
 DEFAULT_SCHEDULER = "default-scheduler"
@@ -41,8 +41,8 @@ class Binding:
     name: str
     node: str
     scheduler: str
-    decided: bool
-    """It carries the annotation of a decision, which travels in a Binding of ours."""
+    said: Said | None
+    """The decision that stands on it, which travels in a Binding of ours; whoever writes pods may copy it."""
     daemon: bool
     """A DaemonSet's: its place was never a choice."""
     controller: OwnerRef | None = None
@@ -56,7 +56,7 @@ class Binding:
             name=pod.name,
             node=pod.node,
             scheduler=pod.scheduler_name or DEFAULT_SCHEDULER,
-            decided=DECISION_ANNOTATION in (pod.meta.annotations or {}),
+            said=said_in((pod.meta.annotations or {}).get(DECISION_ANNOTATION, "")),
             daemon=any(owner.kind == "DaemonSet" for owner in pod.meta.owner_references or ()),
             controller=controller_of(pod.meta),
         )
@@ -70,6 +70,7 @@ class Bindings:
         managed_resources: a GPU pod that asks for none of them is nobody's business here; none: all are. What of them
             is no GPU says nothing: pods that ask for no other are passed through.
         decision_of: the newest decision for a uid, if there is one.
+        owner_of: the uid of the pod that a decision was about, by its cycle; None where that is not known.
         judges: whether this replica judges now: it leads, and acts.
         is_asked: whether it is this replica that kube-scheduler asks. Where each answers its own kube-scheduler, over
             loopback, a decision that is missing here may have been made next door.
@@ -81,6 +82,7 @@ class Bindings:
         managed_resources: Iterable[str],
         *,
         decision_of: Callable[[str], DecisionRecord | None],
+        owner_of: Callable[[str], str | None] = lambda _: None,
         judges: Callable[[], bool],
         is_asked: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -90,6 +92,7 @@ class Bindings:
         self.is_observed: Callable[[str], bool] = lambda _: False
         """Whether a node is in a pool that is only observed: whoever binds there may."""
         self._decision_of = decision_of
+        self._owner_of = owner_of
         self._judges = judges
         self._is_asked = is_asked
         self._inherited: frozenset[str] = frozenset()
@@ -116,7 +119,7 @@ class Bindings:
             self._judge(Binding.of(pod), promised, now_mono_s)
 
     def _judge(self, binding: Binding, promised: str, now_mono_s: float) -> None:
-        if not self._judges() or binding.decided or self.is_observed(binding.node):
+        if not self._judges() or self._stands_on(binding) or self.is_observed(binding.node):
             return
         past = self._past(binding, promised)
         if past is None:
@@ -127,6 +130,14 @@ class Bindings:
         self.past[past.value] += 1
         if self.on_past is not None:
             self.on_past(binding, past)
+
+    def _stands_on(self, binding: Binding) -> bool:
+        """Whether a decision for this very place is written on the pod, by whichever replica, and is no other pod's."""
+        said = binding.said
+        if said is None or said.node != binding.node:
+            return False
+        # Without a cycle it was written in a Binding, by a replica that did not know the record.
+        return not said.cycle or self._owner_of(said.cycle) in {None, binding.uid}
 
     def _past(self, binding: Binding, promised: str) -> Past | None:
         ours = binding.scheduler in self.scheduler_names

@@ -11,7 +11,7 @@ from scheduler.bindings import Binding, Bindings, Past
 from scheduler.cluster.objects import Container, Meta, OwnerRef, Pod, PodSpec, Resources
 from scheduler.cluster.pods import PodFacts, pod_facts
 from scheduler.core.nouns import DECISION_ANNOTATION, GPU_RESOURCE
-from scheduler.decision.record import DecisionRecord
+from scheduler.decision.record import DecisionLog, DecisionRecord
 
 OURS = "wattbalance"
 FPGA = "example.com/fpga"
@@ -77,6 +77,7 @@ class World:
 
     def __init__(self, *managed: str, judges: bool = True, asked: bool = True) -> None:
         self.decisions: dict[str, DecisionRecord] = {}
+        self.owners: dict[str, str] = {}
         self.told: list[tuple[str, Past]] = []
         self.judges = judges
         self.asked = asked
@@ -84,6 +85,7 @@ class World:
             [OURS],
             managed,
             decision_of=self.decisions.get,
+            owner_of=self.owners.get,
             judges=lambda: self.judges,
             is_asked=lambda: self.asked,
         )
@@ -150,9 +152,38 @@ def test_a_promise_counts_where_the_decision_is_forgotten() -> None:
     assert world.bound(a_pod("v", node="n1"), promised="n2") is Past.OTHER_NODE
 
 
-def test_a_decision_written_on_the_pod_counts_whoever_made_it() -> None:
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ('{"node":"n1","cycle":"elsewhere-3"}', None),
+        ('{"node":"n1","cycle":"mine"}', None),
+        ('{"node":"n1","cycle":""}', None),
+        ('{"node":"n1","cycle":"theirs"}', Past.NO_DECISION),
+        ('{"node":"n2","cycle":"elsewhere-3"}', Past.NO_DECISION),
+        ('{"node":"","cycle":""}', Past.NO_DECISION),
+        ("{}", Past.NO_DECISION),
+        ("", Past.NO_DECISION),
+        ("\ud800", Past.NO_DECISION),
+    ],
+)
+def test_a_decision_written_on_the_pod_counts_whoever_made_it_unless_it_was_copied(
+    text: str, want: Past | None
+) -> None:
     world = World()
-    assert world.bound(a_pod(annotations={DECISION_ANNOTATION: "{}"})) is None
+    world.owners.update({"theirs": "x", "mine": "u"})
+    assert world.bound(a_pod(annotations={DECISION_ANNOTATION: text})) is want
+    # What stands there takes nothing from what is known here.
+    world.decisions["v"] = record("v", "n1")
+    assert world.bound(a_pod("v", annotations={DECISION_ANNOTATION: text})) is None
+
+
+def test_a_log_knows_whose_a_decision_was_until_it_goes() -> None:
+    log = DecisionLog(kept=2)
+    for uid in ("a", "b"):
+        log.add(msgspec.structs.replace(record(uid, "n1"), cycle=f"1-{uid}"))
+    assert [log.owner_of(f"1-{uid}") for uid in "abc"] == ["a", "b", None]
+    log.add(record("c", "n1"))
+    assert [log.owner_of(f"1-{uid}") for uid in "ab"] == [None, "b"]
 
 
 def test_a_replica_that_does_not_lead_judges_nothing() -> None:

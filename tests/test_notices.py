@@ -46,7 +46,7 @@ def refused(uid: str = "u", /, **reasons: int) -> DecisionRecord:
 
 def binding(*, daemon: bool = False) -> Binding:
     return Binding(
-        uid="u", namespace="team-a", name="p", node="n1", scheduler="s", decided=False, daemon=daemon
+        uid="u", namespace="team-a", name="p", node="n1", scheduler="s", said=None, daemon=daemon
     )
 
 

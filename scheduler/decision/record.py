@@ -171,3 +171,7 @@ class DecisionLog:
     def of_pod(self, uid: str) -> DecisionRecord | None:
         """The newest decision about a pod's place: where room may be made for it (preempt) is none."""
         return self._by_uid.get(uid)
+
+    def owner_of(self, cycle: str) -> str | None:
+        """The uid of the pod that a decision was about; None if it is not kept. Looks at all that are."""
+        return next((record.uid for record in self if record.cycle == cycle), None)
