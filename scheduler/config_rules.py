@@ -157,7 +157,7 @@ def _refused_default(
             continue
         # None at all: nobody may ask there, and the default holds.
         allowed = [read(key, text) for text in rule.settings.allow.get(key, ())]
-        if allowed and not allows(allowed, word.value):
+        if allowed and not allows(key, allowed, word.value):
             takes = f"namespaces[{index}].allow.{key} takes ({listed(key, allowed)})"
             return f"expected a default that {takes}, got {quoted(word.text)}"
     return ""

@@ -159,7 +159,7 @@ TABLE: dict[str, Annotation] = {
             read=globs,
             write=",".join,
             values="globs on the model as the driver names it, comma separated; each `[` has its `]`; small and large "
-            "letters are the same",
+            "letters are the same, and so are blank, `-` and `_`",
             examples=("*H100*", "*A100*80GB*,*H100*"),
             meaning="Only nodes all of whose GPUs are of these models; one whose model nobody tells is none of them. "
             "Where no agent tells, the label nvidia.com/gpu.product does, without its -SHARED or -MIG-1g.10gb.",

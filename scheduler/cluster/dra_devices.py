@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from scheduler.cluster.dra_objects import Device, DeviceFacts, ResourceClaim, ResourceSlice
 from scheduler.cluster.objects import quantity
 from scheduler.cluster.shares import MIG_PREFIX, Offer, offers
+from scheduler.core.models import folded
 from scheduler.core.nouns import GPU_RESOURCE
 
 GPU_DRIVER = "gpu.nvidia.com"
@@ -69,8 +70,8 @@ class NodeDevices:
 
     @property
     def models(self) -> frozenset[str]:
-        """Of its GPUs, in small letters; empty where one does not tell."""
-        models = {gpu.model.lower() for gpu in self.gpus}
+        """Of its GPUs, as they compare; empty where one does not tell."""
+        models = {folded(gpu.model) for gpu in self.gpus}
         return frozenset(models) if all(models) else frozenset()
 
     @property

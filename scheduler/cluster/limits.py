@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from scheduler.cluster.annotation_values import BadValue
 from scheduler.cluster.annotations import TABLE, Value
 from scheduler.cluster.intent import LIMIT, NamespaceRule, Word
+from scheduler.core.models import folded_glob
 from scheduler.core.nouns import Workload
 from scheduler.core.units import quoted
 
@@ -20,9 +21,12 @@ from scheduler.core.units import quoted
 MOST_LISTED = 8
 
 
-def allows(allowed: Sequence[Value], value: Value) -> bool:
+def allows(key: str, allowed: Sequence[Value], value: Value) -> bool:
     """Whether a value is among those; of a list, whether each entry is in one of theirs."""
     if isinstance(value, tuple):
+        if key == "gpu-model":
+            may = {folded_glob(str(entry)) for each in allowed for entry in each}
+            return {folded_glob(str(entry)) for entry in value} <= may
         return set(value) <= {entry for each in allowed for entry in each}
     return value in allowed
 
@@ -46,7 +50,7 @@ class Limits:
     def check(self, key: str, value: Value) -> None:
         """Raises BadValue where pods of this namespace may not ask for that."""
         allowed = self.allow.get(key)
-        if allowed is None or allows(allowed, value):
+        if allowed is None or allows(key, allowed, value):
             return
         got = quoted(TABLE[key].write(value))
         raise BadValue(

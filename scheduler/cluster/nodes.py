@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from math import inf
 
 import numpy as np
@@ -20,6 +19,7 @@ from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.shares import Offer, is_gpu_resource, model_of, offers
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store_settings import StoreSettings
+from scheduler.core.models import folded, matches
 from scheduler.core.nouns import PREFIX
 from scheduler.telemetry.sample import Inventory
 
@@ -340,7 +340,7 @@ class Nodes:
             # would look better than the same node known to be idle.
             return min([1.0, *self._capabilities.values()])
         for pattern, capability in self._capabilities.items():
-            if fnmatchcase(model, pattern):
+            if matches(model, pattern):
                 return capability
         return 1.0
 
@@ -348,18 +348,18 @@ class Nodes:
 def _hardware(
     inventory: Inventory | None, labels: Mapping[str, str], devices: NodeDevices | None = None
 ) -> tuple[frozenset[str], float]:
-    """Models in small letters, and bytes of the smallest GPU; empty and 0 where nobody tells.
+    """Models as they compare, and bytes of the smallest GPU; empty and 0 where nobody tells.
 
     An agent's word goes before that of DRA's driver, and both before a label, which is written once; a node with one
     GPU that does not tell is unknown.
     """
     if inventory is not None and inventory.gpus:
         memory = [gpu.memory_total_bytes for gpu in inventory.gpus]
-        models = {gpu.model.lower() for gpu in inventory.gpus}
+        models = {folded(gpu.model) for gpu in inventory.gpus}
         return (frozenset(models) if all(models) else frozenset()), float(min(each or 0 for each in memory))
     if devices is not None and devices.gpus:
         return devices.models, devices.memory_bytes
-    model = model_of(labels).lower()
+    model = folded(model_of(labels))
     # In MiB, whatever the label is called. A share's is the share's own.
     memory_bytes = quantity(labels.get(MEMORY_LABEL)) * 2.0**20
     return (frozenset({model}) if model else frozenset()), max(memory_bytes, 0.0)

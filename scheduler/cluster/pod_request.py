@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.objects import Meta
 from scheduler.cluster.pods import PodFacts
+from scheduler.core.models import folded_glob
 from scheduler.core.nouns import PodRequest
 from scheduler.core.preferences import Preferences
 
@@ -54,7 +55,7 @@ def pod_request(  # noqa: PLR0913 - a request has as many parts
         priority=priority,
         nominated_node=nominated_node,
         pools=pool_indexes(intent.value("pools") or ()),
-        gpu_models=tuple(glob.lower() for glob in intent.value("gpu-model") or ()),
+        gpu_models=tuple(map(folded_glob, intent.value("gpu-model") or ())),
         gpu_memory_bytes=intent.value("gpu-memory") or 0,
         preferences=preferences,
         conditions=facts.conditions if facts is not None else None,

@@ -132,7 +132,7 @@ class PodRequest:
     pools: tuple[int, ...] = ()
     """Indexes of the only pools it may go to, the preferred one first; empty: all, in the configuration's order."""
     gpu_models: tuple[str, ...] = ()
-    """Globs in small letters, one of which each GPU of its node must match; empty: any model."""
+    """Globs on folded names (core/models), one of which each GPU of its node must match; empty: any model."""
     gpu_memory_bytes: int = 0
     """What each GPU of its node must have at least; 0: any."""
     preferences: Preferences | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from scheduler.cluster.nodes import MEMORY_LABEL, NodeRecord
 from scheduler.cluster.shares import MODEL_LABEL
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
+from scheduler.core.models import folded, matches
 from scheduler.core.nouns import PREFIX, PodRequest, Reason
 from scheduler.core.units import format_bytes
 from scheduler.decision.cycle import Mask
@@ -159,12 +159,12 @@ class Wishes:
         return sorted(found, key=lambda model: (-found[model], model))
 
     def _spelled(self, row: int) -> Sequence[str]:
-        """A node's models as it spells them; columns have small letters."""
+        """A node's models as it spells them; columns have them folded."""
         record = self.store.nodes[self.store.names[row] or ""]
         if record.inventory is not None and record.inventory.gpus:
             return sorted({gpu.model for gpu in record.inventory.gpus})
         small = self.store.snapshot.model_sets[int(self.store.snapshot.models[row])]
-        return [record.model] if {record.model.lower()} == small else sorted(small)
+        return [record.model] if {folded(record.model)} == small else sorted(small)
 
     def with_globs(self) -> list[str]:
         """What was probably meant: names that match nothing as they are, and something with globs around them."""
@@ -173,8 +173,8 @@ class Wishes:
         return [
             f"*{each}*"
             for each in written
-            if not any(fnmatchcase(model, each.lower()) for model in models)
-            and any(fnmatchcase(model, f"*{each.lower()}*") for model in models)
+            if not any(matches(model, each) for model in models)
+            and any(matches(model, f"*{each}*") for model in models)
         ]
 
     def largest_memory(self) -> tuple[float, str]:

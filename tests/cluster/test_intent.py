@@ -239,6 +239,15 @@ def test_a_namespace_may_ask_for_what_the_configuration_allows() -> None:
     assert (found.workload, found.workload_by) == (Workload.BATCH, CONFIGURATION)
 
 
+def test_a_limit_on_models_takes_other_spellings_of_what_it_allows() -> None:
+    rule = NamespaceRule(match=lambda _: True, allow={"gpu-model": [("NVIDIA-A100*",)], "pools": [("a-1",)]})
+    intents = Intents(IntentSettings(rules=[rule]))
+    said = {PREFIX + "gpu-model": "nvidia a100*", PREFIX + "pools": "a_1"}
+    found = intents.resolve(Meta(name="p", namespace="team-a", uid="u", annotations=said), "")
+    assert found.value("gpu-model") == ("nvidia a100*",)
+    assert [fault.key for fault in found.faults] == ["pools"], "names of pools are compared sign by sign"
+
+
 @pytest.mark.parametrize(
     ("key", "texts", "want"),
     [

@@ -15,6 +15,7 @@ from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
 from scheduler.core.errors import ConfigError
+from scheduler.core.models import folded
 from scheduler.core.nouns import PREFIX, PodRequest, PoolSpec, Reason, Workload
 from scheduler.policy import registry
 from scheduler.policy.base import POOL_CODES, Conditional, Filter, Score
@@ -468,13 +469,29 @@ def test_a_model_by_label_matches_exactly_however_its_gpus_are_divided(
     if agent_came:
         store.see_inventory("n1", inventory_of("n1", ("T4", 16)))
         store.forget_inventory("n1")
-    request = make_request(gpu_models=(model.lower(),))
+    request = make_request(gpu_models=(folded(model),))
     assert refused("model", request, store) == {}
     assert store.nodes["n1"].model == model
     assert store.snapshot.capability[store.rows["n1"]] == 0.5
     stranger = store.with_strangers(store.snapshot, [node])
     assert stranger.capability[-1] == 0.5
-    assert stranger.model_sets[stranger.models[-1]] == {model.lower()}
+    assert stranger.model_sets[stranger.models[-1]] == {folded(model)}
+
+
+@pytest.mark.parametrize("asked", ["NVIDIA-A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB", "nvidia[-]a100*"])
+@pytest.mark.parametrize("agent_came", [False, True])
+def test_a_model_means_the_same_before_and_after_an_agent_tells_it(asked: str, *, agent_came: bool) -> None:
+    store = make_store(capabilities={asked: 0.5})
+    labels = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
+    store.apply(Changed(Kind.NODE, make_node("n1", labels=labels)), 0.0)
+    if agent_came:
+        store.see_inventory("n1", inventory_of("n1", ("NVIDIA A100-SXM4-80GB", 16)))
+    pod = make_pod(annotations={PREFIX + "gpu-model": asked})
+    request = store.request(pod, 0.0, dict.fromkeys(Workload, ("p", 0.9)))
+    assert refused("model", request, store) == {}
+    assert store.snapshot.capability[store.rows["n1"]] == 0.5
+    want_spelling = "NVIDIA A100-SXM4-80GB" if agent_came else "NVIDIA-A100-SXM4-80GB"
+    assert store.nodes["n1"].model == want_spelling
 
 
 def test_models_that_somebody_invents_without_end_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

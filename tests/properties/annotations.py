@@ -159,7 +159,7 @@ def judge(
     if namespace == TENANTS:
         assert found.workload is Workload.BATCH
         for key in ("pools", "gpu-model"):
-            assert allows(ALLOW[key], found.value(key)), key
+            assert allows(key, ALLOW[key], found.value(key)), key
     # Asked again, the same; counted once.
     assert intents.resolve(about, "") == found
     assert intents.errors.total() == len(found.faults)
