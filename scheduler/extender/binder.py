@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from scheduler.cluster.annotation_size import annotations_bytes, fits
 from scheduler.cluster.port import ClusterPort
 from scheduler.cluster.store import Store
 from scheduler.core.clock import Clock
@@ -27,6 +28,8 @@ ANSWER_LIMIT_S = 3.5
 # Of these, what the Binding may take; the rest is for looking up what became of it.
 SEND_LIMIT_S = 2.0
 READ_PAUSE_S = 0.3
+# What a look at a pod may take before its Binding is sent, where that needs one.
+COUNT_LIMIT_S = 0.3
 LOOK_UP_EVERY_S = 1.0
 
 Answer = tuple[str, str]
@@ -131,6 +134,7 @@ class Binder:
 
     async def _bind(self, args: BindArgs) -> Answer:
         pod = f"{args.namespace}/{args.name}"
+        annotations = await self._annotations(args)
         try:
             async with asyncio.timeout(SEND_LIMIT_S):
                 await self._cluster.bind(
@@ -138,9 +142,7 @@ class Binder:
                     args.name,
                     args.uid,
                     args.node,
-                    {}
-                    if self._is_observed(args.node)
-                    else decision_annotation(self._decisions.of_pod(args.uid), args.node, self._term()),
+                    annotations,
                     may_send=lambda: self._why_not_now() is None,
                 )
         except ApiNotFound:
@@ -154,6 +156,36 @@ class Binder:
             self._release(args)
             return self._why_not_now() or ("failed", str(error))
         return "bound", ""
+
+    async def _annotations(self, args: BindArgs) -> dict[str, str]:
+        """What the Binding leaves on the pod: nothing where that may be too much.
+
+        The API server does not count what comes in a Binding, and takes no later write to a pod with too much, not even
+        the kubelet's of its status. In a patch it does count: the write-back finds out what is still possible.
+        """
+        if self._is_observed(args.node):
+            return {}
+        decision = decision_annotation(self._decisions.of_pod(args.uid), args.node, self._term())
+        try:
+            why = "there is no room for it" if not await self._has_room(args, decision) else ""
+        except (ClusterError, TimeoutError) as error:
+            why = f"what is on the pod is not known: {str(error) or 'no answer in time'}"
+        if not why:
+            return decision
+        pod = f"{args.namespace}/{args.name}"
+        _log.info("no decision in the Binding", extra=kv(pod=pod, reason=why))
+        return {}
+
+    async def _has_room(self, args: BindArgs, decision: dict[str, str]) -> bool:
+        """Raises ClusterError or TimeoutError where nobody knows."""
+        facts = self._store.waiting.get(args.uid)
+        if facts is not None and facts.annotations_bytes is not None:
+            return fits(facts.annotations_bytes, facts.meta.annotations or {}, decision)
+        # The watch has not told of it yet.
+        async with asyncio.timeout(COUNT_LIMIT_S):
+            meta = (await self._cluster.get_pod(args.namespace, args.name)).metadata
+        held = meta.annotations or {}
+        return fits(annotations_bytes(held), held, decision)
 
     async def _after(self, args: BindArgs, *, sent: bool) -> Answer:
         """Read what became of a Binding that was refused, or (`sent`) never answered."""

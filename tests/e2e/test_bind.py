@@ -114,6 +114,24 @@ def test_kube_scheduler_leaves_binding_to_us(system: System, replica: Replica) -
     assert bound_by() == [(name, ACCOUNT) for name in names]
 
 
+def test_a_pod_without_room_for_a_decision_can_be_written_after_we_bound_it(
+    system: System, replica: Replica
+) -> None:
+    system.add_node("bind-full")
+    until_seen(replica, "bind-full")
+    daemon = system.scheduler(replica.port, bindVerb="bind")
+    try:
+        system.add_pod("full", annotations={"note": "x" * (256 * 1024 - len("note"))})
+        assert system.bound("full") == "bind-full"
+    finally:
+        daemon.stop()
+    assert DECISION not in system.pod("full")["metadata"]["annotations"]
+    # As the kubelet writes it.
+    path = "/api/v1/namespaces/default/pods/full/status"
+    system.plane.request("PATCH", path, {"status": {"phase": "Running"}})
+    assert system.pod("full")["status"]["phase"] == "Running"
+
+
 def test_a_binding_to_a_node_that_was_cordoned_or_went_meanwhile_is_refused(
     system: System, replica: Replica
 ) -> None:

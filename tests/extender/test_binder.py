@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from scheduler.cluster.annotation_size import MOST_BYTES, annotations_bytes
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Changed, Kind
 from scheduler.core.errors import ApiConflict, ApiForbidden, ApiUnavailable, ClusterError
@@ -40,6 +41,65 @@ async def test_bind_posts_the_binding_with_the_decision_on_it() -> None:
     assert 0 <= decision["score"] <= 1
     assert world.promised, "until the watch tells of it: the GPUs are not free"
     assert results(world) == {"bound": 1}
+
+
+def filled(left_bytes: int, **annotations: str) -> Pod:
+    """A pod whose annotations leave so much of what Kubernetes allows."""
+    held = {**annotations, "note": "é" * 1000}
+    return make_pod(
+        annotations={**held, "full": "x" * (MOST_BYTES - annotations_bytes(held) - len("full") - left_bytes)}
+    )
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("missing_bytes", [0, 1])
+async def test_a_binding_leaves_no_decision_where_a_pod_has_no_room_for_it(
+    missing_bytes: int, *, watched: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The API server would take it, and afterwards no write to this pod, not even of its status."""
+    caplog.set_level("INFO")
+    world = promised()
+    [decision] = (await written_by(promised())).items()
+    pod = filled(sum(map(len, decision)) - missing_bytes)
+    world.cluster.add(pod)
+    if watched:
+        see_pod(world.store, pod)
+    assert await world.bind() == ""
+    assert list(world.cluster.bindings[0][2]) == ([] if missing_bytes else [decision[0]])
+    told = [each for each in caplog.records if each.getMessage() == "no decision in the Binding"]
+    assert len(told) == missing_bytes
+    assert results(world) == {"bound": 1}
+    assert world.cluster.reads == (0 if watched else 1)
+
+
+async def written_by(world: World) -> dict[str, str]:
+    assert await world.bind() == ""
+    return world.cluster.bindings[0][2]
+
+
+async def test_a_decision_that_a_manifest_brought_along_makes_room_for_ours() -> None:
+    world = promised()
+    see_pod(world.store, filled(0, **{"wattbalance.io/decision": "x" * 1000}))
+    assert list(await written_by(world)) == ["wattbalance.io/decision"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+async def test_what_is_on_a_pod_that_nobody_can_read_is_taken_for_too_much(
+    *, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binder_module, "COUNT_LIMIT_S", 0.05)
+    world = promised()
+    if frozen:
+
+        async def silent(namespace: str, name: str) -> Pod:
+            await asyncio.Event().wait()
+            return make_pod()
+
+        monkeypatch.setattr(world.cluster, "get_pod", silent)
+    else:
+        world.cluster.reads_fail = [ApiUnavailable("away")]
+    assert await world.bind() == ""
+    assert world.cluster.bindings == [("p1", "a", {})]
 
 
 @pytest.mark.parametrize("watched", [True, False])
