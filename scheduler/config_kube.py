@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from scheduler import config
-from scheduler.cluster.shares import SHARED_SUFFIX
+from scheduler.cluster.shares import MIG_PREFIX, SHARED_SUFFIX
 from scheduler.config_kube_text import API_SINCE, Scheduler, configuration, rights
 from scheduler.config_rules import IGNORABLE_COVERS_BIND
 from scheduler.config_settings import Face, ListenerSettings, Settings
@@ -46,7 +46,12 @@ EXTENDED = (
     "expected extended resources such as nvidia.com/gpu, for kube-scheduler asks extenders about no others"
 )
 SHARES = GPU_RESOURCE + SHARED_SUFFIX
-GPU_RESOURCES = (GPU_RESOURCE, SHARES, *(f"nvidia.com/mig-{name}" for name in _SLICES))
+# A slice may be shared as well, and `renameByDefault` renames it like a GPU.
+GPU_RESOURCES = tuple(
+    name + suffix
+    for name in (GPU_RESOURCE, *(f"{MIG_PREFIX}{slice_}" for slice_ in _SLICES))
+    for suffix in ("", SHARED_SUFFIX)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

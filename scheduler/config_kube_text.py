@@ -13,6 +13,8 @@ import yaml
 API_SINCE = ((25, "v1"), (23, "v1beta3"), (22, "v1beta2"), (20, "v1beta1"))
 # From here on kube-scheduler reuses what it found for one pod for the next ones alike, unless it has an extender.
 BATCHES_SINCE = 35
+# From here on every patch asks extenders about preemption (kubernetes#103019).
+PREEMPTS_SINCE = 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,7 @@ def _extender(scheduler: Scheduler) -> str:
 {_address_notes(scheduler)}    urlPrefix: {scalar(scheduler.url)}
     # A verb that is not named is not called. Filter chooses or rules out, prioritize scores, preempt spares victims
     # where the pod could not go all the same.
-    filterVerb: filter
+{_unasked(scheduler)}    filterVerb: filter
     prioritizeVerb: prioritize
     preemptVerb: preempt
 {bind}    # Must be above 0. At 1 our best node gets 100 points; kube-scheduler's own plugins give 1200 at most.
@@ -142,6 +144,18 @@ def _extender(scheduler: Scheduler) -> str:
     # Required: names of nodes are sent, not whole nodes.
     nodeCacheCapable: true
 {_ignorable(scheduler)}{_resources(scheduler)}"""
+
+
+def _unasked(scheduler: Scheduler) -> str:
+    """What people should know where kube-scheduler does not call a verb that is named."""
+    if scheduler.minor >= PREEMPTS_SINCE:
+        return ""
+    return f"""\
+    # WARNING: kube-scheduler 1.{scheduler.minor} calls no preempt before a late patch (kubernetes#103019). Until then
+    # a pod of a higher priority may have others evicted on a node that Wattbalance refuses it for a reason of its own
+    # (pool, model, memory, quarantine, broken GPUs): they end in vain, and it waits on. What helps:
+    # `preemptionPolicy: Never` in the PriorityClass of GPU pods, or the newest patch, or Kubernetes 1.{PREEMPTS_SINCE}.
+"""
 
 
 def _address_notes(scheduler: Scheduler) -> str:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scheduler import config
+from scheduler.cluster.shares import is_gpu_resource
 from scheduler.config_kube import GPU_RESOURCES, NEWEST, OLDEST, Wanted, render
 from scheduler.config_kube_text import scalar
 from scheduler.config_settings import Settings
@@ -118,6 +119,11 @@ def test_a_shared_scheduler_keeps_its_lease_its_name_and_its_rights() -> None:
     [ours] = scheduler["extenders"]
     assert ours["ignorable"] is True
     assert [each["name"] for each in ours["managedResources"]] == list(GPU_RESOURCES)
+    # What `renameByDefault` makes of a slice that is shared, too.
+    assert {"nvidia.com/gpu.shared", "nvidia.com/mig-1g.5gb", "nvidia.com/mig-1g.5gb.shared"} <= set(
+        GPU_RESOURCES
+    )
+    assert all(map(is_gpu_resource, GPU_RESOURCES))
     assert len(set(GPU_RESOURCES)) == len(GPU_RESOURCES), "kube-scheduler refuses a name twice"
 
 
@@ -360,3 +366,14 @@ def test_a_file_that_says_otherwise_is_told_of() -> None:
 )
 def test_any_text_is_read_back_as_it_is(text: str) -> None:
     assert yaml.safe_load(f"key: {scalar(text)}\n") == {"key": text}
+
+
+@pytest.mark.parametrize(("minor", "want_warned"), [(20, True), (21, True), (22, False), (NEWEST, False)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_kube_scheduler_that_may_never_call_preempt_is_warned_of(
+    minor: int, *, want_warned: bool, shared: bool
+) -> None:
+    text = render(Wanted(version=f"1.{minor}", shared=shared)).text
+    assert ("WARNING" in text, "preemptionPolicy: Never" in text) == (want_warned, want_warned)
+    without = render(Wanted(version=f"1.{minor}", shared=shared, break_glass=True)).text
+    assert "WARNING" not in without, "it asks us nothing"
