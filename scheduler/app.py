@@ -137,6 +137,7 @@ class Daemon:
             clock,
             self.fence,
             observe=settings.mode is Mode.OBSERVE,
+            pods_clock=self.cluster.server_clock,
         )
         self.notices = Notices(self.cluster.note, self.leadership.may_act, clock, self.store.intents.topmost)
         self.cluster.events.may_write = self.leadership.may_act
@@ -174,7 +175,7 @@ class Daemon:
         observer = ObserveReporter(self.observing, clock)
         explainer = Explainer(
             self.decider,
-            clock,
+            self.cluster.server_clock,
             lambda: self.leadership.role,
             self.nudges.last_unix_s.get,
             lambda: self.cluster.refused,
@@ -202,6 +203,7 @@ class Daemon:
         self.knowledge.faults = {
             "certificate_not_reloaded": self.listeners.certificate_not_reloaded,
             "bind_off": self.verbs.no_binder.is_missed,
+            "clock": self.cluster.server_clock.is_off,
             "leader_label": self.leadership.lacks_label,
             "config_refused": lambda: bool(self.reload.problems),
             "restart_needed": lambda: bool(self.reload.restart_needed),

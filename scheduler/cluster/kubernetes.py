@@ -21,6 +21,7 @@ from scheduler.cluster.lease_record import LeaseTimes
 from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import ClusterEvent, EventNote, Kind, Only
 from scheduler.cluster.reflector import Health, Pace, Reflector
+from scheduler.cluster.server_clock import ServerClock
 from scheduler.cluster.transport import Transport
 from scheduler.core.errors import (
     ApiConflict,
@@ -95,6 +96,11 @@ class KubernetesCluster:
     def last_contact_mono_s(self) -> float | None:
         """When the server last answered a call or a probe, or sent a byte of a watch; None = never."""
         return self.transport.last_contact_mono_s
+
+    @property
+    def server_clock(self) -> ServerClock:
+        """By which the server dates what is created."""
+        return self.transport.server_clock
 
     @property
     def synced(self) -> set[Kind]:

@@ -15,6 +15,7 @@ import msgspec
 
 from scheduler.cluster.api_request import Counters, Limits, Target
 from scheduler.cluster.objects import Status
+from scheduler.cluster.server_clock import ServerClock
 from scheduler.core.errors import (
     ApiConflict,
     ApiForbidden,
@@ -65,6 +66,7 @@ class Transport:
         counters: Counters | None = None,
     ) -> None:
         self.clock = clock
+        self.server_clock = ServerClock(clock)
         self.limits = limits or Limits()
         self.counters = counters or Counters()
         self.last_contact_mono_s: float | None = None
@@ -244,7 +246,8 @@ class Transport:
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH if verb == "patch" else "application/json"
             data = msgspec.json.encode(body)
-        return await self._sessions[session].request(
+        asked_mono_s = self.clock.mono_s()
+        response = await self._sessions[session].request(
             METHODS[verb],
             access.host + target.path,
             params=params,
@@ -257,6 +260,10 @@ class Transport:
             # A redirect would carry the token to wherever it points.
             allow_redirects=False,
         )
+        if response.status < FAULT:
+            # A server in need, or what stands before it, may say anything.
+            self.server_clock.see(response.headers.get("Date", ""), asked_mono_s)
+        return response
 
     def _error(
         self, verb: str, target: Target, response: aiohttp.ClientResponse, answer: bytes

@@ -67,7 +67,9 @@ class Verbs:
         fence: Fence,
         *,
         observe: bool = False,
+        pods_clock: Clock | None = None,
     ) -> None:
+        """`pods_clock` is the one by which pods were created; None: ours."""
         self.decider = decider
         self.store: Store = decider.store
         self.binder: Binder | None = None
@@ -86,6 +88,7 @@ class Verbs:
                 is_observed=decider.is_observed,
             )
         self.clock = clock
+        self._pods_clock = pods_clock or clock
         self.fence = fence
         self._observe = observe
         self._fragments: Fragments | None = None
@@ -242,7 +245,7 @@ class Verbs:
     # --- shared --------------------------------------------------------------------------------------------------
 
     def _request(self, pod: Pod) -> PodRequest:
-        waited_s = _waited_s(pod, self.clock.unix_s())
+        waited_s = _waited_s(pod, self._pods_clock.unix_s())
         return self.store.request(pod, waited_s, self.decider.profile_facts)
 
     def _passes(self, verb: str, pod: Pod) -> bool:

@@ -208,6 +208,9 @@ class Sources:
         "Nodes with a fresh reading whose clock is off by more than 5 s; their samples count all the same."
     )
     broker_connected: Count = _gauge("1 while the MQTT broker answers.")
+    api_clock_offset_seconds: Count = _gauge(
+        "How far the Kubernetes API server's clock is ahead of ours, by the Date of its last answers; 0 within 1 s."
+    )
     api_requests: By = _counter("Requests to the Kubernetes API server.", "verb")
     api_errors: ByThree = _counter(
         "Requests to the Kubernetes API server that failed, by HTTP status, or timeout, or connection.",

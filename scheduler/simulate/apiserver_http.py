@@ -89,9 +89,12 @@ class HttpFace:
         if self.faults.slow_s > 0:
             await asyncio.sleep(self.faults.slow_s)
         try:
-            return await self._route(request)
+            response = await self._route(request)
         except ClusterError as error:
-            return _refusal(error)
+            response = _refusal(error)
+        if not response.prepared:
+            response.headers["Date"] = self.store.date()
+        return response
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -251,7 +254,7 @@ class HttpFace:
             namespace=target.namespace,
             select=selector(_fields(query.get("fieldSelector", ""), target), query.get("labelSelector", "")),
         )
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Date": self.store.date()})
         response.enable_chunked_encoding()
         await response.prepare(request)
         transport = cast("asyncio.Transport", request.transport)

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 import msgspec
 
@@ -126,6 +127,10 @@ class Store:
         }
         for name in ("default", "kube-node-lease", "kube-public", "kube-system"):
             self.create(rules.NAMESPACES, {"metadata": {"name": name}})
+
+    def date(self) -> str:
+        """Now, as HTTP writes it."""
+        return formatdate(self._clock.unix_s(), usegmt=True)
 
     def key(self, kind: str, name: str, namespace: str = "") -> str:
         """Where an object is kept."""

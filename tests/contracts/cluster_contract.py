@@ -587,3 +587,17 @@ class ClusterContract:
             await eventually(lambda: cluster.last_contact_mono_s is not None)
             first = cluster.last_contact_mono_s
             await eventually(lambda: cluster.last_contact_mono_s != first)
+
+    async def test_the_servers_clock_is_known_where_ours_is_wrong(self, server: Server) -> None:
+        class AnHourAhead(SystemClock):
+            def unix_s(self) -> float:
+                return super().unix_s() + 3600.0
+
+        for clock, want_off in ((CLOCK, False), (AnHourAhead(), True)):
+            async with server.cluster(clock=clock) as cluster:
+                for _ in range(3):
+                    with pytest.raises(ApiNotFound):
+                        await cluster.get_pod("default", "absent")
+                assert cluster.server_clock.is_off() is want_off
+                # Date leaves a second open; more than that is a machine that stood still between the two readings.
+                assert abs(cluster.server_clock.unix_s() - CLOCK.unix_s()) < 60

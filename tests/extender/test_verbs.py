@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from scheduler.cluster.reservations import RESERVATION_S, VOLUME_RESERVATION_S
+from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Placement, Reason
-from scheduler.extender.verbs import NO_UID
+from scheduler.extender.verbs import NO_UID, Verbs
 from scheduler.extender.wire import BadRequest, read_filter
 from tests.builders import (
     SHARED_RESOURCE,
@@ -257,6 +259,19 @@ def test_preempt_counts_what_victims_asked_for_of_shared_memory(*, whole: bool) 
     }
     kept = world.preempt({"Pod": asker, "NodeNameToVictims" if whole else "NodeNameToMetaVictims": victims})
     assert list(kept["NodeNameToMetaVictims"]) == ["s1"]
+
+
+def test_the_age_of_a_pod_is_by_the_clock_that_dated_it() -> None:
+    world = World()
+    clock = ManualClock(unix_s=datetime.fromisoformat("2026-01-01T01:01:30Z").timestamp())
+    of_server = ManualClock(unix_s=clock.unix_s() - 3600.0)
+    waited_s: list[float] = []
+    world.decider.on_outcome = lambda outcome, _: waited_s.append(outcome.request.waited_s)
+    for pods_clock in (None, of_server):
+        world.verbs = Verbs(world.decider, None, clock, world.fence, pods_clock=pods_clock)
+        world.filter(by_names("a"))
+    assert waited_s == [3690.0, 90.0]
+    assert {record.unix_s for record in world.decider.log} == {clock.unix_s()}
 
 
 @pytest.mark.parametrize(
