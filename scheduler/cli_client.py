@@ -20,6 +20,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 # A dozen pools by name; the table says it of each node.
 MOST_OBSERVING_CHARS = 1000
+# Of what was given instead of a name.
+MOST_SHOWN = 300
 
 
 class Named(click.ParamType[str]):
@@ -31,7 +33,11 @@ class Named(click.ParamType[str]):
         """Read the text."""
         if not value:
             self.fail("expected a name, got nothing", param, ctx)
-        return str(value)
+        text = str(value)
+        if any("\ud800" <= each <= "\udfff" for each in text):
+            # As Python has bytes of the command line that are no UTF-8.
+            self.fail(f"expected a name in UTF-8, got {text[:MOST_SHOWN]!r}", param, ctx)
+        return text
 
 
 class ServerUrl(click.ParamType[str]):
@@ -150,6 +156,21 @@ def _say_if_observing(daemon: Daemon) -> None:
     )
 
 
+def _check_names(pod: str, namespace: str | None) -> None:
+    """Refuse here what no cluster has, with the rule: the daemon could only say that it knows none."""
+    from scheduler.core.names import LABEL, SUBDOMAIN, is_label, is_subdomain
+
+    if not is_subdomain(pod):
+        raise click.BadParameter(f"expected a pod's name of {SUBDOMAIN}; got {_cut(pod)}", param_hint="POD")
+    if namespace and not is_label(namespace):
+        message = f"expected a namespace's name of {LABEL}; got {_cut(namespace)}"
+        raise click.BadParameter(message, param_hint="--namespace")
+
+
+def _cut(name: str) -> str:
+    return repr(name) if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]!r}... of {len(name):,} characters"
+
+
 @click.command(short_help="Say why a pod is where it is, or why it waits.")
 @click.argument("pod", metavar="POD", shell_complete=pods)
 @click.option(
@@ -188,8 +209,9 @@ def explain(
         namespace = prefix
     if not name or "/" in (namespace or "") or (slash and not prefix):
         raise click.BadParameter(
-            f"expected a pod's name or NAMESPACE/NAME, got {pod[:300]!r}", param_hint="POD"
+            f"expected a pod's name or NAMESPACE/NAME, got {pod[:MOST_SHOWN]!r}", param_hint="POD"
         )
+    _check_names(name, namespace)
     with found_daemon(server, context, daemon_namespace) as (daemon, usual_namespace):
         told, body = daemon.explain(namespace or usual_namespace(), name)
     if output == "json":

@@ -156,6 +156,7 @@ def completion(context: click.Context, shell: str) -> None:
     \b
     Examples:
       source <(wattbalance completion bash)
+      source <(wattbalance completion zsh)
       wattbalance completion zsh > "${fpath[1]}/_wattbalance"
       wattbalance completion fish > ~/.config/fish/completions/wattbalance.fish
     """
@@ -166,7 +167,12 @@ def completion(context: click.Context, shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None  # noqa: S101 - click has all three
     program = "kubectl-wattbalance" if called_by_kubectl else "wattbalance"
-    click.echo(made(root.command, {}, program, COMPLETE_VARIABLE).source())
+    script = made(root.command, {}, program, COMPLETE_VARIABLE).source()
+    if shell == "zsh":
+        # A zsh without a framework has no `compdef` until somebody asks for it.
+        needed = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
+        script = script.replace("    compdef _", f"    {needed}\n    compdef _")
+    click.echo(script)
 
 
 def completions_for_kubectl(root: click.Command, words: Sequence[str]) -> list[str]:

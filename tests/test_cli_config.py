@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from scheduler import cli, config
 from scheduler.cli_config import completions_for_kubectl
@@ -101,6 +102,18 @@ def test_each_shells_script_names_the_program_that_printed_it(
         assert names == ([program] if shell == "bash" else [])
         assert f" {program}" in printed
         assert (" kubectl-wattbalance" in printed) == (program != "wattbalance")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_a_zsh_that_has_loaded_nothing_completes_after_the_script(tmp_path: Path) -> None:
+    script = CliRunner().invoke(cli.cli, ["completion", "zsh"], prog_name="wattbalance").output
+    (tmp_path / "script").write_text(script)
+    command = ["zsh", "-f", "-c", 'source ./script && print -r -- "$_comps[wattbalance]"']
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("_wattbalance_completion\n", "")
 
 
 def test_an_unknown_shell_is_refused() -> None:

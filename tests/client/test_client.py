@@ -252,7 +252,6 @@ def test_a_pod_is_explained_and_a_pipe_gets_neither_colour_nor_folded_lines(daem
         (["train-0"], "default/train-0"),
         (["pod/train-0", "-n", "ml"], "ml/train-0"),
         (["train-0", "--namespace", "ml"], "ml/train-0"),
-        (["..%2f", "-n", "a b"], "a%20b/..%252f"),
     ],
 )
 def test_a_pod_is_named_as_kubectl_names_it(daemon: StandIn, arguments: list[str], want_path: str) -> None:
@@ -270,6 +269,14 @@ def test_a_pod_is_named_as_kubectl_names_it(daemon: StandIn, arguments: list[str
         (["explain", "/b"], "expected a pod's name or NAMESPACE/NAME"),
         (["explain", "a/"], "expected a pod's name or NAMESPACE/NAME"),
         (["explain", "a/b", "-n", "c"], "-n says c"),
+        (["explain", "b" * 9000], "at most 253 long; got 'bbb"),
+        (["explain", "Train-0"], "expected a pod's name of small letters"),
+        (["explain", "\udcff\udcfe"], "expected a pod's name of small letters"),
+        (["explain", "a b/..%2f"], "expected a pod's name of small letters"),
+        (["explain", "a.b/c"], "expected a namespace's name of small letters"),
+        (["explain", "b", "-n", "c" * 64], "at most 63 long"),
+        (["explain", "b", "-n", "\udcff"], "expected a name in UTF-8"),
+        (["nodes", "--pool", "\udcff"], "expected a name in UTF-8"),
         (["explain", "b", "-n", ""], "expected a name, got nothing"),
         (["explain", "b", "--server", ""], "expected a URL such as http://127.0.0.1:9441"),
         (["explain", "b", "--server", "ftp://x"], "expected a URL such as"),
