@@ -24,19 +24,18 @@ from scheduler.config_nudge import NudgeSettings
 from scheduler.config_settings import Settings
 from scheduler.core.clock import Clock
 from scheduler.core.log import kv
-from scheduler.core.nouns import PREFIX
 from scheduler.core.units import parse_instant
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.refused import Refused
 from scheduler.decision.waiters import Choice
 from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
+from scheduler.last_woken import RETRY_ANNOTATION, LastWoken
 from scheduler.leadership import Leadership
 from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, REJECTED, WRITTEN, PodWrites
 
 log = logging.getLogger(__name__)
 
-RETRY_ANNOTATION = PREFIX + "retry"
 # How often those are looked for that we did not refuse: 2 ms of it while 10,000 pods wait, in turns.
 SEEK_S = 1.0
 SEEN_A_TURN = 100
@@ -58,8 +57,8 @@ REJECTED_AGAIN_S = 120.0
 MOST_OPEN = 16
 # Of whom it is known when they were woken last; as many as decisions are.
 MOST_KEPT = 10_000
-# A number that somebody else wrote there has no more digits than this.
-MOST_DIGITS = 9
+# Who takes the lead waits so long: what the one before has written is there by then, and both together keep the pace.
+FIRST_S = 1.0
 
 T = TypeVar("T")
 
@@ -110,6 +109,8 @@ class Nudges:
         self._may_act = may_act
         self._scheduler_names = scheduler_names
         self._writes = PodWrites(cluster, self.results, "pods cannot be woken", lambda: settings().most_per_s)
+        self._last = LastWoken(clock)
+        self._acts = False
         self._sought_mono_s = -inf
         self._failures: dict[str, float] = {}
         """How long each pod that could not be written was left alone after that."""
@@ -158,10 +159,11 @@ class Nudges:
     async def wake(self) -> None:
         """Wake those who fit now, one after the other, at the pace; an answer is not waited for before the next."""
         self._trouble = ""
+        await self._begin()
         async with asyncio.TaskGroup() as group:
             while self._may_wake() and not self._trouble:
                 await self._slots.acquire()
-                choice = await self._find()
+                choice = await self._next()
                 # Others had their turn since.
                 if choice is None or not self._may_wake():
                     self._slots.release()
@@ -172,8 +174,26 @@ class Nudges:
         if self._trouble:
             await asyncio.sleep(REFUSED_AGAIN_S if self._trouble == FORBIDDEN else FAILED_AGAIN_S)
 
+    async def _begin(self) -> None:
+        """Who begins to act may do so just after another has: it has no write to spare yet."""
+        before, self._acts = self._acts, self._may_wake()
+        if self._acts and not before:
+            await asyncio.sleep(FIRST_S)
+            await self._writes.pause()
+
     def _may_wake(self) -> bool:
         return self._settings().enabled and self._may_act()
+
+    async def _next(self) -> Choice | None:
+        """Find whom to wake. Those whom another replica has just woken are on their way."""
+        while (choice := await self._find()) is not None:
+            again_s = float(self._settings().again_s)
+            until_mono_s = self._last.rests_until_mono_s(choice.pod, again_s)
+            if until_mono_s <= self._clock.mono_s():
+                return choice
+            self._refused.take(choice, until_mono_s)
+            await asyncio.sleep(0)
+        return None
 
     async def _find(self) -> Choice | None:
         now_mono_s = self._clock.mono_s()
@@ -219,9 +239,9 @@ class Nudges:
                 began_mono_s = self._clock.mono_s()
 
     async def _nudge(self, choice: Choice) -> None:
-        pod, count = choice.pod, _count(choice.pod) + 1
+        pod, retry = choice.pod, self._last.write(choice.pod)
         try:
-            result = await self._writes.write(pod, {RETRY_ANNOTATION: str(count)})
+            result = await self._writes.write(pod, {RETRY_ANNOTATION: retry})
         finally:
             self._slots.release()
         if result != WRITTEN:
@@ -237,7 +257,7 @@ class Nudges:
         waited_s = round(choice.waited_s, 1)
         log.info(
             "woke a pod",
-            extra=kv(pod=f"{pod.namespace}/{pod.name}", fits=choice.node, waited_s=waited_s, retry=count),
+            extra=kv(pod=f"{pod.namespace}/{pod.name}", fits=choice.node, waited_s=waited_s, retry=retry),
         )
 
     def _not_woken(self, choice: Choice, result: str) -> None:
@@ -267,9 +287,3 @@ def _created_unix_s(pod: PodFacts, else_unix_s: float) -> float:
         return parse_instant(pod.meta.creation_timestamp or "")
     except ValueError:
         return else_unix_s
-
-
-def _count(pod: PodFacts) -> int:
-    """How often it was woken, by whichever replica."""
-    said = (pod.meta.annotations or {}).get(RETRY_ANNOTATION, "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) <= MOST_DIGITS else 0

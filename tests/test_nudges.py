@@ -25,7 +25,8 @@ from scheduler.core.errors import (
     ClusterError,
 )
 from scheduler.core.units import format_instant
-from scheduler.nudges import RETRY_ANNOTATION, Nudges
+from scheduler.last_woken import RETRY_ANNOTATION
+from scheduler.nudges import Nudges
 from tests.builders import (
     all_rows,
     lose_pod,
@@ -110,6 +111,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(nudges, "LOOK_S", 0.01)
+    monkeypatch.setattr(nudges, "FIRST_S", 0.0)
     monkeypatch.setattr(nudges, "FAILED_AGAIN_S", 0.01)
     monkeypatch.setattr(nudges, "REFUSED_AGAIN_S", 0.01)
     return World()
@@ -123,32 +125,10 @@ async def test_a_refused_pod_is_woken_once_when_its_reason_ends(world: World) ->
         world.heal()
         await eventually(lambda: bool(world.cluster.written))
         await world.some_looks()
-    assert world.cluster.written == [("p1", {RETRY_ANNOTATION: "1"})]
+    assert world.cluster.written == [("p1", {RETRY_ANNOTATION: str(int(world.clock.unix_s()))})]
     assert world.nudges.results == {"written": 1, "gone": 0, "failed": 0}
     assert world.nudges.waiting == 0
     assert world.nudges.last_unix_s == {"uid-p1": world.clock.unix_s()}
-
-
-@pytest.mark.parametrize(
-    ("said", "want"),
-    [
-        ("41", "42"),
-        ("", "1"),
-        ("soon", "1"),
-        ("-3", "1"),
-        ("9" * 4000, "1"),
-        ("²", "1"),
-        ("007", "8"),
-        ("9" * 9, "1000000000"),
-        ("9" * 10, "1"),
-    ],
-)
-async def test_the_number_counts_on_whoever_wrote_it(said: str, want: str, world: World) -> None:
-    world.refuse("p1", annotations={RETRY_ANNOTATION: said})
-    world.heal()
-    async with beside(world.nudges.run()):
-        await eventually(lambda: bool(world.cluster.written))
-    assert world.cluster.written == [("p1", {RETRY_ANNOTATION: want})]
 
 
 async def test_whoever_may_not_act_wakes_nobody_and_goes_on_when_it_may(world: World) -> None:
@@ -172,6 +152,75 @@ async def test_it_can_be_switched_off_while_running(world: World) -> None:
         assert world.cluster.written == []
         world.settings = NudgeSettings()
         await eventually(lambda: bool(world.cluster.written))
+
+
+async def test_a_pod_that_another_replica_has_just_woken_is_left_alone_and_counts_as_on_its_way(
+    world: World,
+) -> None:
+    woken = {RETRY_ANNOTATION: str(int(world.clock.unix_s()) - 1)}
+    world.refuse("p1", 8, annotations=woken)
+    world.refuse("p2", 8)
+    world.heal()
+    async with beside(world.nudges.run()):
+        await world.some_looks()
+        assert world.cluster.written == []
+        # It may not have been for this node: it waits on, and is first.
+        world.clock.advance(12.0)
+        await eventually(lambda: bool(world.cluster.written))
+        await world.some_looks()
+    assert world.cluster.names == ["p1"]
+
+
+async def test_who_takes_over_keeps_the_pace_of_the_one_before(world: World) -> None:
+    """As where the leader is stopped while it wakes many."""
+    world.settings = NudgeSettings(most_per_s=20)
+    for index in range(8):
+        world.refuse(f"p{index}")
+    other = Nudges(
+        world.cluster,
+        world.decider,
+        world.clock,
+        lambda: world.settings,
+        lambda: not world.leads,
+        lambda: ("wattbalance",),
+    )
+    world.heal()
+
+    def see_written() -> None:
+        for name, written in world.cluster.written:
+            held = {key: text for key, text in written.items() if text is not None}
+            see_pod(world.store, make_pod(name, annotations=held, refused="1 node in quarantine"))
+
+    async with beside(world.nudges.run()):
+        await eventually(lambda: len(world.cluster.written) == 3)
+        world.leads = False
+    see_written()
+    for index in range(len(world.cluster.written), 8):
+        see_pod(world.store, make_pod(f"p{index}", refused="1 node in quarantine"))
+    async with beside(other.run()):
+        await eventually(lambda: len(world.cluster.written) == 8)
+        await world.some_looks()
+    assert sorted(world.cluster.names) == [f"p{index}" for index in range(8)]
+    gaps_s = [after - before for before, after in itertools.pairwise(world.cluster.instants_s)]
+    assert min(gaps_s) >= 0.8 / 20
+
+
+async def test_who_begins_to_act_waits_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nudges, "FIRST_S", 3600.0)
+    slept = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        slept.append(delay_s)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    world.refuse("p1")
+    world.heal()
+    for leads, want in ((False, 0), (True, 1), (True, 1), (False, 1), (True, 2)):
+        world.leads = leads
+        await world.nudges.wake()
+        assert slept.count(3600.0) == want
 
 
 async def test_no_more_than_so_many_a_second(world: World) -> None:
@@ -608,7 +657,12 @@ async def test_the_log_says_who_was_woken_and_what_the_server_said_of_who_could_
     world.clock.advance(7.0)
     await world.nudges.wake()
     [woken] = [record for record in caplog.records if record.getMessage() == "woke a pod"]
-    assert vars(woken)["kv"] == {"pod": "team-a/p1", "fits": "n1", "waited_s": 7.0, "retry": 1}
+    assert vars(woken)["kv"] == {
+        "pod": "team-a/p1",
+        "fits": "n1",
+        "waited_s": 7.0,
+        "retry": str(int(world.clock.unix_s())),
+    }
     [told] = [
         record.getMessage() for record in caplog.records if "takes no annotation" in record.getMessage()
     ]

@@ -67,7 +67,8 @@ else by the kind of its topmost owner (and where its namespace may not be that, 
 
 `{PREFIX}decision` is on a pod that was bound by a decision of Wattbalance: node, profile, score and the cycle's
 id. Where kube-scheduler binds it is written a moment after (`extender.annotate`), never on a pod that waits.
-`{PREFIX}retry`, `{PREFIX}energy`, `{PREFIX}cost` and `{PREFIX}co2e` are kept for it.
+`{PREFIX}retry` is on a pod that was woken: when, in unix seconds.
+`{PREFIX}energy`, `{PREFIX}cost` and `{PREFIX}co2e` are kept for it.
 
 ## Not annotations
 
