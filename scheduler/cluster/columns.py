@@ -85,6 +85,8 @@ class Columns:
         # Per node, folded.
         self.healthy = np.full(rows, np.inf, f4)
         self.free = np.zeros(rows, f4)
+        self.strays = np.zeros(rows, bool)
+        """Where pods hold units of which none is allocatable any more."""
         self.load_sum = np.zeros(rows, f4)
         self.pending = np.zeros(rows, f4)
         self.known_gpus = np.zeros(rows, f4)
@@ -278,6 +280,7 @@ class Columns:
         busy = np.minimum(unknown, self.bound[rows])
         floor = np.minimum(self._unknown_floor[rows] + busy * (1 - self.neutral_load), unknown)
         self.load_sum[rows] = self._known_sum[rows] + floor + self._broken_count[rows]
+        self.strays[rows] = ((bound > 0) & (self.units[:, rows] == 0)).any(0)
         self.free_units[:, rows], self.free[rows] = self.free_beside(bound + reserved, rows)
         if np.count_nonzero(self.shared[rows]):
             some = np.arange(self.rows)[rows]
@@ -294,7 +297,13 @@ class Columns:
         if np.count_nonzero(lost > ROUNDING):
             left -= lost_units(each, lost)
         free = np.maximum(left, 0)
-        return free, (free * each).sum(0)
+        gpus = (free * each).sum(0)
+        if np.count_nonzero(self.strays[rows]):
+            # The plugin calls its GPUs otherwise by now. Their pods are still there, and kube-scheduler, which counts
+            # by name, does not see that: what it offers stays, and looks no emptier than it is.
+            stray = np.where(self.units[:, rows] == 0, held_units, 0)
+            gpus = np.maximum(gpus - (stray * each).sum(0), 0)
+        return free, gpus
 
     def _fold_memory(self, rows: Rows) -> None:
         bound, reserved = self.memory_bound_bytes[:, rows], self.memory_reserved_bytes[:, rows]

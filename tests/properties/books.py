@@ -216,6 +216,12 @@ class Books(RuleBasedStateMachine):
                 told = [snapshot.units_of(resource, column)[row] for column in held]
                 assert told == [bound[resource], reserved[resource], free[resource]]
             free_gpus = float(sum(free[r] * each for r, each in each_gpus.items()))
+            # What pods hold by names of which nothing is allocatable any more is not free either.
+            gone = snapshot.units[:, row] == 0
+            bound_units, reserved_units = snapshot.bound_units[gone, row], snapshot.reserved_units[gone, row]
+            if bound_units.any():
+                strays = (bound_units + reserved_units) * snapshot.unit_gpus[gone, row]
+                free_gpus = max(free_gpus - float(strays.sum()), 0)
             assert abs(snapshot.free_gpus[row] - free_gpus) < ROUNDING
             assert snapshot.free_gpus[row] <= snapshot.healthy_gpus[row] + ROUNDING
             most = max(snapshot.gpu_count[row], self.inventories.get(name, 0))
