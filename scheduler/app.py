@@ -366,12 +366,16 @@ class Daemon:
             if node.contradictions or node.in_pools:
                 self._note_contradictions(node)
 
-    def _waking(self) -> Waking:
+    def _waking(self, uid: str) -> Waking:
         if self.leadership.observing:
             return Waking.OBSERVED
         if self.pause.now is not None:
             return Waking.PAUSED
-        return Waking.SOON if self.settings.nudge.enabled else Waking.OFF
+        if not self.settings.nudge.enabled:
+            return Waking.OFF
+        if not self.leadership.leads():
+            return Waking.STANDBY if self.leadership.leader_name else Waking.LEADERLESS
+        return Waking.FORBIDDEN if self.nudges.is_hindered(uid) else Waking.SOON
 
     def _is_asked(self) -> bool:
         """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""

@@ -114,6 +114,8 @@ class Nudges:
         self._sought_mono_s = -inf
         self._failures: dict[str, float] = {}
         """How long each pod that could not be written was left alone after that."""
+        self._rejected: set[str] = set()
+        """Pods that took no annotation when they were woken last."""
         self._in_a_row: dict[str, None] = {}
         """Pods that could not be written since one was."""
         self._slots = asyncio.Semaphore(MOST_OPEN)
@@ -141,6 +143,10 @@ class Nudges:
     def waiting(self) -> int:
         """How many pods wait for us that were refused."""
         return len(self._refused)
+
+    def is_hindered(self, uid: str) -> bool:
+        """Whether this pod, or for now none, can be written."""
+        return bool(self._trouble) or uid in self._failures or uid in self._rejected
 
     def see(self, outcome: Outcome, now_mono_s: float) -> None:
         """Take a decision of filter."""
@@ -216,6 +222,7 @@ class Nudges:
                 yield
         for uid in [uid for uid in self._failures if uid not in self._store.waiting]:
             del self._failures[uid]
+        self._rejected -= {uid for uid in self._rejected if uid not in self._store.waiting}
 
     def _take_on(self, facts: PodFacts) -> None:
         if self._store.reservations.get(facts.uid) is not None:
@@ -249,6 +256,7 @@ class Nudges:
             return
         self._in_a_row.clear()
         self._failures.pop(pod.uid, None)
+        self._rejected.discard(pod.uid)
         self._refused.woken(choice, self._clock.mono_s())
         self.last_unix_s[pod.uid] = self._clock.unix_s()
         self.last_unix_s.move_to_end(pod.uid)
@@ -266,6 +274,8 @@ class Nudges:
             # The server is there, and lets us write.
             self._in_a_row.clear()
             rest_s = REJECTED_AGAIN_S if result == REJECTED else 0.0
+            if result == REJECTED:
+                self._rejected.add(uid)
         else:
             rest_s = self._rest_s(uid)
             self._in_a_row[uid] = None

@@ -211,7 +211,13 @@ async def test_explain_says_of_a_pod_that_fits_whether_anybody_wakes_it(world: W
     async with world.replica(nudge={"enabled": False}) as replica:
         assert await says(replica, "nudge.enabled is off")
     async with world.replica() as replica:
+        await replica.leads()
         assert await says(replica, "woken within seconds")
+        async with world.replica() as standby:
+            assert await says(standby, "This replica stands by")
+        replica.daemon.nudges.is_hindered = bool  # type: ignore[method-assign, assignment]
+        assert await says(replica, "It cannot be woken")
+        del replica.daemon.nudges.is_hindered
         world.api.create("configmaps", {"metadata": {"name": "wattbalance-pause", "namespace": NAMESPACE}})
         await eventually(lambda: replica.daemon.pause.now is not None)
         assert await says(replica, "We are paused")

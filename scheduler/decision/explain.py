@@ -65,6 +65,21 @@ class Waking(Enum):
         "cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it "
         "from these nodes"
     )
+    STANDBY = (
+        "This replica stands by and wakes nobody; who leads does, and says there whether it can. If the pod goes on "
+        "waiting, kube-scheduler's own filters keep it from these nodes"
+    )
+    LEADERLESS = (
+        "Nobody wakes it until somebody leads: kube-scheduler asks again at the next event of the cluster, at "
+        "the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these "
+        "nodes"
+    )
+    FORBIDDEN = (
+        "It cannot be woken: we may not patch pods, or the API server fails (the log says `pods cannot be woken` or "
+        "`takes no annotation`); it is tried again within two minutes. Else "
+        "kube-scheduler asks again at the next event of the cluster, at the latest after five minutes. If the pod goes "
+        "on waiting, kube-scheduler's own filters keep it from these nodes"
+    )
     OBSERVED = (
         "Here we only observe: nothing of ours keeps it from these nodes, and nobody wakes it. If it waits, "
         "kube-scheduler's own filters keep it from them"

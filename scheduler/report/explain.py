@@ -99,7 +99,7 @@ class Explainer:
         woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
         refused: Kinds that cannot be listed, each with the reason.
         scheduler_names: Whose pods should come to us; none: nothing is known of that.
-        waking: What becomes of a pod that waits and fits.
+        waking: What becomes of a pod, by its uid, that waits and fits.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Explainer:
         refused: Callable[[], Mapping[Kind, str]] = dict,
         scheduler_names: Callable[[], Collection[str]] = frozenset,
         *,
-        waking: Callable[[], Waking] = lambda: Waking.SOON,
+        waking: Callable[[str], Waking] = lambda _: Waking.SOON,
     ) -> None:
         self._decider = decider
         self._clock = clock
@@ -203,7 +203,7 @@ class Explainer:
             self._clock.mono_s(),
             unix_s,
             held_on=facts.node,
-            waking=self._waking(),
+            waking=self._waking(facts.uid),
             said=asked_by(intent, store.intents.settings, facts.namespace),
         )
         advisory = now.placement == Placement.ADVISORY
