@@ -84,8 +84,12 @@ ROOM = (
     "decision about its place."
 )
 GONE = (
-    "The pod is not among those that want or hold GPUs now: it ended or was deleted. What is left is the last decision "
-    "about it."
+    "The pod is not among those that want or hold GPUs, by what this replica sees now: it ended, was deleted, or is "
+    "too new to have been seen (kubectl get pod tells). What is left is the last decision about it."
+)
+NOT_LISTED = (
+    "This replica has not listed the pods yet: whether there still is such a pod is not known here. Ask again in some "
+    "seconds. What is shown is the last decision about it."
 )
 
 
@@ -321,16 +325,17 @@ class Explainer:
 
     def _gone(self, record: DecisionRecord) -> Explanation:
         of_room = record.verb == PREEMPT
+        why = GONE if Kind.POD in self._decider.store.synced else NOT_LISTED
         return Explanation(
             namespace=record.namespace,
             name=record.pod,
             uid=record.uid,
-            state="gone",
+            state="not seen",
             gpus=record.gpus,
             resources=record.resources,
             workload=record.profile,
             workload_from="the decision",
-            notes=[GONE, ROOM] if of_room else [GONE],
+            notes=[why, ROOM] if of_room else [why],
             decision=None if of_room else decision_of(record, self._decider.store.pool_names),
             room=decision_of(record) if of_room else None,
         )

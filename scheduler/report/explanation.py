@@ -69,7 +69,7 @@ class Explanation(View, frozen=True):
     name: str
     uid: str
     state: str
-    """waiting | bound | gone (not among the pods that want or hold GPUs now)"""
+    """waiting | bound | not seen (not among the pods that want or hold GPUs, by what this replica sees now)"""
     node: str = ""
     """Where it is bound."""
     gpus: float | None = None
@@ -98,7 +98,7 @@ class Explanation(View, frozen=True):
     room: Decision | None = None
     """Where no decision about this pod's place is kept: the last one about where others may make room for it."""
     now: Evaluation | None = None
-    """A fresh evaluation; null if the pod has gone."""
+    """A fresh evaluation; null if the pod is not seen."""
 
 
 class NotFound(View, frozen=True):

@@ -65,9 +65,9 @@ def test_a_bound_pod_is_explained_until_it_has_gone_and_after(
     assert "training (from pod)" in done.stdout
     assert "\x1b" not in done.stdout
     system.delete_pod("placed")
-    told = wait_for("it has gone", lambda: (t := explained(replica, "placed"))["state"] == "gone" and t)
+    told = wait_for("it has gone", lambda: (t := explained(replica, "placed"))["state"] == "not seen" and t)
     assert [told["now"], told["decision"]["chosen"]] == [None, node]
-    assert "gone" in call(replica, "explain", "placed").stdout
+    assert "not seen" in call(replica, "explain", "placed").stdout
 
 
 def test_a_pending_pod_is_told_what_would_unblock_it_and_then_it_is_unblocked(

@@ -26,7 +26,7 @@ from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import Placement, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionLog, decision_annotation
-from scheduler.report.explain import GONE, ROOM, Explainer
+from scheduler.report.explain import GONE, NOT_LISTED, ROOM, Explainer
 from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.openapi import openapi
 from tests.builders import all_rows, lose_pod, make_decider, make_pod, make_store, see_node, see_pod
@@ -193,10 +193,13 @@ async def test_a_pod_that_has_gone_leaves_its_last_decision(world: World) -> Non
     world.decide(pod)
     lose_pod(world.store, pod)
     told = await world.explained("p1")
-    assert [told.state, told.now] == ["gone", None]
+    assert [told.state, told.now] == ["not seen", None]
     assert told.decision is not None
     assert told.decision.best
-    assert "ended or was deleted" in told.notes[0]
+    assert "it ended, was deleted, or is too new" in told.notes[0]
+    world.store.synced.discard(Kind.POD)
+    told = await world.explained("p1")
+    assert [told.state, told.notes] == ["not seen", [NOT_LISTED]]
 
 
 async def test_where_only_room_was_asked_for_that_answer_is_shown_and_is_no_decision(world: World) -> None:
@@ -227,7 +230,7 @@ async def test_where_only_room_was_asked_for_that_answer_is_shown_and_is_no_deci
     assert told.room.cycle == newer
     lose_pod(world.store, pod)
     told = await world.explained("p1")
-    assert [told.state, told.decision, told.gpus, told.notes] == ["gone", None, 4, [GONE, ROOM]]
+    assert [told.state, told.decision, told.gpus, told.notes] == ["not seen", None, 4, [GONE, ROOM]]
     assert told.room is not None
     assert told.room.cycle == newer
 
