@@ -341,7 +341,9 @@ class Settings(Strict, frozen=True, kw_only=True):
     )
     models: Annotated[
         dict[Text, ModelSettings],
-        Meta(description="By a glob on the GPU's model name, compared as `gpu-model` is; the first match counts."),
+        Meta(
+            description="By a glob on the GPU's model name, compared as `gpu-model` is; the first match counts."
+        ),
     ] = field(default_factory=dict)
     scheduler_names: Annotated[
         tuple[Text, ...], Meta(min_length=1, description="Pods of these schedulers should come past us.")

@@ -45,9 +45,7 @@ def refused(uid: str = "u", /, **reasons: int) -> DecisionRecord:
 
 
 def binding(*, daemon: bool = False) -> Binding:
-    return Binding(
-        uid="u", namespace="team-a", name="p", node="n1", scheduler="s", said=None, daemon=daemon
-    )
+    return Binding(uid="u", namespace="team-a", name="p", node="n1", scheduler="s", said=None, daemon=daemon)
 
 
 def owner(name: str, kind: str = "ReplicaSet") -> OwnerRef:
