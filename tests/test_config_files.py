@@ -17,7 +17,6 @@ from scheduler.core.clock import SystemClock
 from scheduler.core.errors import ConfigError
 from tests.certs import Authority, lock
 
-NOW_UNIX_S = SystemClock().unix_s()
 KUBECONFIG = """\
 clusters: [{name: c, cluster: {server: "https://10.0.0.1:6443"}}]
 contexts: [{name: k, context: {cluster: c, user: u}}]
@@ -59,10 +58,10 @@ listeners:
       client_ca_file: {path}/ca.crt
 """)
 
-    def check(self, now_unix_s: float = NOW_UNIX_S) -> list[str]:
-        """What is refused, else what is warned of."""
+    def check(self, after_s: float = 0.0) -> list[str]:
+        """What is refused, else what is warned of, so long after now."""
         try:
-            _, warned = config.load_with_files(str(self.config), now_unix_s)
+            _, warned = config.load_with_files(str(self.config), SystemClock().unix_s() + after_s)
         except ConfigError as error:
             return [str(each) for each in error.problems]
         return [f"warning: {each}" for each in warned]
@@ -253,18 +252,18 @@ def test_the_key_may_stand_in_the_certificates_file(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now_unix_s", "want"),
+    ("after_s", "want"),
     [
-        (NOW_UNIX_S - 86_400, "one that begins at 20"),
-        (NOW_UNIX_S, "one that ends at 20"),
-        (NOW_UNIX_S + 86_400, "one that ended at 20"),
+        (-86_400.0, "one that begins at 20"),
+        (0.0, "one that ends at 20"),
+        (86_400.0, "one that ended at 20"),
     ],
 )
 def test_a_certificate_that_does_not_hold_or_not_for_long_is_a_warning(
-    folder: Folder, now_unix_s: float, want: str, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, after_s: float, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scheduler.config_files.SOON_S", SOON_S)
-    told = folder.check(now_unix_s)
+    told = folder.check(after_s)
     assert {each.split(": ")[2] for each in told} == {
         *("telemetry.ca_file", "telemetry.cert_file"),
         *("listeners[0].tls.cert_file", "listeners[0].tls.client_ca_file"),
