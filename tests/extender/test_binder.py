@@ -32,13 +32,20 @@ def results(world: World) -> dict[str, int]:
 
 async def test_bind_posts_the_binding_with_the_decision_on_it() -> None:
     world = promised()
+    world.verbs.fence.term = lambda: 7
     assert await world.bind() == ""
     ((name, node, annotations),) = world.cluster.bindings
     assert (name, node) == ("p1", "a")
     decision = json.loads(annotations["wattbalance.io/decision"])
-    assert decision["node"] == "a"
-    assert decision["cycle"]
-    assert 0 <= decision["score"] <= 1
+    record = world.decider.log.of_pod("uid-p1")
+    assert record is not None
+    assert decision == {
+        "node": "a",
+        "profile": record.profile,
+        "score": record.best[0].score,
+        "cycle": record.cycle,
+        "term": 7,
+    }
     assert world.promised, "until the watch tells of it: the GPUs are not free"
     assert results(world) == {"bound": 1}
 
