@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from scheduler.cluster.objects import quantity
@@ -32,7 +33,8 @@ _MOST_SLICES = (
     (re.compile(r"RTX[ -]PRO[ -](?:5000|4500)", re.IGNORECASE), 2),
 )
 _SLICES = 7
-# Profiles are named by more than they have: GB200's 1g.24gb has 20 GiB, which is the worst.
+# Profiles are named by their memory in GiB, rounded up or to the GPU's: an A100's 1g.5gb has 4864 MiB. The farthest
+# below its name in NVIDIA's guide to MIG is GB200's 1g.24gb with 20 GiB, 0.895 of 24 GB: so much is sure by a name.
 _NAMED_MEMORY_FRAC = 0.89
 # Whoever may label a node may do so without end.
 MOST_TOLD = 10
@@ -65,6 +67,20 @@ def is_gpu_resource(name: str, also: AbstractSet[str] = frozenset()) -> bool:
 def model_of(labels: Mapping[str, str]) -> str:
     """The model of a node's GPUs by its label, without what feature discovery appends for slices and replicas."""
     return labels.get(MODEL_LABEL, "").partition("-MIG-")[0].removesuffix("-SHARED")
+
+
+@lru_cache(maxsize=256)
+def named_memory_bytes(resource: str) -> tuple[float, float]:
+    """What a slice has at least and at most by its resource's name alone; zeros where that tells nothing.
+
+    Where no label tells more, the first is what an `Offer` says.
+    """
+    profile = _PROFILE.search(resource) if resource.startswith(MIG_PREFIX) else None
+    return _named_memory(profile) if profile is not None else (0.0, 0.0)
+
+
+def _named_memory(profile: re.Match[str]) -> tuple[float, float]:
+    return float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC, float(profile[3]) * 2.0**30
 
 
 def words(units: Units) -> str:
@@ -127,7 +143,7 @@ class _Labelled:
         gpus, memory_bytes = self._slice(profile), 0.0
         if profile is not None:
             labelled_bytes = _count(self.labels, f"{base}.memory") * 2.0**20
-            memory_bytes = labelled_bytes or float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC
+            memory_bytes = labelled_bytes or _named_memory(profile)[0]
         replicas, complaint = self._replicas(name, base, self._there(name, base, profile))
         # MPS gives each its part of the memory and no more; in time slices each may take all that is left.
         limited = self.labels.get(f"{base}.sharing-strategy") == "mps"

@@ -10,7 +10,7 @@ import numpy as np
 from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, Intent, IntentSettings
 from scheduler.cluster.limits import limits_of, listed
 from scheduler.cluster.nodes import MEMORY_LABEL, NodeRecord
-from scheduler.cluster.shares import MODEL_LABEL
+from scheduler.cluster.shares import MODEL_LABEL, named_memory_bytes
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
 from scheduler.core.models import folded, matches
@@ -32,6 +32,7 @@ ONLY_AGENT = (
     "Nobody measures it on {} with shared GPUs: wattbalance's agent has to run there and read it; no label tells what "
     "is free."
 )
+BY_NAME = "Of slices on {} only the name tells, and promises {}: feature discovery, or a label {} in MiB, tells more."
 SHARED_SLICES = (
     "On {} slices are shared, and nobody can measure what is free of them: only leaving it out helps there."
 )
@@ -134,9 +135,20 @@ class Wishes:
                 how = ONLY_AGENT
             else:
                 how = UNREADABLE if found else BY_LABEL
+            if memory:
+                how = self._by_name(record) or how
             counts[how] = counts.get(how, 0) + 1
         for how, count in sorted(counts.items()):
             yield how.format(nodes(count), label)
+
+    def _by_name(self, record: NodeRecord) -> str:
+        """What to say of a slice of which only the name is known; empty where there is none."""
+        for name, _ in self.request.units:
+            surely_bytes, _ = named_memory_bytes(name)
+            offer = record.offers.get(name)
+            if surely_bytes and offer is not None and offer.memory_bytes == surely_bytes and not offer.shared:
+                return BY_NAME.format("{}", memory_words(surely_bytes), f"{name}.memory")
+        return ""
 
     def _records(self, rows: Mask) -> Iterator[NodeRecord]:
         for row in np.flatnonzero(rows).tolist():

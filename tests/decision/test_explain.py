@@ -298,6 +298,17 @@ def test_what_the_pod_asks_for_itself_may_be_what_holds_it() -> None:
     ]
 
 
+def test_of_slices_without_a_label_what_their_name_promises_is_told() -> None:
+    store, name = make_store(), "nvidia.com/mig-1g.10gb"
+    store.apply(Changed(Kind.NODE, make_node("sliced", shares={name: 7})), 0.0)
+    told = look(make_decider(store), make_request("new", 0, shares=((name, 1),), gpu_memory_bytes=9 * 2**30))
+    want = (
+        "1 node not as the pod's wattbalance.io/gpu-memory asks: 1 would take the pod. Of slices on 1 node only the "
+        f"name tells, and promises 8487Mi: feature discovery, or a label {name}.memory in MiB, tells more."
+    )
+    assert [each.text for each in told.unblock] == [want]
+
+
 def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
     store = make_store()
     for name, labels in (("told", {"nvidia.com/gpu.memory": "8192"}), ("untold", {})):

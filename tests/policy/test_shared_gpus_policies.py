@@ -12,6 +12,7 @@ from scheduler.cluster.store import Store
 from scheduler.core.nouns import PodRequest, Reason
 from scheduler.policy import registry
 from scheduler.policy.base import Filter, Score
+from scheduler.policy.memory import Memory
 from scheduler.telemetry.sample import GpuInventory, Inventory, Sample
 from tests.builders import make_node, make_pod, make_request, make_sample, make_store, see_pod
 
@@ -64,6 +65,51 @@ def most_gib(store: Store, resource: str = SHARED) -> int:
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_slice_may_or_may_not_have_by_its_name_alone_is_unknown() -> None:
+    store, slices = make_store(), "nvidia.com/mig-1g.10gb"
+    see_node(store, {slices: 7}, labels={})
+    see_node(store, {slices: 7}, labels={f"{slices}.memory": "9856"}, name="told")
+    for gib, want, want_told in (
+        (8, Reason.FITS, Reason.FITS),
+        (9, Reason.UNKNOWN_MEMORY, Reason.FITS),
+        (10, Reason.UNKNOWN_MEMORY, Reason.TOO_LITTLE_MEMORY),
+        (10.01, Reason.TOO_LITTLE_MEMORY, Reason.TOO_LITTLE_MEMORY),
+    ):
+        assert verdict(store, ask(gib, resource=slices)) is want
+        assert verdict(store, ask(gib, resource=slices), "told") is want_told
+
+
+@given(
+    named=st.integers(1, 200),
+    has_mib=st.integers(1, 200 * 1024),
+    asked_mib=st.integers(1, 220 * 1024),
+    labelled=st.booleans(),
+)
+def test_a_slice_never_fits_or_is_too_small_against_what_its_name_says(
+    named: int, has_mib: int, asked_mib: int, *, labelled: bool
+) -> None:
+    """Whatever a slice has that is named by NVIDIA's rule: by its name alone it is never judged wrongly."""
+    name = f"nvidia.com/mig-1g.{named}gb"
+    has_mib = min(max(has_mib, int(named * 0.895e9 / 2**20) + 1), named * 1024)
+    store = make_store()
+    see_node(store, {name: 7}, labels={f"{name}.memory": str(has_mib)} if labelled else {})
+    told = verdict(store, ask(asked_mib / 1024, resource=name))
+    want = Reason.FITS if asked_mib <= has_mib else Reason.TOO_LITTLE_MEMORY
+    assert told is want or (told is Reason.UNKNOWN_MEMORY and not labelled)
+    if told is Reason.UNKNOWN_MEMORY:
+        assert 0.89e9 * named < asked_mib * 2**20 <= named * GIB
+
+
+def test_a_slice_of_which_only_the_name_is_known_may_open_no_other_pool() -> None:
+    """As large as its GPU, it is judged as a whole one: what is unknown may yet be enough."""
+    store, whole = make_store(), "nvidia.com/mig-7g.80gb"
+    see_node(store, {whole: 1}, labels={})
+    policy = registry.build("memory", {})
+    assert isinstance(policy, Memory)
+    for gib, want in ((60, True), (78, True), (81, False)):
+        assert policy.could(ask(gib, resource=whole), store.snapshot)[store.rows["n1"]] == want
 
 
 def test_where_gpus_are_shared_what_the_fullest_has_free_counts() -> None:
