@@ -276,6 +276,26 @@ async def test_names_and_resources_of_the_configuration_say_what_comes_past_us(w
         assert (past["no_decision"], past["other_scheduler"]) == (1, 1)
 
 
+async def test_nodes_that_offer_what_is_not_managed_are_counted_as_long_as_they_do(world: World) -> None:
+    world.add_node("whole")
+    for name, units in (("sliced", "7"), ("emptied", "0")):
+        offered = {"nvidia.com/gpu": "1", "nvidia.com/mig-1g.10gb": units, "example.com/nic": "2"}
+        world.api.create("nodes", {"metadata": {"name": name}, "status": {"allocatable": offered}})
+
+    async def unmanaged(replica: Replica) -> str:
+        async with replica.session.get("/metrics") as page:
+            lines = (await page.text()).splitlines()
+        [line] = [each for each in lines if each.startswith("wattbalance_unmanaged_nodes ")]
+        return line.partition(" ")[2]
+
+    async with world.replica(managed_resources=["nvidia.com/gpu"]) as replica:
+        await replica.knows("whole", "sliced", "emptied")
+        assert await unmanaged(replica) == "1.0"
+        world.api.delete("nodes", "sliced")
+        await eventually(lambda: "sliced" not in replica.daemon.store.nodes)
+        assert await unmanaged(replica) == "0.0"
+
+
 async def test_a_standby_writes_no_event_though_it_answers_its_neighbour(world: World) -> None:
     world.add_node("sick", **{"wattbalance.io/quarantine": "xid-79"})
     world.add_pod("p")
