@@ -8,7 +8,7 @@ from typing import Any
 
 from scheduler.core import log
 from scheduler.core.log import kv
-from scheduler.decision.record import DecisionRecord, Ranked, Weighed
+from scheduler.decision.record import DecisionLog, DecisionRecord, Ranked, Weighed
 
 
 def record(**fields: Any) -> DecisionRecord:
@@ -64,3 +64,11 @@ def test_the_terms_of_the_ten_best_stand_in_the_json_log() -> None:
     told = json.loads(log.JsonFormatter().format(logged(record())))["decision"]
     assert [each["scores"] for each in told["best"]] == [[0.5, 0.25]] * 10
     assert told["reasons"] == {"node in quarantine": 3, "waiting for pool dc-1": 1182}
+
+
+def test_the_last_ten_thousand_are_kept() -> None:
+    kept = DecisionLog()
+    for number in range(10_002):
+        kept.add(record(uid=f"u{number}"))
+    assert len(kept) == 10_000
+    assert [kept.of_pod(uid) is None for uid in ("u0", "u1", "u2")] == [True, True, False]

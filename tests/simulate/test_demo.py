@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,13 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scheduler.simulate.demo import program_name
+from scheduler.simulate.ports import free_port
+from scheduler.simulate.sharing import REPLICAS
 
 pytestmark = [
     pytest.mark.e2e,
@@ -23,6 +28,7 @@ pytestmark = [
 ]
 # Far beyond what starting takes on a busy machine; only a demo that hangs runs into it.
 PATIENCE_S = 120.0
+SHARED = "nvidia.com/gpu.shared"
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -120,6 +126,25 @@ def test_ctrl_c_ends_it_with_a_summary_and_nothing_stays(start: Start) -> None:
     assert gone(children)
     # Into a file: lines, no colours.
     assert "\x1b" not in demo.said
+
+
+def test_tasks_that_share_a_gpu_ask_for_replicas_and_get_them(start: Start) -> None:
+    port = free_port()
+    demo = start("--port", str(port))
+    demo.until_placing()
+
+    def listed(kind: str) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{kind}", timeout=60) as answer:
+            return list(json.load(answer)["items"])
+
+    def placed() -> list[str]:
+        decisions = listed("decisions?limit=1000&result=placed")
+        return [each["chosen"] for each in decisions if set(each["resources"]) == {SHARED}]
+
+    until(lambda: bool(placed()), "a pod that got a replica")
+    nodes = {node["name"]: node["resources"] for node in listed("nodes?limit=1000")}
+    for name in placed():
+        assert nodes[name][SHARED]["unit_gpus"] in {1 / each for each in REPLICAS}
 
 
 def test_ctrl_c_twice_hurries(start: Start) -> None:

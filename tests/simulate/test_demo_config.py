@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler import config
+from scheduler.config_settings import Face
 from scheduler.core.nouns import Workload
 from scheduler.simulate.demo_config import Policies, write_config
 
@@ -41,6 +42,12 @@ def test_the_shipped_policies_are_the_examples_and_only_waiting_is_hurried(tmp_p
     for mine, shipped in zip(settings.pools, example.pools, strict=True):
         want_after_s = max(float(shipped.spill.after_s) / 60.0, 1.0) if shipped.spill.after_s else 0.0
         assert float(mine.spill.after_s) == pytest.approx(want_after_s)
+
+
+def test_one_listener_on_loopback_serves_everything(tmp_path: Path) -> None:
+    [listener] = written(tmp_path, Policies.LEAST_LOADED).listeners
+    assert listener.address.loopback
+    assert set(listener.serves) == set(Face)
 
 
 def test_readings_may_be_ten_intervals_old(tmp_path: Path) -> None:
