@@ -12,9 +12,11 @@ from scheduler.report.observation import ObservedPod, ObservedWorld, ObserveRepo
 
 FIGURES: tuple[tuple[str, Callable[[ObservedWorld], str]], ...] = (
     ("Spread of load over GPUs (0 is even)", lambda world: _or_unknown(world.load_spread_frac, "{:.3f}")),
+    ("  measured, of nodes with GPUs", lambda world: _of(world.load_nodes, world.gpu_nodes)),
     ("Free GPUs where no pod of 8 GPUs fits", lambda world: _count(world.stranded_gpus)),
     ("Nodes in use", lambda world: _count(world.used_nodes)),
     ("Watts of nodes in use", lambda world: _or_unknown(world.power_in_use_w, "{:,.0f}")),
+    ("  measured, of nodes in use", lambda world: _of(world.power_nodes, world.used_nodes)),
     ("GPUs at work (held by pods)", lambda world: _count(world.held_gpus)),
     ("Pods that wait", lambda world: _count(world.waiting_pods)),
 )
@@ -102,10 +104,14 @@ def _print_pods(out: Console, pods: list[ObservedPod]) -> None:
             _or_unknown(pod.power_w, "{:,.0f} W"),
             _or_unknown(pod.mean_load, "{:.2f}"),
             _or_unknown(pod.mean_power_w, "{:,.0f} W"),
-            pod.reason,
+            pod.reason or (f"{kept} counted where it runs" if (kept := pod.counts_where_it_runs) else ""),
         )
         table.add_row(*map(safe_cell, cells))
     print_table(out, table)
+
+
+def _of(measured: float, nodes: float) -> str:
+    return f"{_count(measured)} of {_count(nodes)}"
 
 
 def _count(value: float) -> str:

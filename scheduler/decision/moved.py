@@ -78,10 +78,7 @@ class Moved:
         shares[there] = each[self.real[there]] * self.gpus[there]
         return shares
 
-    def sums(self, at: Rows, values: Floats, rows: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Add up per row of `at` (self.real or self.ours), and say where a value is unknown; shape (rows,)."""
-        used = (at >= 0) & (self.gpus > 0)
-        where, what = at[used], values[used]
-        unknown = np.isnan(what)
-        total = np.bincount(where, np.where(unknown, 0, what), minlength=rows).astype(np.float64)
-        return total, np.bincount(where[unknown], minlength=rows) > 0
+    def sums(self, at: Rows, values: Floats, rows: int) -> Floats:
+        """Add up what is known, per row of `at` (self.real or self.ours); shape (rows,)."""
+        used = (at >= 0) & ~np.isnan(values)
+        return np.bincount(at[used], values[used], minlength=rows).astype(np.float64)

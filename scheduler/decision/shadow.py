@@ -343,8 +343,8 @@ class Shadow:
         self._renew_rows()
         moved = self.moved
         load_now = np.where(np.isnan(moved.load_now), moved.load, moved.load_now)
-        brought, _ = moved.sums(moved.ours, load_now, snapshot.rows)
-        taken, _ = moved.sums(moved.real, load_now, len(self._ours_of))
+        brought = moved.sums(moved.ours, load_now, snapshot.rows)
+        taken = moved.sums(moved.real, load_now, len(self._ours_of))
         load = snapshot.load_sum + brought
         there = self._ours_of >= 0
         load[self._ours_of[there]] -= taken[there]

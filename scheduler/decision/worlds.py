@@ -2,7 +2,10 @@
 
 The real one is what is measured at that instant. Ours is the same measurement, with the load and the watts above rest
 of each pod that was moved taken off the node where it runs and put on the node where it would: so the two differ by
-placement alone, and where pods stand as they do anyway, not at all. A node is compared only if it is known in both.
+placement alone, and where pods stand as they do anyway, not at all.
+
+Load and watts are about the nodes that are measured, the same in both worlds. A pod of which nothing is measured, or
+that would stand on a node that is not, is not taken along, and keeps its node in use: what is missing is no saving.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.snapshot import Snapshot
+from scheduler.decision.cycle import Mask
 from scheduler.decision.moved import Floats, Moved, Rows
 
 # A whole node of the common kind: what the largest single-node jobs ask for.
@@ -32,11 +36,17 @@ class World:
 
     load_spread_frac: float | None
     """Population standard deviation of the nodes' mean load per GPU, weighted by GPUs; None if no node is known."""
+    gpu_nodes: float
+    """Nodes with GPUs."""
+    load_nodes: float
+    """Those whose load is measured: the spread is over these."""
     stranded_gpus: float
     """Free GPUs on nodes that could take no pod of LARGE_POD_GPUS."""
     used_nodes: float
     power_in_use_w: float | None
-    """Watts of nodes with a pod, of those that are known; None if none is, 0 if no node has a pod."""
+    """Watts of nodes with a pod, of those that are measured; None if none is, 0 if no node has a pod."""
+    power_nodes: float
+    """Nodes with a pod whose watts are measured."""
     held_gpus: float
     """GPUs at work: those of pods that have a node. Fewer with us are less work, of pods that wait."""
     waiting_pods: float
@@ -53,18 +63,22 @@ class Worlds:
 
     real: World
     ours: World
-    nodes: int
-    nodes_load_known: int
     nodes_in_use: int
     """In either world."""
     nodes_power_known: int
     """Of those."""
     unmeasured: int
     """Pods that were moved, and whose load or watts are not known."""
+    to_unmeasured: int
+    """Pods that were moved to a node whose load or watts are not known."""
     moved_load: Floats
     """What was moved: load of each slot of Moved at that instant; NaN is unknown."""
     moved_power_w: Floats
     """Likewise, watts above rest."""
+    load_taken: Mask
+    """Slots whose load is taken along to where they would stand; the others count where they run."""
+    power_taken: Mask
+    """Likewise, watts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +124,7 @@ class Means:
         self.span_s += span_s
         for name in FIGURES:
             pair = getattr(now.real, name), getattr(now.ours, name)
-            # With a hole in it, a sum of watts would rise and fall by what is known of it.
-            if None in pair or (name == POWER and now.nodes_power_known < now.nodes_in_use):
+            if None in pair:
                 continue
             self._known_s[name] += span_s
             for index, value in enumerate(pair):
@@ -149,29 +162,33 @@ def compare(
     at = ours_of[rows]
     gpus = real.counted_gpus[rows].astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
-    # 1. Load.
+    # 1. Load. Whatever is unknown is so in both worlds.
     moved_load = moved.shares(now.load_each)
-    loads = place.worlds(moved_load, now.load)
-    # Whatever is unknown is so in both worlds.
+    load_taken, loads = place.worlds(moved_load, now.load)
     load_known = ~np.isnan(loads[0])
     # 2. Watts, of nodes in use. What claims hold is none of our store's, and stands where it really is.
     by_claims = np.maximum(real.gpu_count[rows] - ours.gpu_count[at], 0)
     bound_gpus = (real.bound_gpus[rows], ours.bound_gpus[at] + by_claims)
     in_use = (bound_gpus[0] > 0, bound_gpus[1] > 0)
     moved_power_w = moved.shares(now.power_each_w)
-    power = place.worlds(moved_power_w, now.power_w)
-    power_known = ~np.isnan(power[0])
+    power_taken, power_w = place.worlds(moved_power_w, now.power_w)
+    power_known = ~np.isnan(power_w[0])
+    # Who is not taken along keeps the node where it runs from looking idle with us.
+    drawing = (in_use[0], in_use[1] | place.kept(power_taken, real.rows))
     # 3. Free GPUs.
     taking = ~real.cordoned[rows] & ~real.quarantined[rows]
     usable = np.minimum(real.gpu_count[rows], real.healthy_gpus[rows])
     # 4. Work: a pod's is the same wherever it stands, of however many parts its GPU there is.
-    held_gpus = place.worlds(moved.gpus, real.bound_gpus.astype(np.float64))
+    _, held_gpus = place.worlds(moved.gpus, real.bound_gpus.astype(np.float64))
     worlds = [
         World(
             load_spread_frac=_spread(loads[world][load_known] / gpus[load_known], gpus[load_known]),
+            gpu_nodes=len(rows),
+            load_nodes=int(np.count_nonzero(load_known)),
             stranded_gpus=_stranded(usable[taking] - bound[taking]),
             used_nodes=int(np.count_nonzero(in_use[world])),
-            power_in_use_w=_power_w(power[world][in_use[world]]),
+            power_in_use_w=_power_w(power_w[world][drawing[world]]),
+            power_nodes=int(np.count_nonzero(in_use[world] & power_known)),
             held_gpus=float(held_gpus[world].sum()),
             waiting_pods=waiting_pods[world],
         )
@@ -181,13 +198,14 @@ def compare(
     return Worlds(
         real=worlds[0],
         ours=worlds[1],
-        nodes=len(rows),
-        nodes_load_known=int(np.count_nonzero(load_known)),
         nodes_in_use=int(np.count_nonzero(either)),
         nodes_power_known=int(np.count_nonzero(either & power_known)),
         unmeasured=int(np.count_nonzero((moved.gpus > 0) & np.isnan(moved_load + moved_power_w))),
+        to_unmeasured=int(np.count_nonzero(place.goes & ~place.reaches(now.load + now.power_w))),
         moved_load=moved_load,
         moved_power_w=moved_power_w,
+        load_taken=load_taken,
+        power_taken=power_taken,
     )
 
 
@@ -204,9 +222,9 @@ def carried(real: Snapshot, ours: Snapshot, ours_of: Rows) -> Snapshot:
     return ours.replace(**columns) if columns else ours
 
 
-def measured(snapshot: Snapshot) -> NDArray[np.bool_]:
+def measured(snapshot: Snapshot) -> Mask:
     """Rows whose load is measured, every GPU of it, and holds no guess; shape (rows,)."""
-    known: NDArray[np.bool_] = (
+    known: Mask = (
         snapshot.present
         & snapshot.fresh
         & (snapshot.counted_gpus > 0)
@@ -226,19 +244,38 @@ class _Place:
     """The same by our rows."""
     ours_rows: int
 
-    def worlds(self, values: Floats, now: Floats) -> tuple[Floats, Floats]:
-        """What each node measures, and the same with the pods where they would be.
+    @property
+    def goes(self) -> Mask:
+        """Slots of pods that would stand on a node; shape (slots,), as all masks here but for kept."""
+        return (self.moved.gpus > 0) & (self.moved.ours >= 0)
+
+    def reaches(self, now: Floats) -> Mask:
+        """Slots that would be on a node that is measured, or on none."""
+        # The last one is nowhere: -1.
+        known = np.zeros(self.ours_rows + 1, bool)
+        known[self.at] = ~np.isnan(now[self.rows])
+        known[-1] = True
+        return known[self.moved.ours]
+
+    def worlds(self, values: Floats, now: Floats) -> tuple[Mask, tuple[Floats, Floats]]:
+        """Slots that are taken along; what each node measures, and the same with these where they would be.
 
         Args:
             values: What each slot does of it.
             now: What each real row measures.
         """
         moved = self.moved
-        taken, unknown_taken = moved.sums(moved.real, values, len(now))
-        brought, unknown_brought = moved.sums(moved.ours, values, self.ours_rows)
+        along = ~np.isnan(values) & self.reaches(now)
+        values = np.where(along, values, 0)
+        taken = moved.sums(moved.real, values, len(now))
+        brought = moved.sums(moved.ours, values, self.ours_rows)
         really = now[self.rows]
-        really[unknown_taken[self.rows] | unknown_brought[self.at]] = np.nan
-        return really, np.maximum(really - taken[self.rows], 0) + brought[self.at]
+        return along, (really, np.maximum(really - taken[self.rows], 0) + brought[self.at])
+
+    def kept(self, along: Mask, real_rows: int) -> Mask:
+        """Nodes on which pods run that are not taken along; shape (nodes,)."""
+        moved = self.moved
+        return moved.sums(moved.real, np.where(along, 0, moved.gpus), real_rows)[self.rows] > 0
 
 
 def _spread(load: Floats, gpus: Floats) -> float | None:

@@ -11,17 +11,24 @@ class ObservedWorld(View, frozen=True):
     """One of the two worlds. Null means unknown, never zero."""
 
     load_spread_frac: float | None
-    """Population standard deviation of the nodes' load, weighted by GPUs: 0 is even, more is less even."""
+    """Population standard deviation of the load of nodes that are measured, weighted by GPUs: 0 is even, more is less
+    even."""
     stranded_gpus: float
     """Free GPUs on nodes that could take no pod of 8 GPUs."""
     used_nodes: float
     """Nodes with a pod; in a mean, with a fraction."""
     power_in_use_w: float | None
-    """Watts of the GPUs of nodes with a pod, of those nodes that are known in both worlds; 0 where none has a pod."""
+    """Watts of the GPUs of nodes with a pod, of those nodes that are measured; 0 where none has a pod."""
     held_gpus: float
     """GPUs at work: those that pods hold. Fewer with us are less work, of pods that would wait."""
     waiting_pods: float
     """Pods without a node; likewise."""
+    gpu_nodes: float = 0.0
+    """Nodes with GPUs; likewise."""
+    load_nodes: float = 0.0
+    """Of these, those whose load is measured: the spread is over them; likewise."""
+    power_nodes: float = 0.0
+    """Of the nodes with a pod, those whose watts are measured; likewise."""
 
 
 class ObservedPod(View, frozen=True):
@@ -51,6 +58,9 @@ class ObservedPod(View, frozen=True):
     """Mean of the readings since it was bound, likewise."""
     mean_power_w: float | None = None
     """Likewise, watts above idle GPUs."""
+    counts_where_it_runs: str = ""
+    """load | watts | load and watts: these stay on the node where it runs in `ours`, too, since they are not measured,
+    or those of the other node are not. Empty: nothing does."""
 
 
 class ObserveReport(View, frozen=True):
@@ -80,7 +90,8 @@ class ObserveReport(View, frozen=True):
     mean_load_known_frac: float = 0.0
     """For how much of that time the load of any node was known: the mean spread is over that."""
     mean_power_known_frac: float = 0.0
-    """For how much of that time the watts of every node in use were known: the mean watts are over that."""
+    """For how much of that time the watts of any node in use were known in both worlds: the mean watts are over
+    that."""
     legend: list[str] = msgspec.field(default_factory=list)
     """What the columns are, and what to mind where they differ."""
     pods_so_far: int = 0
@@ -96,7 +107,9 @@ class ObserveReport(View, frozen=True):
     waited_longer_s: float = 0.0
     """All of these together, up to now."""
     pods_unmeasured: int = 0
-    """Elsewhere or waiting, and not measured: nodes that they stand on are left out."""
+    """Elsewhere or waiting, and not measured: they count where they run in both worlds."""
+    pods_to_unmeasured: int = 0
+    """Elsewhere, on a node that is not measured: likewise."""
     pods_left_out: int = 0
     """Too many to follow: they stand where they are in both worlds."""
     pods_asked: int = 0
@@ -104,11 +117,11 @@ class ObserveReport(View, frozen=True):
     nodes: int = 0
     """With GPUs."""
     nodes_load_known: int = 0
-    """Whose load is known in both worlds: the spread is about these."""
+    """Whose load is measured: the spread is about these, in both worlds."""
     nodes_in_use: int = 0
     """With a pod in either world."""
     nodes_power_known: int = 0
-    """Of those, whose watts are known in both worlds: the watts are about these."""
+    """Of those, whose watts are measured: the watts are about these."""
     notes: list[str] = msgspec.field(default_factory=list)
     """What a reader should know before these figures are believed."""
     pods: list[ObservedPod] = msgspec.field(default_factory=list)

@@ -6,6 +6,7 @@ An estimate, and labelled as one: `notes` say what it rests on, `legend` what th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from http import HTTPStatus
 from itertools import islice
 from typing import Protocol
@@ -66,13 +67,16 @@ COLUMNS = (
     "elsewhere or would wait taken off the node where it runs and put where it would be: nothing else differs. The "
     "watts are of the nodes in use in that column, with their idle GPUs."
 )
-SPREAD_KNOWN = "Its spread is over the {:.1%} of that time in which the load of some node was known."
-WATTS_KNOWN = (
-    "Its watts are over the {:.1%} of that time in which those of every node in use, and of the pods moved there, were "
-    "known."
+KEPT = (
+    "A pod of which nothing is measured, or that would be on a node of which nothing is, counts where it runs in both "
+    "columns: it saves nothing."
 )
-# Shares of a GPU add up to no whole number of bits.
-LEAST_GPUS = 0.005
+SPREAD_KNOWN = "Its spread is over the {:.1%} of that time in which the load of some node was measured."
+WATTS_KNOWN = (
+    "Its watts are over the {:.1%} of that time in which some node in use was measured in both columns."
+)
+# Below it two decimals are 0; shares of a GPU add up to no whole number of bits.
+LEAST = 0.005
 
 
 class Watching(Protocol):
@@ -154,10 +158,11 @@ def so_far(shadow: Shadow, what: str, mono_s: float, unix_s: float, limit: int) 
         pods_waited_so_far=pods.waited_so_far,
         waited_longer_s=pods.waited_so_far_s,
         pods_unmeasured=worlds.unmeasured,
+        pods_to_unmeasured=worlds.to_unmeasured,
         pods_left_out=pods.left_out,
         pods_asked=pods.asked,
-        nodes=worlds.nodes,
-        nodes_load_known=worlds.nodes_load_known,
+        nodes=int(worlds.real.gpu_nodes),
+        nodes_load_known=int(worlds.real.load_nodes),
         nodes_in_use=worlds.nodes_in_use,
         nodes_power_known=worlds.nodes_power_known,
         notes=_notes(shadow, worlds, pods),
@@ -181,14 +186,7 @@ def ended(shadow: Shadow, what: str, mono_s: float, unix_s: float) -> ObserveRep
 
 
 def _world(world: World) -> ObservedWorld:
-    return ObservedWorld(
-        load_spread_frac=world.load_spread_frac,
-        stranded_gpus=world.stranded_gpus,
-        used_nodes=world.used_nodes,
-        power_in_use_w=world.power_in_use_w,
-        held_gpus=world.held_gpus,
-        waiting_pods=world.waiting_pods,
-    )
+    return ObservedWorld(**asdict(world))
 
 
 def _legend(shadow: Shadow, worlds: Worlds) -> list[str]:
@@ -203,14 +201,31 @@ def _legend(shadow: Shadow, worlds: Worlds) -> list[str]:
             if (known_frac := means.known_frac(name)) < 1:
                 legend.append(text.format(known_frac))
         pairs.append(("in the mean", *mean))
-    missing = [(real.held_gpus - ours.held_gpus, when) for when, real, ours in pairs]
-    if any(gpus >= LEAST_GPUS for gpus, _ in missing):
-        each = ", ".join(f"{gpus:,.2f}".rstrip("0").rstrip(".") + f" {when}" for gpus, when in missing)
+    if worlds.unmeasured or worlds.to_unmeasured:
+        legend.append(KEPT)
+    if dark := _each((_dark(ours) - _dark(real), when) for when, real, ours in pairs):
         legend.append(
-            f"WITH US lacks the work of pods that would wait (GPUs: {each}): fewer watts and less load there are less "
-            "work, not less power for it."
+            f"WITH US has more nodes in use whose watts are not measured ({dark}): what they draw is missing there."
+        )
+    if missing := _each((real.held_gpus - ours.held_gpus, when) for when, real, ours in pairs):
+        legend.append(
+            f"WITH US lacks the work of pods that would wait (GPUs: {missing}): fewer watts and less load there are "
+            "less work, not less power for it."
         )
     return legend
+
+
+def _dark(world: World) -> float:
+    """Nodes in use whose watts are not measured."""
+    return world.used_nodes - world.power_nodes
+
+
+def _each(counts: Iterable[tuple[float, str]]) -> str:
+    """What there is of it now and in the mean; empty where there is none."""
+    told = [(count, when) for count, when in counts]
+    if all(count < LEAST for count, _ in told):
+        return ""
+    return ", ".join(f"{count:,.2f}".rstrip("0").rstrip(".") + f" {when}" for count, when in told)
 
 
 def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
@@ -221,20 +236,27 @@ def _notes(shadow: Shadow, worlds: Worlds, pods: Tally) -> list[str]:
         f"It rests on {pods.so_far:,} pods placed since {since}, {pods.same + pods.elsewhere + pods.waiting:,} of "
         "which still run."
     )
-    if worlds.nodes_load_known < worlds.nodes:
+    real, ours = worlds.real, worlds.ours
+    if real.load_nodes < real.gpu_nodes:
         notes.append(
-            f"The spread is about the {worlds.nodes_load_known:,} of {worlds.nodes:,} nodes whose load is known in "
-            "both worlds."
+            f"The spread is about the {real.load_nodes:,} of {real.gpu_nodes:,} nodes whose load is measured. Nothing "
+            "is guessed for the others."
         )
     if worlds.nodes_power_known < worlds.nodes_in_use:
         notes.append(
-            f"The watts are about the {worlds.nodes_power_known:,} of {worlds.nodes_in_use:,} nodes in use whose watts "
-            "are known in both worlds."
+            f"The watts are about the nodes in use that are measured: really {real.power_nodes:,} of "
+            f"{real.used_nodes:,}, with us {ours.power_nodes:,} of {ours.used_nodes:,}. Nothing is guessed for the "
+            "others."
         )
     if worlds.unmeasured:
         notes.append(
-            f"{worlds.unmeasured:,} pods that would stand elsewhere, or wait, are not measured, in load or watts: the "
-            "nodes that they stand on are left out in both worlds."
+            f"{worlds.unmeasured:,} pods that would stand elsewhere, or wait, are not measured, in load or watts: they "
+            "count where they run."
+        )
+    if worlds.to_unmeasured:
+        notes.append(
+            f"{worlds.to_unmeasured:,} pods would stand on nodes that are not measured, in load or watts: they count "
+            "where they run, and what those nodes would draw is not known."
         )
     if pods.left_out:
         notes.append(
@@ -260,6 +282,11 @@ def _pod(followed: Followed, shadow: Shadow, worlds: Worlds, now_mono_s: float) 
         power_w=_at(worlds.moved_power_w, slot),
         mean_load=_at(shadow.moved.load, slot),
         mean_power_w=_at(shadow.moved.power_w, slot),
+        counts_where_it_runs=" and ".join(
+            word
+            for word, taken in (("load", worlds.load_taken), ("watts", worlds.power_taken))
+            if slot >= 0 and not taken[slot]
+        ),
     )
 
 

@@ -22,6 +22,9 @@ def world(**fields: Any) -> ObservedWorld:
         "power_in_use_w": 21_400.0,
         "held_gpus": 64.0,
         "waiting_pods": 0,
+        "gpu_nodes": 20,
+        "load_nodes": 19,
+        "power_nodes": 11,
     }
     return ObservedWorld(**values | fields)
 
@@ -34,7 +37,12 @@ def report(**fields: Any) -> ObserveReport:
         "since_unix_s": 1_800_000_000.0,
         "real": world(),
         "ours": world(
-            load_spread_frac=0.125, used_nodes=9, power_in_use_w=None, held_gpus=60.5, waiting_pods=2
+            load_spread_frac=0.125,
+            used_nodes=9,
+            power_in_use_w=None,
+            power_nodes=0,
+            held_gpus=60.5,
+            waiting_pods=2,
         ),
         "pods_so_far": 40,
         "pods_same": 12,
@@ -56,6 +64,7 @@ def report(**fields: Any) -> ObserveReport:
                 load=3.2,
                 mean_load=3.5,
                 mean_power_w=812.4,
+                counts_where_it_runs="watts",
             ),
             ObservedPod(
                 namespace="ml",
@@ -66,6 +75,7 @@ def report(**fields: Any) -> ObserveReport:
                 ours="",
                 place="waiting",
                 reason="why",
+                counts_where_it_runs="load and watts",
             ),
         ],
     }
@@ -84,10 +94,16 @@ def test_both_worlds_stand_side_by_side_with_the_pods_and_what_it_rests_on(daemo
     assert daemon.asked == ["/api/v1/observe?limit=20"]
     assert lines[0] == "Observing pool aws-a; since 2027-01-15T08:00:00Z, for 60m."
     cells = [line.split("  ") for line in lines]
-    figures = {row[0]: [each.strip() for each in row[1:] if each.strip()] for row in cells if row[0]}
+    figures = {
+        "  ".join(row).strip().partition("  ")[0]: [each.strip() for each in row[1:] if each.strip()]
+        for row in cells
+        if any(row)
+    }
     assert figures["AN ESTIMATE"] == ["NOW: REALLY", "WITH US"]
     assert figures["Spread of load over GPUs (0 is even)"] == ["0.312", "0.125"]
     assert figures["Watts of nodes in use"] == ["21,400", "-"]
+    assert figures["measured, of nodes with GPUs"][-2:] == ["19 of 20", "19 of 20"]
+    assert figures["measured, of nodes in use"][-2:] == ["11 of 12", "0 of 9"]
     assert figures["Pods that wait"] == ["0", "2"]
     assert figures["GPUs at work (held by pods)"] == ["64", "60.5"]
     # How the columns are to be read stands right under them.
@@ -102,7 +118,23 @@ def test_both_worlds_stand_side_by_side_with_the_pods_and_what_it_rests_on(daemo
     ):
         assert want in text
     assert [line.split() for line in lines if line.startswith("  ml/")] == [
-        ["ml/train-0", "4", "n1", "n2", "elsewhere", "3.20", "-", "3.50", "812", "W"],
+        [
+            "ml/train-0",
+            "4",
+            "n1",
+            "n2",
+            "elsewhere",
+            "3.20",
+            "-",
+            "3.50",
+            "812",
+            "W",
+            "watts",
+            "counted",
+            "where",
+            "it",
+            "runs",
+        ],
         ["ml/odd?", "8", "n3", "-", "would", "wait", "-", "-", "-", "-", "why"],
     ]
 
@@ -133,7 +165,7 @@ def test_what_was_known_over_time_stands_beside_what_is_now(daemon: StandIn) -> 
         "AN ESTIMATE",
         *("NOW: REALLY", "WITH US", "MEAN: REALLY", "WITH US"),
     ]
-    assert [line.split()[3:] for line in lines if line.startswith(("Nodes in", "Pods that"))] == [
+    assert [line.split()[3:] for line in lines if line.startswith(("Nodes in ", "Pods that"))] == [
         ["12", "9", "12", "1,234.6"],
         ["0", "2", "0", "0.2"],
     ]

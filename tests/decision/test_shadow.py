@@ -38,6 +38,8 @@ class Scene:
     watched: bool = True
     sites: dict[str, str] = field(default_factory=dict)
     pools: tuple[PoolSpec, ...] = POOLS
+    silent: tuple[str, ...] = ()
+    """Nodes without an agent."""
 
     def __post_init__(self) -> None:
         self.now_s = 100.0
@@ -72,7 +74,7 @@ class Scene:
         site = self.sites.get(name, "dc-1")
         node = make_node(name, self.sizes[name], {"site": site, **(labels or {})}, cordoned=cordoned)
         self.apply(Changed(Kind.NODE, node))
-        for store in self.stores:
+        for store in self.stores if name not in self.silent else ():
             store.see_inventory(name, make_inventory(name, self.sizes[name]))
 
     @property
@@ -103,6 +105,8 @@ class Scene:
     def read(self, *unread: str) -> None:
         """Every agent tells what its GPUs do: those of a pod are busy, others rest."""
         for node, size in self.sizes.items():
+            if node in self.silent:
+                continue
             busy = [b for gpus, where, b in self.pods.values() if where == node for _ in range(gpus)]
             busy = (busy + [0.0] * size)[:size]
             util: list[float | None] = [None if node in unread else each for each in busy]
@@ -204,6 +208,7 @@ def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
         want = figures(sizes, scene.pods, where)
         got = (world.load_spread_frac, world.stranded_gpus, world.used_nodes, world.power_in_use_w)
         assert got == pytest.approx(want, rel=1e-5)
+        assert world.power_nodes == world.used_nodes
     # What stands still is its own mean.
     scene.now_s += 5.0
     list(scene.shadow.measure(scene.now_s))
@@ -212,7 +217,7 @@ def test_the_figures_are_those_of_a_plain_reference(seed: int) -> None:
     for mean, world in zip(means, (worlds.real, worlds.ours), strict=True):
         for each in fields(World):
             assert getattr(mean, each.name) == pytest.approx(getattr(world, each.name))
-    assert worlds.nodes == worlds.nodes_load_known == len(sizes)
+    assert worlds.real.gpu_nodes == worlds.ours.load_nodes == len(sizes)
     assert worlds.nodes_power_known == worlds.nodes_in_use
     assert scene.shadow.tally(scene.now_s).waiting == scene.shadow.waited_so_far == 0
     assert worlds.ours.used_nodes <= worlds.real.used_nodes
@@ -296,6 +301,135 @@ def test_now_is_what_is_measured_now_and_the_mean_is_its_average_over_time(seed:
         assert got == pytest.approx(tuple(each / total_s for each in sums), rel=1e-5)
 
 
+def by_hand_as_far_as_measured(
+    scene: Scene, places: dict[str, str]
+) -> tuple[float, float | None, int, int, set[str]]:
+    """Spread, watts, nodes in use and those of them that are measured, of the nodes with an agent alone; who counts
+    where it runs.
+
+    Who runs on a node without an agent, or would, counts where it runs, in both worlds.
+    """
+    measured = [node for node in scene.sizes if node not in scene.silent]
+    load, power_w, bound = {}, {}, dict.fromkeys(scene.sizes, 0)
+    for node in measured:
+        readings = scene.store.gpu_readings(node)
+        load[node] = sum(util or 0.0 for _, util, _ in readings)
+        power_w[node] = sum(each_w or 0.0 for _, _, each_w in readings)
+    before = dict(load), dict(power_w)
+    for gpus, real, _ in scene.pods.values():
+        bound[real] += gpus
+    stay = set()
+    for name, (gpus, real, _) in scene.pods.items():
+        if real not in measured or (places[name] and places[name] not in measured):
+            stay.add(name)
+            continue
+        share = gpus * min(before[0][real] / bound[real], 1.0)
+        share_w = gpus * (before[1][real] - REST_W * scene.sizes[real]) / bound[real]
+        for column, each in ((load, share), (power_w, share_w)):
+            column[real] -= each
+            if places[name]:
+                column[places[name]] += each
+    total = sum(scene.sizes[node] for node in measured)
+    mean = sum(load.values()) / total
+    variance = (
+        sum(scene.sizes[node] * (load[node] / scene.sizes[node] - mean) ** 2 for node in measured) / total
+    )
+    used = {place for place in places.values() if place}
+    drawing = (used | {scene.pods[name][1] for name in stay}) & set(measured)
+    watts = sum(power_w[node] for node in drawing) if drawing or not used else None
+    return math.sqrt(max(variance, 0.0)), watts, len(used), len(used & set(measured)), stay
+
+
+@pytest.mark.parametrize("silent", [("a",), ("b", "c"), ("d",), ("a", "b", "d")], ids=",".join)
+@pytest.mark.parametrize("seed", range(3))
+def test_of_nodes_without_an_agent_nothing_is_guessed_and_nothing_saved(
+    seed: int, silent: tuple[str, ...]
+) -> None:
+    rng = random.Random(seed)
+    # On the last one no pod fits: it tells what a GPU draws at rest.
+    scene = Scene({"a": 8, "b": 8, "c": 4, "d": 8, "rest": 1}, silent=silent)
+    shadow = scene.shadow
+    assert shadow is not None
+    places: dict[str, str] = {}
+    spans: list[tuple[float, list[tuple[float, float | None, int, int, set[str]]]]] = []
+    for _ in range(30):
+        name, gpus = f"p{len(places)}", rng.choice((2, 3))
+        held = {node: sum(g for g, where, _ in scene.pods.values() if where == node) for node in scene.sizes}
+        real = spread_by_kube_scheduler(scene.sizes, held, gpus)
+        if real:
+            places[name] = scene.ask(name, gpus)
+            scene.bind(name, gpus, real, busy_frac=rng.choice((0.0, 0.2, 0.9)))
+        if rng.random() < 0.5 and scene.pods:
+            scene.end(rng.choice(list(scene.pods)))
+        span_s = rng.choice((2.0, 5.0, 11.0))
+        scene.now_s += span_s
+        scene.read()
+        worlds, places = shadow.worlds(), places | {pod: scene.stands(pod)[1] for pod in scene.pods}
+        want = [
+            by_hand_as_far_as_measured(scene, {pod: where for pod, (_, where, _) in scene.pods.items()}),
+            by_hand_as_far_as_measured(scene, {pod: places[pod] for pod in scene.pods}),
+        ]
+        for world, (spread, power_w, used, measured, _) in zip((worlds.real, worlds.ours), want, strict=True):
+            assert world.load_spread_frac == pytest.approx(spread, abs=1e-6)
+            assert world.power_in_use_w == (None if power_w is None else pytest.approx(power_w, rel=1e-6))
+            assert (world.used_nodes, world.power_nodes) == (used, measured)
+            assert (world.gpu_nodes, world.load_nodes) == (5, 5 - len(silent))
+        moved = {name: scene.pods[name][1] for name in scene.pods if places[name] != scene.pods[name][1]}
+        slots = {name: shadow.pods[f"uid-{name}"].slot for name in moved}
+        assert {name for name in moved if not worlds.power_taken[slots[name]]} == want[1][4] & moved.keys()
+        assert worlds.unmeasured == sum(real in silent for real in moved.values())
+        assert worlds.to_unmeasured == sum(places[name] in silent for name in moved)
+        spans.append((span_s, want))
+    means = shadow.means.worlds()
+    assert means is not None
+    # A mean is over the same instants in both columns.
+    both = [(span_s, want) for span_s, want in spans if want[0][1] is not None and want[1][1] is not None]
+    known_s = sum(span_s for span_s, _ in both)
+    assert shadow.means.known_frac(POWER) == pytest.approx(known_s / sum(span_s for span_s, _ in spans))
+    for index, world in enumerate(means):
+        watts = sum(span_s * (want[index][1] or 0.0) for span_s, want in both) / known_s
+        assert world.power_in_use_w == pytest.approx(watts, rel=1e-5)
+        assert world.power_nodes <= world.used_nodes
+
+
+def test_a_pod_that_would_be_on_a_node_without_an_agent_saves_nothing() -> None:
+    """It alone is on the measured node: with us that one would be empty, and its watts gone to where nobody looks."""
+    scene = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
+    shadow = scene.shadow
+    assert shadow is not None
+    assert scene.ask("p", 2, "dark") == "dark"
+    scene.bind("p", 2, "lit", busy_frac=0.5)
+    scene.now_s += 5.0
+    scene.read()
+    worlds = shadow.worlds()
+    assert (worlds.unmeasured, worlds.to_unmeasured) == (0, 1)
+    assert (worlds.real.used_nodes, worlds.real.power_nodes) == (1, 1)
+    assert (worlds.ours.used_nodes, worlds.ours.power_nodes) == (1, 0)
+    assert worlds.ours.power_in_use_w == worlds.real.power_in_use_w == pytest.approx(4 * REST_W + BUSY_W)
+    assert worlds.ours.load_spread_frac == worlds.real.load_spread_frac
+    slot = shadow.pods["uid-p"].slot
+    assert (worlds.load_taken[slot], worlds.power_taken[slot]) == (False, False)
+    # Its own measurement is known all the same.
+    assert worlds.moved_power_w[slot] == pytest.approx(BUSY_W)
+
+
+def test_a_node_that_only_a_pod_without_a_reading_would_use_draws_what_it_draws_at_rest() -> None:
+    scene = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
+    shadow = scene.shadow
+    assert shadow is not None
+    assert scene.ask("p", 2, "lit") == "lit"
+    scene.bind("p", 2, "dark")
+    scene.bind("other", 1, "rest", busy_frac=0.0)
+    scene.now_s += 5.0
+    scene.read()
+    worlds = shadow.worlds()
+    assert (worlds.unmeasured, worlds.to_unmeasured) == (1, 0)
+    assert (worlds.real.used_nodes, worlds.real.power_nodes) == (2, 1)
+    assert (worlds.ours.used_nodes, worlds.ours.power_nodes) == (2, 2)
+    assert worlds.real.power_in_use_w == pytest.approx(REST_W)
+    assert worlds.ours.power_in_use_w == pytest.approx(5 * REST_W)
+
+
 def test_what_pods_did_once_is_in_their_mean_and_not_in_what_is_now() -> None:
     """Two nodes of 8, four GPUs busy on one and three on the other; then all of them idle."""
     scene = Scene({"aws1": 8, "dc1": 8})
@@ -350,7 +484,7 @@ def test_where_no_node_is_in_use_it_draws_nothing_and_work_is_missing() -> None:
     assert shadow.means.known_frac(POWER) == 1.0
 
 
-def test_an_instant_at_which_a_node_in_use_is_unknown_is_in_no_mean_of_watts_on_either_side() -> None:
+def test_an_instant_at_which_no_node_in_use_is_known_is_in_no_mean_of_watts_on_either_side() -> None:
     scene = Scene({"a": 8, "b": 8, "c": 8})
     shadow = scene.shadow
     assert shadow is not None
@@ -360,7 +494,7 @@ def test_an_instant_at_which_a_node_in_use_is_unknown_is_in_no_mean_of_watts_on_
     scene.now_s += 10.0
     scene.read()
     known = shadow.worlds()
-    # For 1000 s nothing is heard of where it runs.
+    # For 1000 s nothing is heard of where it runs; where it would is read, and draws what it draws without it.
     silent = [name for name in scene.sizes if name != real]
     for span_s in (500.0, 500.0):
         scene.now_s += span_s
@@ -370,6 +504,7 @@ def test_an_instant_at_which_a_node_in_use_is_unknown_is_in_no_mean_of_watts_on_
         list(shadow.measure(scene.now_s))
         now = shadow.worlds()
         assert now.nodes_power_known < now.nodes_in_use
+        assert (now.real.power_in_use_w, now.ours.power_in_use_w) == (None, 800.0)
     means = shadow.means.worlds()
     assert means is not None
     assert (means[0].power_in_use_w, means[1].power_in_use_w) == pytest.approx(
@@ -502,7 +637,7 @@ def test_gpus_that_only_an_agent_finds_are_in_both_worlds_alike_and_nothing_of_t
         )
     worlds = shadow.worlds()
     assert worlds is not None
-    assert (worlds.nodes, worlds.nodes_load_known) == (2, 2)
+    assert (worlds.real.gpu_nodes, worlds.real.load_nodes) == (2, 2)
     assert worlds.real == worlds.ours
     assert worlds.real.load_spread_frac == pytest.approx(0.5)
     assert worlds.real.stranded_gpus == 0
@@ -713,9 +848,9 @@ def test_what_was_measured_long_ago_is_unknown() -> None:
     scene = Scene({"a": 4, "b": 4})
     scene.read()
     assert scene.shadow is not None
-    assert scene.shadow.worlds().nodes_load_known == 2
+    assert scene.shadow.worlds().ours.load_nodes == 2
     scene.wait(1000.0)
-    assert scene.shadow.worlds().nodes_load_known == 0
+    assert scene.shadow.worlds().ours.load_nodes == 0
 
 
 def test_a_pod_that_moved_since_the_last_reading_hides_no_node_and_what_is_real_stays_what_is_measured() -> (
@@ -732,15 +867,15 @@ def test_a_pod_that_moved_since_the_last_reading_hides_no_node_and_what_is_real_
     scene.bind("p", 1, real)
     assert scene.stands("p") == (real, ours)
     worlds = scene.shadow.worlds()
-    assert (worlds.nodes_load_known, worlds.nodes_power_known, worlds.unmeasured) == (3, 2, 0)
+    assert (worlds.real.load_nodes, worlds.nodes_power_known, worlds.unmeasured) == (3, 2, 0)
     assert worlds.real.load_spread_frac == before.real.load_spread_frac
     assert worlds.real.power_in_use_w == before.real.power_in_use_w
     # Until the node is read again, the two there share what one of them did.
     slot = scene.shadow.pods["uid-p"].slot
     assert worlds.moved_load[slot] == pytest.approx(0.5 / 2)
     scene.read()
-    assert scene.shadow.worlds().nodes_load_known == 3
-    # Where its node is silent, it is unknown, and so is the node that it would be on.
+    assert scene.shadow.worlds().ours.load_nodes == 3
+    # Where its node is silent, it is unknown; the node that it would be on is measured without it.
     scene.wait(1000.0)
     for store in scene.stores:
         store.see_samples(
@@ -748,7 +883,7 @@ def test_a_pod_that_moved_since_the_last_reading_hides_no_node_and_what_is_real_
         )
         store.tick(scene.now_s)
     worlds = scene.shadow.worlds()
-    assert (worlds.nodes_load_known, worlds.unmeasured) == (1, 1)
+    assert (worlds.real.load_nodes, worlds.unmeasured) == (2, 1)
     scene.end("p")
     assert scene.shadow.worlds().unmeasured == 0
 
@@ -809,19 +944,19 @@ def test_what_is_not_measured_is_left_out_on_both_sides_and_counted() -> None:
     scene.bind("p", 1, real)
     assert scene.shadow is not None
     worlds = scene.shadow.worlds()
-    assert (worlds.real.load_spread_frac, worlds.real.power_in_use_w, worlds.nodes_load_known) == (
+    assert (worlds.real.load_spread_frac, worlds.real.power_in_use_w, worlds.real.load_nodes) == (
         None,
         None,
         0,
     )
     scene.read(real)
     worlds = scene.shadow.worlds()
-    # Neither where it runs, nor where it would stand.
-    assert worlds.nodes_load_known == 1
+    # Where it runs is out of both; where it would stand is measured, and without it in both.
+    assert worlds.real.load_nodes == worlds.ours.load_nodes == 2
     assert worlds.real.load_spread_frac == worlds.ours.load_spread_frac == 0.0
-    assert scene.shadow.worlds().unmeasured == 1
+    assert (worlds.unmeasured, worlds.to_unmeasured) == (1, 0)
     scene.read()
-    assert scene.shadow.worlds().nodes_load_known == 3
+    assert scene.shadow.worlds().ours.load_nodes == 3
     assert scene.shadow.worlds().unmeasured == 0
     assert untouched
 
@@ -839,8 +974,13 @@ def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_a
         scene.read()
         assert scene.shadow is not None
         # Both have but one GPU, and that is held.
-        assert scene.shadow.worlds().nodes_power_known == (2 if resting else 0)
-        assert scene.shadow.worlds().unmeasured == (0 if resting else 1)
+        worlds = scene.shadow.worlds()
+        assert worlds.unmeasured == (0 if resting else 1)
+        busy_w = REST_W + 0.5 * BUSY_W
+        assert worlds.real.power_in_use_w == pytest.approx(2 * busy_w)
+        # What it draws is in its node's watts, and can be taken off only if it is known.
+        assert worlds.ours.power_in_use_w == pytest.approx(2 * busy_w - (REST_W if resting else 0.0))
+        assert worlds.nodes_power_known == worlds.nodes_in_use == 2
 
 
 def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:
@@ -853,12 +993,12 @@ def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> No
     assert scene.stands("p")[1] in scene.sizes
     assert scene.shadow is not None
     scene.read()
-    assert scene.shadow.worlds().nodes == 2
+    assert scene.shadow.worlds().ours.gpu_nodes == 2
     # And back again, in another row perhaps.
     scene.sizes[ours] = 8
     scene.node(ours)
     scene.read()
-    assert scene.shadow.worlds().nodes_load_known == 3
+    assert scene.shadow.worlds().ours.load_nodes == 3
 
 
 def test_a_new_list_forgets_what_it_does_not_name() -> None:

@@ -29,9 +29,12 @@ def fields(world: ObservedWorld | None) -> tuple[object, ...]:
     assert world is not None
     return (
         world.load_spread_frac,
+        world.gpu_nodes,
+        world.load_nodes,
         world.stranded_gpus,
         world.used_nodes,
         world.power_in_use_w,
+        world.power_nodes,
         world.held_gpus,
         world.waiting_pods,
     )
@@ -73,9 +76,12 @@ def test_every_figure_is_that_of_the_two_worlds() -> None:
     ):
         assert fields(told) == (
             want.load_spread_frac,
+            want.gpu_nodes,
+            want.load_nodes,
             want.stranded_gpus,
             want.used_nodes,
             want.power_in_use_w,
+            want.power_nodes,
             want.held_gpus,
             want.waiting_pods,
         )
@@ -227,17 +233,59 @@ def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     blind = reporter.report()
     for text in (
         "The spread is about the 0 of 2 nodes",
-        "The watts are about the 0 of 2 nodes in use",
+        "The watts are about the nodes in use that are measured: really 0 of 1, with us 0 of 2.",
         "1 pods that would stand elsewhere, or wait, are not measured",
         "1 pods came beyond",
     ):
         assert sum(note.startswith(text) for note in blind.notes) == 1, text
     assert (blind.pods[0].load, blind.pods[0].power_w) == (None, None)
+    assert blind.pods_unmeasured == blind.pods_to_unmeasured == 1
+    assert (blind.pods[0].place, blind.pods[0].counts_where_it_runs) == ("elsewhere", "load and watts")
     scene.read()
+    seen = reporter.report()
+    assert seen.pods_unmeasured == seen.pods_to_unmeasured == 0
+    assert seen.pods[0].counts_where_it_runs == ""
     assert not any(
         note.startswith(("The spread", "The watts")) or "not measured" in note
         for note in reporter.report().notes
     )
+
+
+def test_of_nodes_without_an_agent_it_says_how_many_and_that_they_bring_no_saving() -> None:
+    """Three nodes; with us two pods are on the one without an agent, and on none of the others."""
+    scene = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
+    shadow = scene.shadow
+    assert shadow is not None
+    for index in range(2):
+        scene.ask(f"p{index}", 2, "dark")
+        scene.bind(f"p{index}", 2, "lit", busy_frac=0.5)
+    for _ in range(2):
+        scene.now_s += 5.0
+        scene.read()
+    reporter = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s))
+    report = reporter.report()
+    assert report.real is not None
+    assert report.ours is not None
+    assert report.real.power_in_use_w == report.ours.power_in_use_w
+    assert (report.nodes, report.nodes_load_known, report.pods_to_unmeasured) == (3, 2, 2)
+    assert {pod.counts_where_it_runs for pod in report.pods} == {"load and watts"}
+    for text, lines in (
+        ("A pod of which nothing is measured, or that would be on a node", report.legend),
+        ("WITH US has more nodes in use whose watts are not measured (1 now, 1 in the mean)", report.legend),
+        (
+            "The watts are about the nodes in use that are measured: really 1 of 1, with us 0 of 1.",
+            report.notes,
+        ),
+        ("The spread is about the 2 of 3 nodes", report.notes),
+        ("2 pods would stand on nodes that are not measured", report.notes),
+    ):
+        assert sum(line.startswith(text) for line in lines) == 1, text
+    # The other way round there is nothing to warn of.
+    back = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
+    back.ask("p", 2, "lit")
+    back.bind("p", 2, "dark")
+    legend = ObserveReporter(Watched(back.shadow), ManualClock(mono_s=back.now_s)).report().legend
+    assert not any("more nodes in use" in line for line in legend)
 
 
 def test_before_it_has_begun_it_says_so_and_not_that_we_act() -> None:
