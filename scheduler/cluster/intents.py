@@ -6,10 +6,11 @@ ends the chain; a cycle ends it too. What of all their words counts is told by h
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 
 from scheduler.cluster.annotations import TABLE, ours
 from scheduler.cluster.hearing import Hearing, Speaker
@@ -28,6 +29,12 @@ MOST_PODS = 65_536
 MOST_NAMESPACES = 10_000
 # Bad values of one pod that are told apart; who tries more is not counted further.
 MOST_VALUES = 16
+# Changes of owners and namespaces that are told apart: more than come between two looks, but for lists.
+MOST_CHANGES = 1024
+# Among them: a change of somebody of whom no more is known than that he is gone.
+ANYBODY = ""
+# Before the name of a namespace, which is no uid.
+NAMESPACE = "namespace "
 
 # Who owns a pod says what it does: services answer (inference), jobs learn (training), scheduled ones crunch (batch).
 WORKLOAD_BY_OWNER: dict[str, Workload] = {
@@ -87,7 +94,9 @@ class Intents:
         self.errors: Counter[str] = Counter()
         """Bad annotations by key, `unknown` for keys that nobody knows; once for a pod and value."""
         self.generation = 0
-        """Changes whenever owners or namespaces say something else than before."""
+        """How often owners or namespaces came to say something else than before."""
+        self._changes: deque[str] = deque(maxlen=MOST_CHANGES)
+        """Who did, the newest last."""
         self._counted: dict[str, tuple[int, ...]] = {}
         """Pod uid -> hashes of its bad values, which may be long themselves."""
         self._plain: dict[Kind, set[int]] = {}
@@ -110,7 +119,8 @@ class Intents:
                 self.forget_owner(meta.uid)
                 self._plain.setdefault(kind, set()).add(hash(meta.uid))
                 # From now on it speaks for them, by saying nothing.
-                self.generation += meta.uid in self._replica_sets
+                if meta.uid in self._replica_sets:
+                    self._note_change(meta.uid)
             return
         self._plain.get(kind, set()).discard(hash(meta.uid))
         parent_uid = controller.uid if controller is not None else ""
@@ -118,7 +128,8 @@ class Intents:
         if before is not None and before.parent_uid != parent_uid:
             self.forget_owner(meta.uid)
         now = Owner(kind, meta.name, annotations, controller)
-        self.generation += before != now
+        if before != now:
+            self._note_change(meta.uid)
         self.owners[meta.uid] = now
         beside = self._replica_sets.get(parent_uid, ())
         if kind is Kind.REPLICASET and parent_uid and meta.uid not in beside:
@@ -130,7 +141,8 @@ class Intents:
             plain.discard(hash(uid))
         owner = self.owners.pop(uid, None)
         # Of a Deployment that is gone its ReplicaSets speak, whether it said something or not.
-        self.generation += owner is not None or uid in self._replica_sets
+        if owner is not None or uid in self._replica_sets:
+            self._note_change(uid)
         if owner is None or owner.parent_uid not in self._replica_sets:
             return
         left = tuple(each for each in self._replica_sets[owner.parent_uid] if each != uid)
@@ -147,7 +159,8 @@ class Intents:
         if kind in self._plain:
             before = len(self._plain[kind])
             self._plain[kind] &= set(map(hash, uids))
-            self.generation += len(self._plain[kind]) < before
+            if len(self._plain[kind]) < before:
+                self._note_change(ANYBODY)
 
     def is_plain(self, kind: Kind, uid: str) -> bool:
         """Whether such an owner is there, says nothing, and has no owner itself."""
@@ -156,7 +169,8 @@ class Intents:
     def see_namespace(self, namespace: Partial) -> None:
         """A namespace was added or changed."""
         annotations = ours(namespace.metadata.annotations)
-        self.generation += self.namespaces.get(namespace.metadata.name, {}) != annotations
+        if self.namespaces.get(namespace.metadata.name, {}) != annotations:
+            self._note_change(NAMESPACE + namespace.metadata.name)
         if annotations:
             self.namespaces[namespace.metadata.name] = annotations
         else:
@@ -164,7 +178,24 @@ class Intents:
 
     def forget_namespace(self, name: str) -> None:
         """A namespace is gone."""
-        self.generation += self.namespaces.pop(name, None) is not None
+        if self.namespaces.pop(name, None) is not None:
+            self._note_change(NAMESPACE + name)
+
+    def _note_change(self, who: str) -> None:
+        self.generation += 1
+        self._changes.append(who)
+
+    def changed_since(self, generation: int) -> AbstractSet[str] | None:
+        """Who came to say something else since then, as `voices` calls them; None: it may be anybody."""
+        count = self.generation - generation
+        changed = set(islice(reversed(self._changes), count))
+        return None if count > len(self._changes) or ANYBODY in changed else changed
+
+    def voices(self, meta: Meta) -> tuple[str, ...]:
+        """Whose words count for a pod beside its own: its owners', up to one that is not known, and its namespace's."""
+        controller = controller_of(meta)
+        uids = (controller.uid if controller else "", *(owner.parent_uid for owner in self._chain(meta)))
+        return (*filter(None, uids), NAMESPACE + meta.namespace)
 
     def resolve(self, meta: Meta, priority_class: str) -> Intent:
         """What is wanted of a pod. Faults are counted, each once for a pod."""

@@ -55,13 +55,11 @@ class Openings:
     """Compares the store with what it was at the last look."""
 
     def __init__(self, decider: Decider) -> None:
-        self._decider = decider
         self._store = decider.store
         self._columns: dict[str, Column] = {}
         self._generation = -1
         self._names: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._present: Mask = np.zeros(0, bool)
-        self._asked_by: tuple[object, ...] = ()
 
     def look(self) -> Mask | None:
         """Rows where something may have opened since the last look; None if nowhere."""
@@ -90,15 +88,6 @@ class Openings:
         changed[: len(names)] |= names != snapshot.name_hash[: len(names)]
         self._names, self._present = snapshot.name_hash.copy(), snapshot.present.copy()
         return changed
-
-    def asks_otherwise(self) -> bool:
-        """Whether what pods ask for, or how it is judged, may have changed since the last call."""
-        decider, intents = self._decider, self._store.intents
-        before = self._asked_by
-        self._asked_by = (decider.filters, decider.profiles, intents.settings, intents.generation)
-        return len(before) != len(self._asked_by) or any(
-            a is not b and a != b for a, b in zip(before, self._asked_by, strict=True)
-        )
 
 
 def _goes(name: str, before: Column | None, now: Column, present: Column | None) -> bool:

@@ -13,9 +13,9 @@ it was offered. It is woken once if it fits, and from then on where a reason of 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 
 import numpy as np
@@ -26,6 +26,7 @@ from scheduler.decision.cycle import Mask, PolicyFailures
 from scheduler.decision.decider import Decider, Outcome
 from scheduler.decision.kube_filters import allowed
 from scheduler.decision.openings import Openings, widened
+from scheduler.decision.regrouping import Regrouping
 from scheduler.decision.waiters import Choice, Group, Key, Rank, Waiter
 
 # As many as decisions are kept; beyond that, whoever was refused first is left to kube-scheduler.
@@ -51,9 +52,7 @@ class Refused:
         self._openings = Openings(decider)
         self._pods: dict[str, Waiter] = {}
         self._groups: dict[Key, Group] = {}
-        self._ungrouped: dict[str, None] = {}
-        self._ages: list[tuple[float, str]] = []
-        """A heap of the instants at which a pool opens to a pod by its age alone."""
+        self._regrouping = Regrouping(decider, self._pods)
         self._on_their_way: dict[str, tuple[PodFacts, float]] = {}
         """Pods that were woken, with the node where they fit, until they are bound or their time is over."""
         self._rests: dict[str, float] = {}
@@ -122,7 +121,7 @@ class Refused:
             new_nodes=new_nodes,
             elsewhere=elsewhere,
         )
-        self._ungrouped[request.uid] = None
+        self._regrouping.due[request.uid] = None
         if len(self._pods) > MOST_REFUSED:
             self._forget(next(iter(self._pods)))
 
@@ -130,11 +129,15 @@ class Refused:
         self._leave(uid, self._pods.pop(uid, None))
 
     def _leave(self, uid: str, pod: Waiter | None) -> None:
-        self._ungrouped.pop(uid, None)
-        group = pod.group if pod is not None else None
-        if pod is None or group is None:
+        if pod is None:
             return
-        pod.group = None
+        self._regrouping.forget(uid, pod)
+        self._leave_group(uid, pod)
+
+    def _leave_group(self, uid: str, pod: Waiter) -> None:
+        group, pod.group = pod.group, None
+        if group is None:
+            return
         group.pods.discard(uid)
         if not group.pods and self._groups.get(group.key) is group:
             del self._groups[group.key]
@@ -144,11 +147,12 @@ class Refused:
     def find(self, now_mono_s: float) -> Generator[None, None, Choice | None]:
         """Find the first pod in the queue that would fit now, in steps of a fraction of a millisecond."""
         yield from self._look(now_mono_s)
-        for uid in list(self._ungrouped):
+        for uid in list(self._regrouping.due):
             self._join(uid, now_mono_s)
             yield
         for group in list(self._groups.values()):
-            if group.dirty:
+            # Those that fitted at the last look have their place in the queue; whether they still do is seen to there.
+            if group.dirty and group.fits is None:
                 self._judge(group, now_mono_s)
                 yield
         while (head := (yield from self._head(now_mono_s))) is not None:
@@ -193,13 +197,21 @@ class Refused:
 
     def _head(self, now_mono_s: float) -> Generator[None, None, tuple[str, Group] | None]:
         """The first pod in the queue that may be woken of all groups that fit somewhere."""
-        first: tuple[Rank, str, Group] | None = None
+        heads: list[tuple[Rank, str, Group]] = []
         for index, group in enumerate(list(self._groups.values())):
             if group.fits is not None and (head := self._head_of(group, now_mono_s)) is not None:
-                first = (*head, group) if first is None or head[0] < first[0] else first
+                heads.append((*head, group))
             if index % GROUPS_A_STEP == GROUPS_A_STEP - 1:
                 yield
-        return first[1:] if first is not None else None
+        heapify(heads)
+        while heads:
+            _, uid, group = heappop(heads)
+            if group.dirty and self._groups.get(group.key) is group:
+                self._judge(group, now_mono_s)
+                yield
+            if group.fits is not None and self._groups.get(group.key) is group:
+                return uid, group
+        return None
 
     def _head_of(self, group: Group, now_mono_s: float) -> tuple[Rank, str] | None:
         resting, found = [], None
@@ -230,7 +242,7 @@ class Refused:
 
     # --- groups --------------------------------------------------------------------------------------------------
 
-    def _look(self, now_mono_s: float) -> Iterator[None]:
+    def _look(self, now_mono_s: float) -> Generator[None, None, None]:
         """See what has opened since the last look, and whose time has come."""
         self._note_rows()
         self._pass_time(now_mono_s)
@@ -239,15 +251,8 @@ class Refused:
         every = now_mono_s - self._all_judged_mono_s >= JUDGE_ALL_S
         if every:
             self._all_judged_mono_s = now_mono_s
-        if all_of_them := self._openings.asks_otherwise() or every:
-            # What is wanted of pods, or how it is judged, may be another by now.
-            self._ungrouped = dict.fromkeys(self._pods)
-            yield
-        while self._ages and self._ages[0][0] <= now_mono_s:
-            _, uid = heappop(self._ages)
-            if uid in self._pods:
-                self._pods[uid].older_mono_s = inf
-                self._ungrouped[uid] = None
+        # What is wanted of pods, or how it is judged, may be another by now.
+        all_of_them = (yield from self._regrouping.look(now_mono_s, every=every)) or every
         if opened is None and not all_of_them:
             return
         for index, group in enumerate(list(self._groups.values())):
@@ -261,7 +266,7 @@ class Refused:
         """Put a pod into the group of those that ask for the same, as its annotations are now."""
         pod = self._pods.get(uid)
         if pod is None:
-            self._ungrouped.pop(uid, None)
+            self._regrouping.due.pop(uid, None)
             return
         waited_s = now_mono_s - pod.created_mono_s
         facts = self._store.waiting.get(uid)
@@ -272,8 +277,7 @@ class Refused:
             pod.request = self._request(facts, waited_s)
         ages_s = sorted({pool.spill_after_s for pool in self._store.settings.pools} | {0.0})
         at = bisect_right(ages_s, waited_s)
-        if at < len(ages_s):
-            self._note_age(pod, pod.created_mono_s + ages_s[at])
+        older_mono_s = pod.created_mono_s + ages_s[at] if at < len(ages_s) else inf
         # What is a pod's own, or its owner's, and rules no node out: pods that ask for the same are judged together.
         request = replace(
             pod.request,
@@ -284,6 +288,7 @@ class Refused:
             siblings_of=(),
             controller=None,
             images=(),
+            preferences=None,
         )
         offered = pod.offered if pod.group is None else pod.group.offered
         if offered is None:
@@ -291,12 +296,12 @@ class Refused:
         key = (request, np.packbits(offered).tobytes(), pod.new_nodes, pod.elsewhere)
         group = self._groups.get(key)
         if group is None or group is not pod.group:
-            self._leave(uid, pod)
+            self._leave_group(uid, pod)
             group = self._groups.setdefault(key, group or Group(key, offered))
             group.pods.add(uid)
             heappush(group.queue, (pod.rank, uid))
             pod.group = group
-        self._ungrouped.pop(uid, None)
+        self._regrouping.joined(uid, pod, facts, older_mono_s)
 
     def _request(self, facts: PodFacts, waited_s: float) -> PodRequest:
         intent = self._store.intents.resolve(facts.meta, facts.priority_class)
@@ -347,7 +352,7 @@ class Refused:
             # A node that kube-scheduler learns of now is told to it; one that only we did not know is not.
             offered[changed] = group.new_nodes
             self._offer(group, offered)
-        for uid in self._ungrouped:
+        for uid in self._regrouping.due:
             pod = self._pods[uid]
             if pod.group is None and pod.offered is not None:
                 pod.offered = widened(pod.offered, len(changed))
@@ -364,12 +369,7 @@ class Refused:
         for uid in group.pods:
             pod = self._pods[uid]
             pod.group, pod.offered = None, offered
-            self._ungrouped[uid] = None
-
-    def _note_age(self, pod: Waiter, at_mono_s: float) -> None:
-        if pod.older_mono_s != at_mono_s:
-            pod.older_mono_s = at_mono_s
-            heappush(self._ages, (at_mono_s, pod.request.uid))
+            self._regrouping.due[uid] = None
 
     # --- those on their way --------------------------------------------------------------------------------------
 

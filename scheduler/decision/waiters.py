@@ -59,6 +59,10 @@ class Waiter:
     new_nodes: bool
     elsewhere: bool
     group: Group | None = None
+    facts: PodFacts | None = None
+    """What was known of it when it was put into its group."""
+    voices: tuple[str, ...] = ()
+    """Whose words counted then, beside its own."""
     older_mono_s: float = inf
     """When the next pool opens to it by its age alone, as it was noted last."""
 

@@ -8,7 +8,7 @@ import pytest
 from scheduler.cluster import intents as intent_module
 from scheduler.cluster.annotations import MOST_UNKNOWN
 from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, IntentSettings, NamespaceRule
-from scheduler.cluster.intents import Intents
+from scheduler.cluster.intents import MOST_CHANGES, NAMESPACE, Intents
 from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Kind, Listed
 from scheduler.core.nouns import PREFIX, Workload
@@ -634,3 +634,37 @@ def test_what_is_wanted_of_a_pod_names_its_own_controller() -> None:
         kind="ReplicaSet", uid="rs", controller=True
     )
     assert Intents().resolve(meta(), "").controller is None
+
+
+def test_who_says_something_else_is_told_by_name_and_pods_know_whose_words_count_for_them() -> None:
+    intents = Intents()
+    assert intents.voices(meta()) == (f"{NAMESPACE}{meta().namespace}",)
+    assert intents.voices(meta(owner="rs"))[0] == "rs"
+    assert "web" not in intents.voices(meta(owner="rs"))
+    generation = intents.generation
+    replica_set(intents, "40Gi")
+    assert intents.changed_since(generation) == {"rs"}
+    # The first one that is not known counts among them: it may come to be.
+    assert intents.voices(meta(owner="rs"))[:2] == ("rs", "web")
+    generation = intents.generation
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web")))
+    space = Meta(name="team-a", annotations={PREFIX + "queue": "q"})
+    intents.see_namespace(Partial(metadata=space))
+    assert intents.changed_since(generation) == {"web", f"{NAMESPACE}team-a"}
+    assert intents.changed_since(intents.generation) == set()
+    intents.forget_namespace("team-a")
+    assert intents.changed_since(intents.generation - 1) == {f"{NAMESPACE}team-a"}
+
+
+def test_after_many_changes_or_one_of_nobody_knows_whom_it_may_have_been_anybody() -> None:
+    intents = Intents()
+    intents.see_owner(Kind.DEPLOYMENT, Partial(metadata=Meta(name="web", uid="web")))
+    generation = intents.generation
+    intents.keep_owners(Kind.DEPLOYMENT, frozenset())
+    assert intents.changed_since(generation) is None
+    generation = intents.generation
+    for turn in range(MOST_CHANGES + 1):
+        assert intents.changed_since(generation) is not None
+        space = Meta(name="team-a", annotations={PREFIX + "queue": f"q{turn}"})
+        intents.see_namespace(Partial(metadata=space))
+    assert intents.changed_since(generation) is None

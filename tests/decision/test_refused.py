@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.cluster.objects import Meta, OwnerRef, Partial
 from scheduler.cluster.port import Changed, Gone, Kind
+from scheduler.cluster.preference_objects import LabelSelector, SpreadConstraint
 from scheduler.cluster.store import QUARANTINE_LABEL, Store
 from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import PodRequest, PoolSpec
@@ -465,8 +466,8 @@ def test_a_group_whose_last_pod_goes_while_others_are_judged_harms_nobody(world:
         assert world.ask_for_memory(f"p{gib}", gib, nominated="n1") == "no_fit"
     world.clock.advance(0.1)
     steps = world.refused.find(world.clock.mono_s())
-    # Two join a group each, and the first group is judged.
-    for _ in range(3):
+    # Looked, judged by other rules, compared; two join a group each, and the first group is judged.
+    for _ in range(6):
         next(steps)
     for gib in (50, 60):
         world.refused._forget(f"uid-p{gib}")
@@ -603,9 +604,11 @@ def test_the_instant_of_a_pod_s_next_pool_is_noted_once() -> None:
     see_node(world.store, "cloud", labels={"site": "aws-a"})
     world.ask("p1")
     for _ in range(10):
+        # It is another pod by now, as far as we see, and put into its group anew.
+        see_pod(world.store, make_pod("p1"), world.clock.mono_s())
         world.clock.advance(refused.JUDGE_ALL_S)
         assert world.find() is None
-    assert len(world.refused._ages) == 1
+    assert len(world.refused._regrouping._ages) == 1
 
 
 def test_pods_of_one_second_keep_the_order_in_which_they_were_refused(world: World) -> None:
@@ -657,3 +660,80 @@ def test_a_pod_that_is_placed_between_two_steps_is_not_woken(world: World) -> No
         choice = end.value
     assert choice is not None
     assert choice.pod.name == "p1"
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
+    """What a method is asked from now on, by its first argument."""
+    calls: list[object] = []
+    called = getattr(owner, name)
+
+    def counted(first: object, *rest: Any, **more: Any) -> Any:
+        calls.append(first)
+        return called(first, *rest, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_only_those_are_read_again_of_whom_something_has_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands that wait, all were: every five seconds, and whenever anybody's owner said something."""
+    see_node(world.store, "n1", labels=SICK)
+    for index in range(20):
+        owner = OwnerRef(kind="Job", uid=f"job-{index % 5}", controller=True)
+        see_pod(world.store, make_pod(f"p{index}", owner=owner))
+        world.ask(f"p{index}")
+    assert world.find() is None
+    read = count_calls(monkeypatch, world.refused, "_request")
+    for _ in range(3):
+        world.clock.advance(refused.JUDGE_ALL_S)
+        assert world.find() is None
+    assert read == []
+    for uid, want in (("job-3", {"p3", "p8", "p13", "p18"}), ("job-9", set())):
+        meta = Meta(name=uid, namespace="team-a", uid=uid, annotations={"wattbalance.io/gpu-model": "A100"})
+        world.store.apply(Changed(Kind.JOB, Partial(metadata=meta)), world.clock.mono_s())
+        assert world.find() is None
+        assert {facts.name for facts in read} == want  # type: ignore[attr-defined]  # They are pods.
+        read.clear()
+    see_pod(world.store, make_pod("p7", owner=OwnerRef(kind="Job", uid="job-2", controller=True)))
+    world.clock.advance(refused.JUDGE_ALL_S)
+    assert world.find() is None
+    assert [facts.name for facts in read] == ["p7"]  # type: ignore[attr-defined]  # Likewise.
+
+
+def test_of_those_that_fit_only_the_first_is_judged_again_for_each_that_is_woken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see_node(world.store, "n1", 8, SICK)
+    for index in range(20):
+        world.ask(f"p{index}", priority=-index)
+    world.quarantine("n1", ends=True)
+    assert world.wake() == "p0"
+    judged = count_calls(monkeypatch, world.decider, "judge")
+    assert world.wake_all() == [f"p{index}" for index in range(1, 8)]
+    # Of seven more that are woken each has just been judged, and then none of the twelve that are left has room.
+    assert len(judged) == 7 + 12
+
+
+def test_what_pods_prefer_is_no_reason_to_judge_them_apart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job may prefer to keep away from its own pods; where none of them fits, none of them does."""
+    see_node(world.store, "n1", 8, SICK)
+    for index in range(4):
+        pod = make_pod(f"p{index}")
+        spread = SpreadConstraint(
+            max_skew=1,
+            topology_key="kubernetes.io/hostname",
+            when_unsatisfiable="ScheduleAnyway",
+            label_selector=LabelSelector(match_labels={"job-name": f"job-{index}"}),
+        )
+        spec = msgspec.structs.replace(pod.spec, topology_spread_constraints=[spread])
+        see_pod(world.store, msgspec.structs.replace(pod, spec=spec))
+        facts = world.store.waiting[f"uid-p{index}"]
+        assert facts.preferences is not None
+        world.ask(f"p{index}")
+    judged = count_calls(monkeypatch, world.decider, "judge")
+    assert world.find() is None
+    assert len(judged) == 1
