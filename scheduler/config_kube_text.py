@@ -15,6 +15,9 @@ API_SINCE = ((25, "v1"), (23, "v1beta3"), (22, "v1beta2"), (20, "v1beta1"))
 BATCHES_SINCE = 35
 # From here on every patch asks extenders about preemption (kubernetes#103019).
 PREEMPTS_SINCE = 22
+# Before it kube-scheduler also serves plain HTTP, on one fixed port of all interfaces (kubernetes#96345). The fields for
+# that are those of v1beta1.
+HTTPS_ONLY_SINCE = 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ def scalar(text: str) -> str:
 def configuration(scheduler: Scheduler) -> str:
     """Write what `kube-scheduler --config` reads."""
     extender = "" if scheduler.break_glass else _extender(scheduler)
-    return "".join([_head(scheduler), _client(scheduler), _election(scheduler), _queue(scheduler), extender])
+    parts = [_head(scheduler), _plain(scheduler), _client(scheduler), _election(scheduler), _queue(scheduler)]
+    return "".join([*parts, extender])
 
 
 def _head(scheduler: Scheduler) -> str:
@@ -68,6 +72,17 @@ def _head(scheduler: Scheduler) -> str:
 # {what}. {how}
 {run}apiVersion: kubescheduler.config.k8s.io/{api}
 kind: KubeSchedulerConfiguration
+"""
+
+
+def _plain(scheduler: Scheduler) -> str:
+    if scheduler.shared or scheduler.minor >= HTTPS_ONLY_SINCE:
+        return ""
+    return """\
+# Off: health and metrics over plain HTTP, on port 10251 of all interfaces, where the cluster's own scheduler may be
+# already. They are served by HTTPS too, on --secure-port (10259).
+healthzBindAddress: 127.0.0.1:0
+metricsBindAddress: 127.0.0.1:0
 """
 
 
