@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("extender_latency", "start", "telemetry", "agent", "throughput", "balance", "preferences")
+NAMES = (
+    "extender_latency",
+    "start",
+    "telemetry",
+    "agent",
+    "throughput",
+    "nudge",
+    "balance",
+    "preferences",
+    "explain",
+)
 
 
 def main() -> int:
