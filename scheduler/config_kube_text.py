@@ -15,8 +15,8 @@ API_SINCE = ((25, "v1"), (23, "v1beta3"), (22, "v1beta2"), (20, "v1beta1"))
 BATCHES_SINCE = 35
 # From here on every patch asks extenders about preemption (kubernetes#103019).
 PREEMPTS_SINCE = 22
-# Before it kube-scheduler also serves plain HTTP, on one fixed port of all interfaces (kubernetes#96345). The fields for
-# that are those of v1beta1.
+# Before it kube-scheduler also serves plain HTTP, on one fixed port of all interfaces (kubernetes#96345); v1beta1 has
+# the fields for that.
 HTTPS_ONLY_SINCE = 22
 
 
