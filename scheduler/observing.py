@@ -1,8 +1,8 @@
 """While something is only observed: keeps the world as it would be with us beside the real one (decision/shadow.py).
 
 It begins anew when what is observed changes, or by what is decided, and is there only meanwhile: who acts everywhere
-pays nothing for it, and keeps the last report. It is made of what the store knows, a few nodes and pods a turn, and
-then follows events.
+pays nothing for it, and keeps the last report. What one shows is in the log when it ends, also by the end of the
+process. It is made of what the store knows, a few nodes and pods a turn, and then follows events.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+
+from msgspec.structs import replace
 
 from scheduler.cluster.port import ClusterEvent, Kind, Listed
 from scheduler.cluster.readings import StoreHandler
@@ -82,6 +84,8 @@ class Observing:
         """What was observed when it began."""
         self._rests_on: tuple[object, ...] = ()
         self._measured_mono_s = 0.0
+        self.process_since_unix_s = clock.unix_s()
+        """Nothing from before is known here."""
 
     def see(self, event: ClusterEvent) -> None:
         """Take an event of nodes or pods that the store has taken."""
@@ -121,9 +125,12 @@ class Observing:
 
     async def run(self) -> None:
         """Look for ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(LOOK_S)
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._keep()
 
     async def look(self) -> None:
         """Begin, go on, or end."""
@@ -149,9 +156,13 @@ class Observing:
         if self.shadow is not None:
             clock = self._clock
             try:
-                self.last = ended(self.shadow, self.began_for, clock.mono_s(), clock.unix_s())
+                told = ended(self.shadow, self.began_for, clock.mono_s(), clock.unix_s())
             except Exception:
                 log.exception("what was observed cannot be told any more")
+                return
+            self.last = told
+            # The log outlives the process, and is read as a report without its pods.
+            log.info("what observing has shown", extra=kv(report=replace(told, pods=[])))
 
     def _end(self) -> None:
         if self._follows is not None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from scheduler import config, observing
@@ -17,6 +18,7 @@ from scheduler.decision.shadow import Shadow
 from scheduler.observing import observed
 from scheduler.pause import Pause, Paused
 from scheduler.reload import exchange
+from scheduler.report.observation import ObserveReport
 from tests.contracts.cluster_contract import eventually
 from tests.test_app import Replica, World, world
 
@@ -259,6 +261,38 @@ async def test_once_it_has_begun_it_measures_and_hears_of_new_lists_until_it_end
         exchange(daemon, config.load(world.configure(pools=ALIKE)[0].read_text()))
         await eventually(lambda: daemon.observing.shadow is None)
         assert daemon.store.on_devices is None
+
+
+async def test_what_it_has_shown_when_it_ends_is_in_the_log_also_where_the_process_ends(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def logged() -> list[ObserveReport]:
+        return [
+            getattr(each, "kv")["report"]  # noqa: B009 - the type checker knows of no such field
+            for each in caplog.records
+            if each.getMessage() == "what observing has shown"
+        ]
+
+    async with following(world) as replica:
+        await place(world, replica, "p", "theirs", "theirs")
+        await until_follows(replica, 1)
+        exchange(replica.daemon, config.load(world.configure(pools=ALIKE)[0].read_text()))
+        await eventually(lambda: len(logged()) == 1)
+        exchange(replica.daemon, config.load(world.configure(pools=POOLS)[0].read_text()))
+        await until_follows(replica)
+        assert len(logged()) == 1
+    first, second = logged()
+    assert (first.status, first.observed, first.pods_so_far, second.pods_so_far) == (
+        "ended",
+        "pool aws-a",
+        1,
+        0,
+    )
+    assert first.pods == []
+    # As a line of the log it can be read as a report again.
+    assert msgspec.json.decode(msgspec.json.encode(first), type=ObserveReport) == first
 
 
 def test_what_is_observed_is_said_with_the_reason() -> None:

@@ -23,8 +23,16 @@ FIGURES: tuple[tuple[str, Callable[[ObservedWorld], str]], ...] = (
 PLACES = {"same": "the same", "elsewhere": "elsewhere", "waiting": "would wait"}
 
 
-def print_observed(out: Console, told: ObserveReport) -> None:
-    """The whole report."""
+def print_observed(out: Console, told: ObserveReport, *, saved: bool = False) -> None:
+    """The whole report.
+
+    Args:
+        out: where to.
+        told: it.
+        saved: whether it is of an instant in the past.
+    """
+    if saved:
+        line(out, f"A saved report; `now` is {format_instant(round(told.unix_s))}.")
     if told.since_unix_s is None or told.real is None or told.ours is None:
         line(out, f"Observing {told.observing}." if told.observing else "Observing nothing.")
     else:

@@ -71,6 +71,8 @@ class ObserveReport(View, frozen=True):
     observing: str
     """What is observed, and why; empty while we act everywhere."""
     unix_s: float
+    process_since_unix_s: float | None = None
+    """When this replica's process began: of what was observed before nothing is known here."""
     since_unix_s: float | None = None
     """When it began."""
     ended_unix_s: float | None = None

@@ -60,7 +60,12 @@ SHARE = (
 )
 ONE_REPLICA = (
     "It is what this replica was asked since it began to observe; another mode or configuration begins anew. What the "
-    "last one showed is kept until the next begins; a restart or a failover forgets it."
+    "last one showed is kept until the next begins, or the process ends."
+)
+LOST = (
+    "This process has run since {}. What was observed before then, or by another replica, is not known here: save "
+    "reports that you want to keep (`-o json > FILE`; `--from FILE` reads one). What one had shown when it ended is in "
+    "the log of its process, without its pods."
 )
 COLUMNS = (
     "REALLY is what is measured. WITH US is that same measurement, with LOAD and POWER of each pod below that is "
@@ -87,6 +92,7 @@ class Watching(Protocol):
     failed: bool
     what: Callable[[], str]
     began_for: str
+    process_since_unix_s: float
 
 
 class ObserveReporter:
@@ -119,6 +125,11 @@ class ObserveReporter:
 
     def report(self, limit: int = OBSERVE_LIMIT) -> ObserveReport:
         """All of it, with so many pods at most."""
+        told, since_unix_s = self._told(limit), self._watching.process_since_unix_s
+        lost = LOST.format(format_instant(round(since_unix_s)))
+        return replace(told, process_since_unix_s=since_unix_s, notes=[*told.notes, lost])
+
+    def _told(self, limit: int) -> ObserveReport:
         watching, mono_s, unix_s = self._watching, self._clock.mono_s(), self._clock.unix_s()
         what, shadow, last = watching.what(), watching.shadow, watching.last
         if shadow is not None and not what:

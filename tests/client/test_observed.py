@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -190,6 +191,37 @@ def test_what_has_ended_says_when_and_is_not_called_now(daemon: StandIn) -> None
     assert "NOW" not in head
     text = told(daemon, report(pods_waiting=0, waited_longer_s=0.0))
     assert "3 would have waited longer than they did.\n" in text
+
+
+def test_a_saved_report_is_read_without_a_daemon_and_called_saved(daemon: StandIn, tmp_path: Path) -> None:
+    path = tmp_path / "monday.json"
+    path.write_text(told(daemon, report(pods=report().pods * 15), "-o", "json"))
+    asked = len(daemon.asked)
+    for arguments, want in (((), 20), (("-o", "wide"), 30)):
+        done = call("report", "observe", "--from", str(path), *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0] == "A saved report; `now` is 2027-01-15T09:00:00Z."
+        assert lines[1].startswith("Observing pool aws-a; since 2027-01-15T08:00:00Z")
+        assert sum(line.startswith("  ml/") for line in lines) == want
+    done = call("report", "observe", "--from", str(path), "-o", "json")
+    assert json.loads(done.stdout) == json.loads(path.read_text())
+    for option in ("--server", "--context", "--daemon-namespace"):
+        done = call("report", "observe", "--from", str(path), option, daemon.url)
+        assert (done.returncode, f"--from asks no daemon, and {option} names one" in done.stderr) == (2, True)
+    assert len(daemon.asked) == asked
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"status": 1}'])
+def test_a_file_that_is_no_report_is_refused(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(text)
+    done = call("report", "observe", "--from", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected a report, as `report observe -o json` prints it" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = call("report", "observe", "--from", str(tmp_path / "none"))
+    assert (done.returncode, "does not exist" in done.stderr) == (2, True)
 
 
 def test_json_is_as_it_came_and_wide_asks_for_more(daemon: StandIn) -> None:

@@ -23,6 +23,7 @@ class Watched:
         self.last: ObserveReport | None = None
         self.what: Callable[[], str] = lambda: "everything"
         self.began_for = "everything"
+        self.process_since_unix_s = 1e9
 
 
 def fields(world: ObservedWorld | None) -> tuple[object, ...]:
@@ -249,6 +250,18 @@ def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         note.startswith(("The spread", "The watts")) or "not measured" in note
         for note in reporter.report().notes
     )
+
+
+def test_it_says_since_when_its_process_knows_anything_whatever_else_it_says() -> None:
+    _, shadow = life()
+    acting = Watched(None)
+    acting.what = lambda: ""
+    for watched in (Watched(shadow), Watched(None), acting):
+        report = ObserveReporter(watched, ManualClock()).report()
+        assert report.process_since_unix_s == 1e9
+        assert report.notes[-1].startswith(
+            "This process has run since 2001-09-09T01:46:40Z. What was observed before"
+        )
 
 
 def test_of_nodes_without_an_agent_it_says_how_many_and_that_they_bring_no_saving() -> None:
