@@ -27,7 +27,7 @@ from scheduler.cluster.port import Kind
 from scheduler.config_settings import TelemetrySettings
 from scheduler.config_types import BrokerUrl
 from scheduler.connections import SILENT_S
-from scheduler.core.clock import SystemClock
+from scheduler.core.clock import Clock, SystemClock
 from scheduler.facts import sources
 from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.ports import free_port
@@ -152,13 +152,15 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, *, minor: int = 32) -> AsyncIterator[World]:
-    """A cluster of some version with our namespace in it, and its kubeconfig in `folder`.
+async def cluster(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, minor: int = 32, clock: Clock | None = None
+) -> AsyncIterator[World]:
+    """A cluster of some version and clock with our namespace in it, and its kubeconfig in `folder`.
 
     What it refuses is soon tried again.
     """
     monkeypatch.setattr(kubernetes, "Pace", lambda: QUICK_PACE)
-    api = ApiServer(SystemClock(), token=TOKEN, minor=minor)
+    api = ApiServer(clock or SystemClock(), token=TOKEN, minor=minor)
     for name in ("default", NAMESPACE):
         with contextlib.suppress(Exception):
             api.create("namespaces", {"metadata": {"name": name}})
