@@ -29,6 +29,7 @@ PLACED_PAST_US = "PlacedPastWattbalance"
 BAD_ANNOTATION = "BadAnnotation"
 LABELS_CONTRADICT = "LabelsContradictAllocatable"
 AGENT_CONTRADICTS = "AgentContradictsAllocatable"
+PODS_CONTRADICT = "PodsContradictAllocatable"
 IN_TWO_POOLS = "NodeInTwoPools"
 # The same again: kube-scheduler asks anew every few seconds, and a refused pod at least each five minutes.
 SAME_AGAIN_S = 300.0
@@ -160,11 +161,11 @@ class Notices:
             self._tell(pod, _bad(tuple(fault for fault in faults if fault in told)))
 
     def contradictions(self, node: NodeRecord) -> None:
-        """A node's labels claim GPUs that its allocatable does not have, or its agent finds fewer than are counted.
+        """A node's labels, its agent or its pods tell of its GPUs otherwise than its allocatable does.
 
         Or that is over, and may be told again.
         """
-        about = "; ".join(each for each in node.contradictions if each != node.disagreement)
+        about = "; ".join(node.miscounted)
         note = f"Allocatable counts: {about}. Look at its device plugin, feature discovery and DRA driver."
         self._tell_of_node(node, LABELS_CONTRADICT, about, note)
         note = (
@@ -172,6 +173,12 @@ class Notices:
             "the labels nvidia.com/gpu.replicas and nvidia.com/gpu.product: they say how much of a GPU a unit is."
         )
         self._tell_of_node(node, AGENT_CONTRADICTS, node.disagreement, note)
+        about = "; ".join(node.outgrown)
+        note = (
+            f"Here {about}. wattbalance counts what they hold, kube-scheduler what they asked for: it may place more "
+            "here than there is. Restart these pods, and drain a node before its GPUs are divided anew."
+        )
+        self._tell_of_node(node, PODS_CONTRADICT, about, note)
 
     def in_two_pools(self, node: NodeRecord) -> None:
         """The selectors of several pools take a node; or that is over, and may be told again."""

@@ -108,9 +108,9 @@ def test_a_contradiction_is_told_on_its_node_and_its_end_is_not() -> None:
     world.notices.contradictions(node)
     world.notices.in_two_pools(node)
     assert not world.written
-    node.contradictions = ("its labels claim 4 replicas", "and 7 slices")
+    node.miscounted = ("its labels claim 4 replicas", "and 7 slices")
     world.notices.contradictions(node)
-    node.contradictions = ()
+    node.miscounted = ()
     world.notices.contradictions(node)
     [note] = world.written
     assert (note.kind, note.namespace, note.name, note.uid) == ("Node", "", "n1", "uid-n1")

@@ -10,6 +10,7 @@ from scheduler.cluster.neighbours import Neighbours
 from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.promises import Promises
+from scheduler.cluster.resized import told
 
 
 class Holdings:
@@ -80,6 +81,7 @@ class Holdings:
             if self._columns.fresh[record.row]:
                 # The mirror image of a binding: what ended is still in the measurement for some half-lives.
                 self._promises.expect(record.row, -self._load_of(facts, record), now_mono_s)
+            record.came_to.pop(uid, None)
             self.add_up(record)
         elif facts.node in self._orphans:
             self._orphans[facts.node].pop(uid, None)
@@ -95,9 +97,14 @@ class Holdings:
         self._promises.memory.add_up_bound(record)
         self._promises.memory.add_up_promised(record.name)
         totals = [0.0] * len(columns.resources)
+        outgrown: set[str] = set()
         for facts in record.pods.values():
-            for index, count in columns.indexed(facts.units):
+            units = record.held(facts)
+            for index, count in columns.indexed(units):
                 totals[index] += count
+            if units is not facts.units:
+                outgrown.update(told(facts, record.came_to, record.offers))
+        record.outgrown = tuple(sorted(outgrown))
         columns.bound_units[:, row] = totals
         if record.by_claims:
             # By other names than it offers, GPUs are held through claims, and counted by these.
@@ -153,4 +160,4 @@ class Holdings:
 
     def _load_of(self, facts: PodFacts, record: NodeRecord) -> float:
         """What a pod is expected to keep busy of a node, in GPUs."""
-        return self._columns.gpus_of(facts.units, record.row) * self._expected_load(facts)
+        return self._columns.gpus_of(record.held(facts), record.row) * self._expected_load(facts)

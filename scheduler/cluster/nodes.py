@@ -16,11 +16,12 @@ from scheduler.cluster.dra import Devices
 from scheduler.cluster.dra_devices import NodeDevices
 from scheduler.cluster.objects import Amounts, Node, quantity
 from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.resized import held, note
 from scheduler.cluster.shares import Offer, is_gpu_resource, model_of, offers
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store_settings import StoreSettings
 from scheduler.core.models import folded, matches
-from scheduler.core.nouns import PREFIX
+from scheduler.core.nouns import PREFIX, Units
 from scheduler.telemetry.sample import Inventory
 
 QUARANTINE_LABEL = PREFIX + "quarantine"
@@ -45,10 +46,12 @@ class NodeRecord:
     """Of resources that are GPUs or parts of them."""
     offers: dict[str, Offer] = field(default_factory=dict)
     """What that comes to."""
-    contradictions: tuple[str, ...] = ()
-    """What its labels claim that allocatable does not have, and what else tells of it otherwise."""
+    miscounted: tuple[str, ...] = ()
+    """What its labels claim that allocatable does not have, and that DRA offers what it has."""
     disagreement: str = ""
-    """That one of them which is its agent's: fewer GPUs than are counted, and for a while."""
+    """What its agent says otherwise: fewer GPUs than are counted, and for a while."""
+    outgrown: tuple[str, ...] = ()
+    """What its pods hold otherwise than it is offered now."""
     said: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """Which of them, and which pools, were told."""
     devices: NodeDevices | None = None
@@ -69,6 +72,13 @@ class NodeRecord:
     """Whether units share a GPU's memory."""
     memory_bytes: dict[str, float] = field(default_factory=dict)
     """Then: what each unit of the pods that are here is to have, by uid."""
+    came_to: dict[str, Mapping[str, Offer]] = field(default_factory=dict)
+    """What it offered when pods came that it does not offer now, by their uid."""
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """What there is to say of it that does not go together."""
+        return (*self.miscounted, *([self.disagreement] if self.disagreement else []), *self.outgrown)
 
     def is_news(self) -> bool:
         """Whether what contradicts its count, or the pools that take it, have changed since this was asked last."""
@@ -80,10 +90,16 @@ class NodeRecord:
         """Whether claims hold its GPUs, since its allocatable has none and its slices have."""
         return self.counted_by is CountedBy.SLICES
 
+    def held(self, facts: PodFacts) -> Units:
+        """What a pod that is here holds, in units of what is offered now."""
+        if self.by_claims or not self.offers:
+            return facts.units
+        return held(facts, self.came_to, self.offers)
+
     @property
     def ways(self) -> tuple[object, ...]:
         """In which ways its GPUs are counted."""
-        return self.shared, self.by_claims, self.offers.keys()
+        return self.shared, self.by_claims, self.offers
 
 
 class Nodes:
@@ -195,6 +211,8 @@ class Nodes:
             by_devices=record.device_offers,
             also=self._gpu_resources,
         )
+        if CountedBy.SLICES not in {record.counted_by, counted.by}:
+            note(record.pods, record.came_to, record.offers, counted.offers)
         record.counted_by, record.offers = counted.by, counted.offers
         columns, row = self._columns, record.row
         indexes = {name: columns.resource_index(name) for name in record.offers}
@@ -222,19 +240,15 @@ class Nodes:
         columns.gpu_count[row] = gpus
         columns.counted_gpus[row] = found or 0 if counted.by is CountedBy.INVENTORY else gpus
         self._disagreements.see(record.name, disagreement(counted.by, kept, gpus, found))
-        record.contradictions, record.disagreement = counted.contradictions, ""
-        self._add_disagreement(record)
-
-    def _add_disagreement(self, record: NodeRecord) -> None:
-        said = self._disagreements.steady.get(record.name)
-        if said is not None:
-            record.contradictions, record.disagreement = (*record.contradictions, said), said
+        record.miscounted = counted.contradictions
+        record.disagreement = self._disagreements.steady.get(record.name, "")
 
     def pass_time(self, now_mono_s: float) -> Iterator[NodeRecord]:
         """Let time pass; gives nodes of which an agent says otherwise for so long that it should be told."""
         for name in self._disagreements.pass_time(now_mono_s):
-            self._add_disagreement(self.records[name])
-            yield self.records[name]
+            record = self.records[name]
+            record.disagreement = self._disagreements.steady[name]
+            yield record
 
     def renew_devices(self, record: NodeRecord) -> None:
         """Likewise after what DRA tells of it changed; most claims change nothing of what it offers."""

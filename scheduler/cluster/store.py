@@ -362,17 +362,19 @@ class Store:
 
     def see_inventory(self, node: str, inventory: Inventory) -> None:
         """An agent says what its node has. Other GPUs than before: their readings start anew."""
-        record = self.nodes.get(node)
-        shared = record is not None and record.shared
-        self._measurements.see_inventory(node, inventory)
-        if record is not None and record.shared != shared:
-            self._holdings.add_up(record)
-        self._tell(record)
+        self._renew(node, lambda: self._measurements.see_inventory(node, inventory))
 
     def forget_inventory(self, node: str) -> None:
         """What an agent had said of a node's GPUs was cleared: only what Kubernetes counts is known of them."""
-        self._measurements.forget_inventory(node)
-        self._tell(self.nodes.get(node))
+        self._renew(node, lambda: self._measurements.forget_inventory(node))
+
+    def _renew(self, node: str, change: Callable[[], None]) -> None:
+        record = self.nodes.get(node)
+        before = record.ways if record is not None else None
+        change()
+        if record is not None and record.ways != before:
+            self._holdings.add_up(record)
+        self._tell(record)
 
     def see_samples(self, batch: Sequence[tuple[str, Sample, float]]) -> None:
         """Write samples (node, sample, instant of receipt), at most one a node, in one go."""

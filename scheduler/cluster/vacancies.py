@@ -93,7 +93,7 @@ class Vacancies:
         for uid in uids:
             facts, promise = record.pods.get(uid), self._promises.reservations.get(uid)
             if facts is not None:
-                for index, count in self._columns.indexed(facts.units):
+                for index, count in self._columns.indexed(record.held(facts)):
                     # By other names than it offers, GPUs are held through claims, and counted by these.
                     bound[index, row] = max(float(bound[index, row]) - count, 0)
             elif promise is not None and promise.node == record.name:

@@ -143,7 +143,8 @@ class Sources:
     waiting_pods: Count = _gauge("GPU pods without a node.")
     contradicting_nodes: Count = _gauge(
         "Nodes whose labels claim shared GPUs or slices that their allocatable does not have, whose GPUs DRA offers "
-        "too, or whose agent has found fewer GPUs than are counted for a minute."
+        "too, whose agent has found fewer GPUs than are counted for a minute, or whose pods hold more of them than "
+        "kube-scheduler counts, since they were divided anew."
     )
     unmanaged_nodes: Count = _gauge(
         "Nodes that offer GPUs, or parts of them, that `managed_resources` does not name: a scheduler that others "

@@ -1,4 +1,4 @@
-"""Notes of explain on GPUs that are there, and that kube-scheduler offers no pod as it asks for them."""
+"""Notes of explain on GPUs that are there, and that kube-scheduler offers no pod as it asks for them, or counts not."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ UNOFFERED = (
     "{} GPUs that an agent finds and Kubernetes does not offer ({}): no pod may ask for them until a device plugin, or "
     "the driver of DRA, runs there."
 )
+HELD = "On {} {}. They count as what they hold, which kube-scheduler does not see (docs/troubleshooting.md)."
 
 
 def unoffered(store: Store, facts: PodFacts) -> list[str]:
     """What is to be said of them for a pod that waits; nothing for one that runs."""
-    return [] if facts.node else [*_unnamed(store, facts), *_found_only(store)]
+    return (
+        [] if facts.node else [*_unnamed(store, facts), *_found_only(store), *_held_otherwise(store, facts)]
+    )
 
 
 def _unnamed(store: Store, facts: PodFacts) -> list[str]:
@@ -39,5 +42,20 @@ def _found_only(store: Store) -> list[str]:
     names = sorted(node.name for node in store.nodes.values() if node.counted_by is CountedBy.INVENTORY)
     if not names:
         return []
-    shown = ", ".join([*names[:MOST_NODES], *(["..."] if len(names) > MOST_NODES else [])])
-    return [UNOFFERED.format("1 node has" if len(names) == 1 else f"{len(names):,} nodes have", shown)]
+    return [
+        UNOFFERED.format("1 node has" if len(names) == 1 else f"{len(names):,} nodes have", _shown(names))
+    ]
+
+
+def _held_otherwise(store: Store, facts: PodFacts) -> list[str]:
+    """Nodes that offer what a pod asks for, and whose pods hold more of it than kube-scheduler counts."""
+    found: dict[str, list[str]] = {}
+    for record in store.nodes.values():
+        if record.outgrown and any(name in record.offers for name, _ in facts.units):
+            for what in record.outgrown:
+                found.setdefault(what, []).append(record.name)
+    return [HELD.format(_shown(names), what) for what, names in sorted(found.items())]
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join([*sorted(names)[:MOST_NODES], *(["..."] if len(names) > MOST_NODES else [])])

@@ -89,7 +89,7 @@ class NodeView(View, frozen=True):
     resources: dict[str, ResourceView] = {}
     """What Kubernetes counts, by resource."""
     contradictions: list[str] = []
-    """What its labels claim that its allocatable does not have, and what DRA or its agent tell of it otherwise."""
+    """What its labels claim that its allocatable does not have, and what DRA, its agent or its pods tell otherwise."""
     in_pools: list[str] = []
     """The pools whose selectors take it, if they are several: then no GPU pod is placed on it."""
     devices: list[GpuView] = []

@@ -257,3 +257,19 @@ async def test_one_on_a_pod_of_a_scheduler_that_does_not_ask_us_is_not_believed(
     see_pod(store, make_pod("p1", node="n1", annotations={KEY + "decision": text}))
     told = await told_of(store, frozenset({"wattbalance"}))
     assert any("does not fit the pod: its scheduler  does not ask us" in note for note in told.notes)
+
+
+async def test_pods_from_before_gpus_were_shared_are_named_where_others_wait_for_them() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node("n1", 2)), 0.0)
+    see_pod(store, make_pod("before", 2, node="n1"))
+    labels = {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "2"}
+    store.apply(Changed(Kind.NODE, make_node("n1", 8, labels)), 0.0)
+    see_pod(store, make_pod("p1"))
+    want_note = (
+        "On n1 pods hold nvidia.com/gpu from when a unit was a whole GPU; now it is 1/4 of a GPU. They count as what "
+        "they hold, which kube-scheduler does not see (docs/troubleshooting.md)."
+    )
+    assert want_note in (await told_of(store)).notes
+    see_pod(store, make_pod("p1", node="n1"))
+    assert want_note not in (await told_of(store)).notes
