@@ -33,6 +33,7 @@ from scheduler.config_settings import (
 )
 from scheduler.config_types import Address, PositiveSeconds
 from scheduler.config_yaml import Path
+from scheduler.core.nouns import PREFIX
 from scheduler.core.units import quoted
 
 # From 1.30 on, kube-scheduler's `ignorable` covers bind too.
@@ -165,9 +166,11 @@ def _refused_default(
 
 def _check_annotation(path: Path, key: str, texts: Iterable[str], checker: Checker) -> None:
     if key not in TABLE:
-        checker.refuse(
-            path, unknown_key(key) or f"expected an annotation that people write, got {shown(key)}"
-        )
+        if key.startswith(PREFIX):
+            problem = f"expected it without {PREFIX}: {shown(key.removeprefix(PREFIX))}, got {shown(key)}"
+        else:
+            problem = unknown_key(key) or f"expected an annotation that people write, got {shown(key)}"
+        checker.refuse(path, problem)
         return
     for text in texts:
         try:

@@ -682,6 +682,10 @@ namespaces:
     ("text", "want"),
     [
         ("annotations: {queu: a}", "annotations.queu: expected a key that wattbalance knows"),
+        (
+            "annotations: {wattbalance.io/queue: a}",
+            "annotations['wattbalance.io/queue']: expected it without wattbalance.io/: 'queue', got",
+        ),
         ("annotations: {decision: a}", "annotations.decision: expected an annotation that people write"),
         ("annotations: {gpu-memory: lots}", "annotations.gpu-memory: expected an amount of memory"),
         (

@@ -24,6 +24,8 @@ class Target:
     """For what is not a resource: `/readyz`."""
     without: str = ""
     """What follows where this is refused, for who has to allow it; said behind the rule."""
+    ours: bool = False
+    """Whether it is done in our own namespace only: a matter of the Role in deploy/rbac.yaml, as the Lease is."""
 
     @property
     def path(self) -> str:
@@ -43,12 +45,7 @@ class Target:
     def rule(self, verb: str) -> str:
         """The sentence that tells an administrator what to add."""
         where = f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
-        # As in deploy/rbac.yaml: the Lease, the pause, and the leader's label, are matters of our own namespace.
-        ours = self.rbac_resource in {"leases", "configmaps"} or (self.rbac_resource, verb) == (
-            "pods",
-            "patch",
-        )
-        kind = "Role" if ours else "ClusterRole"
+        kind = "Role" if self.ours or self.rbac_resource in {"leases", "configmaps"} else "ClusterRole"
         return (
             f"may not {verb} {self.rbac_resource} {where}; add to wattbalance's {kind}: "
             f'{{apiGroups: ["{self.group}"], resources: ["{self.rbac_resource}"], verbs: ["{verb}"]}}'

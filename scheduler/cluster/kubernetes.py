@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -197,8 +198,8 @@ class KubernetesCluster:
         await self._patch(_pod(namespace, name), {"metadata": {"uid": uid, "annotations": annotations}})
 
     async def label_pod(self, namespace: str, name: str, labels: dict[str, str | None]) -> None:
-        """Merge-patch labels; None removes one."""
-        await self._patch(_pod(namespace, name), {"metadata": {"labels": labels}})
+        """Merge-patch labels of a pod of our own namespace; None removes one."""
+        await self._patch(replace(_pod(namespace, name), ours=True), {"metadata": {"labels": labels}})
 
     def note(self, event: EventNote) -> None:
         """Queue an Event; bounded, never awaited by a decision, repeated ones become a series."""

@@ -125,6 +125,9 @@ async def test_what_the_role_lacks_is_named_with_the_rule_to_add(plane: ControlP
             '{apiGroups: [""], resources: ["pods"], verbs: ["patch"]}'
         )
         assert want in str(caught.value)
+        with pytest.raises(ApiForbidden) as caught:
+            await cluster.annotate_pod("default", "p", "u", {"a": "b"})
+        assert want.replace("Role", "ClusterRole") in str(caught.value)
         async with following(cluster, Kind.DEPLOYMENT) as deployments:
             await eventually(lambda: Kind.DEPLOYMENT in cluster.refused)
             assert not deployments.events
