@@ -168,8 +168,10 @@ def _unasked(scheduler: Scheduler) -> str:
     return f"""\
     # WARNING: kube-scheduler 1.{scheduler.minor} calls no preempt before a late patch (kubernetes#103019). Until then
     # a pod of a higher priority may have others evicted on a node that Wattbalance refuses it for a reason of its own
-    # (pool, model, memory, quarantine, broken GPUs): they end in vain, and it waits on. What helps:
-    # `preemptionPolicy: Never` in the PriorityClass of GPU pods, or the newest patch, or Kubernetes 1.{PREEMPTS_SINCE}.
+    # (pool, model, memory, quarantine, broken GPUs): they end in vain, and it waits on. Early patches (1.20.2 was seen
+    # to) even END WITH A PANIC there, again and again, where the pod fits beside the others (kubernetes#101548). What
+    # helps: `preemptionPolicy: Never` in the PriorityClass of GPU pods, or the newest patch, or
+    # Kubernetes 1.{PREEMPTS_SINCE}.
 """
 
 
