@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.cluster.objects import OwnerRef
-from scheduler.cluster.reservations import LAST_CHOICE_S, RENEWALS, RESERVATION_S, VOLUME_RESERVATION_S
+from scheduler.cluster.reservations import RENEWALS, RESERVATION_S, VOLUME_RESERVATION_S
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PREFIX, Placement, PodRequest, PoolSpec, Reason
 from scheduler.core.preferences import Preferences
@@ -121,8 +121,8 @@ def test_a_node_chosen_three_times_without_a_binding_is_last_for_five_minutes() 
     last = decider.place(request, only, NOW + 4, 0.0)
     assert names_of(decider, last) == [node], "last, not never"
     assert last.result == "placed"
-    assert store.reservations.last_choices(request.uid, NOW + 2 + LAST_CHOICE_S - 1) == [node]
-    assert store.reservations.last_choices(request.uid, NOW + 2 + LAST_CHOICE_S) == []
+    assert store.reservations.last_choices(request.uid, NOW + 2 + 299) == [node]
+    assert store.reservations.last_choices(request.uid, NOW + 2 + 300) == []
     assert names_of(decider, place(decider, make_request("other"), NOW + 4)) != [], "others are not concerned"
 
 

@@ -139,6 +139,19 @@ def reasons(replica: Replica, pod: str) -> dict[str, int]:
     return dict(newest["reasons"])
 
 
+def bad_annotations_of(system: System, pod: str) -> str:
+    """What its Event of bad annotations says; empty while it has none."""
+    uid = system.pod(pod)["metadata"]["uid"]
+    listed = system.plane.request("GET", f"{NAMESPACE}/events")
+    assert isinstance(listed, dict)
+    notes = (
+        str(event["message"])
+        for event in listed["items"]
+        if event["reason"] == "BadAnnotation" and event["involvedObject"].get("uid") == uid
+    )
+    return next(notes, "")
+
+
 @pytest.mark.parametrize("default", [{"pools": "dc-1"}, {}], ids=["with a default", "without"])
 def test_nothing_that_a_pod_says_lets_it_out_of_its_namespaces_pools(
     system: System, default: dict[str, str]
@@ -169,6 +182,9 @@ def test_nothing_that_a_pod_says_lets_it_out_of_its_namespaces_pools(
             ]
             assert len(told["annotations"]) - 1 == (pools is not None)
             assert (told["workload"], told["workload_from"]) == ("training", "namespace limit")
+        note = wait_for("the refusal is an event", lambda: bad_annotations_of(system, "refused"))
+        assert "wattbalance.io/pools (pod): expected what namespace default may ask for (dc-1), got" in note
+        assert not bad_annotations_of(system, "silent")
         system.add_node("near", site="dc-1")
         assert {system.bound(pod) for pod in said} == {"near"}
     finally:
