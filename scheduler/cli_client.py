@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from scheduler.cli_complete import KINDS, contexts, namespaces, pods
+from scheduler.cli_complete import KINDS, namespaces, pods
+from scheduler.cli_types import MOST_SHOWN, Named, Namespace, context_option
 
 if TYPE_CHECKING:
     from scheduler.client.fetch import Daemon
@@ -20,24 +21,6 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 # A dozen pools by name; the table says it of each node.
 MOST_OBSERVING_CHARS = 1000
-# Of what was given instead of a name.
-MOST_SHOWN = 300
-
-
-class Named(click.ParamType[str]):
-    """A name: an unset variable of a shell must not mean the default."""
-
-    name = "name"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read the text."""
-        if not value:
-            self.fail("expected a name, got nothing", param, ctx)
-        text = str(value)
-        if any("\ud800" <= each <= "\udfff" for each in text):
-            # As Python has bytes of the command line that are no UTF-8.
-            self.fail(f"expected a name in UTF-8, got {text[:MOST_SHOWN]!r}", param, ctx)
-        return text
 
 
 class ServerUrl(click.ParamType[str]):
@@ -76,18 +59,12 @@ def asks_daemon(command: Command) -> Command:
         ),
         click.option(
             "--daemon-namespace",
-            type=Named(),
+            type=Namespace(),
             shell_complete=namespaces,
             metavar="NAME",
             help="Where the daemon's pods are; default: looked for in all namespaces, or `wattbalance` if you may not.",
         ),
-        click.option(
-            "--context",
-            type=Named(),
-            shell_complete=contexts,
-            metavar="NAME",
-            help="Context of the kubeconfig, for kubectl.",
-        ),
+        context_option,
         click.option(
             "--server",
             envvar="WATTBALANCE_SERVER",

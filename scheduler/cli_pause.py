@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scheduler.cli_complete import contexts, namespaces
-from scheduler.cli_types import NamedPath
+from scheduler.cli_complete import namespaces
+from scheduler.cli_types import NamedPath, Namespace, context_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,32 +34,6 @@ class Reason(click.ParamType[str]):
         return text
 
 
-class Namespace(click.ParamType[str]):
-    """A namespace's name."""
-
-    name = "namespace"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read the text."""
-        from scheduler.core.names import LABEL, is_label
-
-        if not is_label(str(value)):
-            self.fail(f"expected a namespace ({LABEL}), got {str(value)[:300]!r}", param, ctx)
-        return str(value)
-
-
-class Context(click.ParamType[str]):
-    """A name in a kubeconfig: an unset variable of a shell must not mean the current one."""
-
-    name = "context"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read the text."""
-        if not value:
-            self.fail("expected the name of a context, got nothing", param, ctx)
-        return str(value)
-
-
 def _own_namespace() -> str:
     from scheduler.own_pod import own_namespace
 
@@ -69,13 +43,7 @@ def _own_namespace() -> str:
 def _where(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command the options that say which daemon is meant."""
     for option in (
-        click.option(
-            "--context",
-            type=Context(),
-            shell_complete=contexts,
-            metavar="NAME",
-            help="Context; default: its current one.",
-        ),
+        context_option,
         click.option(
             "--kubeconfig",
             type=NamedPath(dir_okay=False),

@@ -1,10 +1,58 @@
-"""The kinds of values that options of the command line take. What they read with is imported when they read."""
+"""The kinds of values that options of the command line take, and the option that several commands have.
+
+What they read with is imported when they read.
+"""
 
 from __future__ import annotations
 
 import os
 
 import click
+
+from scheduler.cli_complete import contexts
+
+# Of what was given instead of a name.
+MOST_SHOWN = 300
+
+
+class Named(click.ParamType[str]):
+    """A name: an unset variable of a shell must not mean the default."""
+
+    name = "name"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        if not value:
+            self.fail("expected a name, got nothing", param, ctx)
+        text = str(value)
+        if any("\ud800" <= each <= "\udfff" for each in text):
+            # As Python has bytes of the command line that are no UTF-8.
+            self.fail(f"expected a name in UTF-8, got {text[:MOST_SHOWN]!r}", param, ctx)
+        return text
+
+
+class Namespace(click.ParamType[str]):
+    """A namespace's name."""
+
+    name = "namespace"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text."""
+        from scheduler.core.names import LABEL, is_label
+
+        if not is_label(str(value)):
+            self.fail(f"expected a namespace ({LABEL}), got {str(value)[:MOST_SHOWN]!r}", param, ctx)
+        return str(value)
+
+
+context_option = click.option(
+    "--context",
+    type=Named(),
+    shell_complete=contexts,
+    metavar="NAME",
+    help="Context of the kubeconfig; default: its current one.",
+)
+"""Gives a command the option that says which cluster is meant."""
 
 
 class NamedPath(click.Path):

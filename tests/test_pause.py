@@ -243,7 +243,7 @@ async def test_the_program_pauses_and_resumes_and_says_who_and_since_when(
         (["pause", "--reason", "x" * 501], "at most 500 characters, got 501"),
         (["pause", "--reason", "x", "--namespace", ""], "expected a namespace"),
         (["resume", "--namespace", "A_b"], "expected a namespace"),
-        (["resume", "--context", ""], "expected the name of a context"),
+        (["resume", "--context", ""], "expected a name, got nothing"),
         (["resume", "--kubeconfig", ""], "expected a path, got nothing"),
         (["resume", "--reason", "x"], "No such option"),
     ],
@@ -452,7 +452,7 @@ async def test_until_it_is_read_nobody_acts(tmp_path: Path, monkeypatch: pytest.
             await eventually(replica.daemon.leadership.may_act)
 
 
-async def test_a_role_that_may_not_read_it_is_named_and_is_not_paused(
+async def test_a_role_that_may_not_read_it_is_named_and_nothing_is_done_before_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cluster(tmp_path, monkeypatch) as world:
@@ -460,21 +460,26 @@ async def test_a_role_that_may_not_read_it_is_named_and_is_not_paused(
         world.api.faults.forbidden.add(("list", "configmaps"))
         world.add_node("n1")
         world.add_pod("p")
-        async with world.replica() as replica:
+        async with world.replica(ready=False) as replica:
             await replica.knows("n1")
-            await replica.leads()
+            await eventually(lambda: Kind.CONFIGMAP in replica.daemon.cluster.refused)
             said = await readiness(replica)
-            assert said["ready"]
-            assert said["paused"] is None
+            assert not said["ready"]
             assert {"forbidden", "cannot_list_configmaps"} <= set(said["degraded"])
-            [forbidden] = said["forbidden"]
-            assert forbidden.startswith(
+            want = (
                 "may not list configmaps in namespace wattbalance; add to wattbalance's Role: "
                 '{apiGroups: [""], resources: ["configmaps"], verbs: ["list"]}; resourceNames: ["wattbalance-pause"]'
             )
-            assert replica.daemon.leadership.may_act()
+            assert said["forbidden"][0].startswith(want)
+            assert any(want in why for why in said["reasons"])
+            question = {"Pod": world.api.get("pods", "p", "default"), "NodeNames": ["n1"]}
+            async with replica.session.post("/scheduler/filter", json=question) as answer:
+                assert answer.status == 503
+            world.api.faults.forbidden.clear()
+            await eventually(lambda: replica.daemon.pause.now is not None)
+            await eventually(lambda: replica.daemon.knowledge.not_ready() is None)
             assert (await replica.filter(world.api.get("pods", "p", "default"), "n1"))["NodeNames"] == ["n1"]
-            assert len(replica.daemon.store.reservations) == 1
+            assert len(replica.daemon.store.reservations) == 0, "paused from the first question on"
 
 
 async def test_a_pause_that_was_seen_holds_while_watches_fail_and_ends_when_they_are_back(

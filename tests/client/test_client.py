@@ -23,7 +23,7 @@ from rich.console import Console
 
 from scheduler.client import tables
 from scheduler.client.fetch import PAGE
-from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term
+from scheduler.decision.evaluation import Candidate, Evaluation, Hindrance, RuledOut, Term, Waking
 from scheduler.report.explanation import Annotation, Decision, Explanation, NotFound
 from scheduler.report.views import OBSERVING_HEADER, PAUSED_HEADER, GpuView, NodeView, ResourceView
 
@@ -278,6 +278,9 @@ def test_a_pod_is_named_as_kubectl_names_it(daemon: StandIn, arguments: list[str
         (["explain", "b", "-n", "\udcff"], "expected a name in UTF-8"),
         (["nodes", "--pool", "\udcff"], "expected a name in UTF-8"),
         (["explain", "b", "-n", ""], "expected a name, got nothing"),
+        (["explain", "b", "--context", ""], "expected a name, got nothing"),
+        (["nodes", "--daemon-namespace", "A_b"], "expected a namespace (small letters"),
+        (["report", "observe", "--daemon-namespace", ""], "expected a namespace (small letters"),
         (["explain", "b", "--server", ""], "expected a URL such as http://127.0.0.1:9441"),
         (["explain", "b", "--server", "ftp://x"], "expected a URL such as"),
         (["nodes", "--server", "x y"], "expected a URL such as"),
@@ -546,6 +549,18 @@ def test_a_waiting_pod_shows_what_would_unblock_it_and_when() -> None:
     assert "  1 node closed. Opens in 3m20s. (aws-1)" in text
     assert "Decision: none is kept" in text
     assert "GPUs of n9" in text
+
+
+def test_a_waiting_pod_shows_whether_it_is_woken_and_until_when_it_is_not() -> None:
+    waking = Waking("no_room", "Its annotations are full.", until_unix_s=1008.0)
+    told = explanation(state="waiting", node="", now=evaluation(waking=waking))
+    assert "\nWaking: no room\n  Its annotations are full. Ends in 8.0s.\n" in printed(told)
+    assert "full. Ends in 8.0s (at 1970-01-01T00:16:48Z).\n" in printed(told, wide=True)
+    over = evaluation(waking=msgspec.structs.replace(waking, until_unix_s=999.0))
+    assert "Ends in 0.0s." in printed(explanation(now=over))
+    endless = evaluation(waking=Waking("soon", "Soon."))
+    assert "\nWaking: soon\n  Soon.\n" in printed(explanation(now=endless))
+    assert "Waking" not in printed(explanation(now=evaluation()))
 
 
 def test_where_only_room_was_asked_for_that_is_shown_below() -> None:

@@ -207,7 +207,7 @@ def test_a_saved_report_is_read_without_a_daemon_and_called_saved(daemon: StandI
     done = call("report", "observe", "--from", str(path), "-o", "json")
     assert json.loads(done.stdout) == json.loads(path.read_text())
     for option in ("--server", "--context", "--daemon-namespace"):
-        done = call("report", "observe", "--from", str(path), option, daemon.url)
+        done = call("report", "observe", "--from", str(path), option, "x")
         assert (done.returncode, f"--from asks no daemon, and {option} names one" in done.stderr) == (2, True)
     assert len(daemon.asked) == asked
 
