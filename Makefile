@@ -7,6 +7,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # make demo ARGS="--nodes 50 --duration 60s"
 ARGS ?=
+# Test processes at a time. Three on two cores: half of what a test does is waiting. Each that comes to the end-to-end
+# tests has a control plane of its own, about 0.7 GB. make test WORKERS=0 ARGS="--pdb -k name"
+WORKERS ?= 3
 export WATTBALANCE_VENV := $(VENV)
 # Where bytecode may not be written (many images say so), each start compiles everything anew: `wattbalance --help`
 # took 80 ms of CPU instead of 45, the daemon seconds.
@@ -30,7 +33,7 @@ demo: run-venv
 	@$(BIN)/wattbalance demo $(ARGS)
 
 test: debian venv
-	$(BIN)/python -m pytest $(ARGS)
+	@scripts/run-tests $(WORKERS) $(ARGS)
 
 check: lint types imports unit
 
@@ -51,7 +54,7 @@ imports: venv
 
 # The conventions are tests too (tests/conventions).
 unit: venv
-	$(BIN)/python -m pytest -q -m 'not e2e and not gpu and not slow' $(ARGS)
+	@scripts/run-tests $(WORKERS) -q -m 'not e2e and not gpu and not slow' $(ARGS)
 
 bench: venv
 	@for file in benchmarks/[a-z]*.py; do \

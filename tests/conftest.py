@@ -1,4 +1,7 @@
-"""What every test gets: hypothesis profiles, and an alarm for tasks and sockets that were started and forgotten."""
+"""What every test gets: hypothesis profiles, and an alarm for tasks and sockets that were started and forgotten.
+
+And what several workers at once need (`make test`): ports of their own, and tests marked `alone` left for later.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from scheduler.simulate import ports
 
 # No deadline: on a shared core it measures the neighbours. `ci` is the same on every run; `nightly` searches.
 settings.register_profile(
@@ -33,6 +38,7 @@ TURNS_TO_SETTLE = 10
 # A TLS connection is closed when the other side has said goodbye too, which takes a busy one a while. A socket that is
 # open at the end of its loop would fail another test, whichever is running when it is collected.
 GOODBYE_S = 60.0
+MOST_PORTS = 65_536
 
 
 def open_sockets() -> list[object]:
@@ -72,8 +78,29 @@ async def no_lost_tasks() -> AsyncIterator[None]:
     assert not lost, f"errors that nobody read: {lost}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every async test the alarm, first, so that it is torn down after all other fixtures."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` runs the tests twice, each test once."""
+    parser.addoption(
+        "--alone", choices=("only", "without"), help="run only the tests marked `alone`, or all but those"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the ports out: two workers that ask for one at the same time shall not both be given the same."""
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        number, workers = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+        ports._given.update(port for port in range(MOST_PORTS) if port % workers != number)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another run has, and give every async test the alarm, first: it is torn down after all else."""
+    runs = config.getoption("--alone")
+    if runs:
+        alone = [item for item in items if item.get_closest_marker("alone")]
+        beside = [item for item in items if not item.get_closest_marker("alone")]
+        items[:], left_out = (alone, beside) if runs == "only" else (beside, alone)
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_lost_tasks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import socket
 from pathlib import Path
@@ -22,10 +23,10 @@ def free_port() -> int:
     Raises:
         OSError: no port is free.
     """
-    ports = list(range(_FIRST, _ephemeral_first()))
-    # Two test runs side by side shall not walk the same way.
-    random.SystemRandom().shuffle(ports)
-    for port in ports:
+    ports = range(_FIRST, _ephemeral_first())
+    # Two test runs side by side shall not begin at the same one.
+    begin = random.SystemRandom().randrange(len(ports))
+    for port in itertools.chain(ports[begin:], ports[:begin]):
         if port in _given:
             continue
         with contextlib.suppress(OSError), socket.socket() as probe:

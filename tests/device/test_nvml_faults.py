@@ -66,6 +66,7 @@ async def test_the_late_answer_of_a_hung_call_is_dropped(
     assert (reading.state, reading.energy_epoch) == (DeviceState.OK, 0)
 
 
+@pytest.mark.alone
 async def test_a_slow_driver_is_not_a_hung_one(nvml: NvmlDevices, stub: NvmlStub) -> None:
     """Sixteen calls of a third of the deadline each take longer than the deadline; none is hung."""
     await nvml.open()
@@ -77,6 +78,7 @@ async def test_a_slow_driver_is_not_a_hung_one(nvml: NvmlDevices, stub: NvmlStub
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_driver_that_hangs_on_all_gpus_does_not_make_one_read_wait_for_each(
     nvml: NvmlDevices, stub: NvmlStub
 ) -> None:

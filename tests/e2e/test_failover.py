@@ -96,6 +96,7 @@ def test_gpus_of_a_pod_bound_while_we_were_dead_are_not_promised_again(system: S
     assert answer["NodeNames"] == [want_other]
 
 
+@pytest.mark.alone
 def test_a_rolling_restart_leaves_no_long_silence(system: System) -> None:
     system.add_node("rolling-a")
     system.plane.apply(pod_manifest("asker"))

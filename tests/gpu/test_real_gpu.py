@@ -26,7 +26,8 @@ from scheduler.device.protocol import MEASURED_FIELDS
 from tests.contracts.device_contract import DeviceContract
 from tests.fakes.nvml_stub.stub import NvmlStub
 
-pytestmark = pytest.mark.gpu
+# Alone also for the process: one that never loads the stub.
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]
 
 # What nvidia-smi is asked: each of these changes at human pace at most, so that two looks can agree.
 FACTS = (

@@ -432,6 +432,7 @@ async def test_others_get_their_turn_while_a_pod_is_looked_for(world: World) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_at_5000_nodes_an_answer_is_made_and_its_time_is_printed(world: World) -> None:
     for number in range(5000):
         see_node(
