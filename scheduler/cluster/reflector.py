@@ -62,7 +62,8 @@ VERSIONS: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.RESOURCECLAIM: _DRA,
     Kind.DEVICECLASS: _DRA,
 }
-REQUIRED = frozenset({Kind.NODE, Kind.POD})
+# The only ConfigMap is the pause: whoever may not read it does not know whether anybody has said stop.
+REQUIRED = frozenset({Kind.NODE, Kind.POD, Kind.CONFIGMAP})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
