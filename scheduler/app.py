@@ -208,6 +208,7 @@ class Daemon:
             "config_refused": lambda: bool(self.reload.problems),
             "restart_needed": lambda: bool(self.reload.restart_needed),
             "node_in_two_pools": lambda: self.store.snapshot.in_two_pools is not None,
+            "devices_uncounted": lambda: self.store.devices.uncounted > 0,
             "paused": lambda: self.pause.now is not None,
         }
 

@@ -39,6 +39,7 @@ DEGRADED = (
     "certificate_not_reloaded",
     "clock",
     "config_refused",
+    "devices_uncounted",
     "forbidden",
     "leader_label",
     "observing",
@@ -240,6 +241,7 @@ def sources(replica: Replica) -> Sources:
             not all(map(replica.bindings.manages, node.offers)) for node in store.nodes.values()
         ),
         incomplete_device_pools=lambda: len(store.devices.incomplete),
+        uncounted_devices=lambda: store.devices.uncounted,
         reservations=lambda: len(store.reservations),
         reservations_lost=lost,
         bypassed_pods=lambda: replica.bindings.past,
@@ -317,8 +319,13 @@ def _devices(
         for gpu, (state, util_frac, power_w) in zip(listed, readings, strict=True)
     ]
     known = {gpu.uuid for gpu in listed}
+    more = {gpu.uuid or gpu.name: gpu.model for gpu in (offered.gpus if offered is not None else ())}
+    # GPUs that were cut are offered as their slices alone.
+    more |= {
+        part.parent_uuid or part.name: part.model for part in (offered.cut if offered is not None else ())
+    }
     return found + [
-        GpuView(uuid=gpu.uuid or gpu.name, model=gpu.model, claims=claims.get(gpu.uuid or gpu.name, []))
-        for gpu in (offered.gpus if offered is not None else ())
-        if gpu.uuid not in known
+        GpuView(uuid=uuid, model=model, claims=claims.get(uuid, []))
+        for uuid, model in more.items()
+        if uuid not in known
     ]

@@ -40,9 +40,11 @@ def gpu(index: int, node: str = "n1", *, parted: bool = False, **extra: Any) -> 
     }
 
 
-def mig(index: int, place: int, node: str = "n1", *, by_counters: bool = False) -> Json:
+def mig(
+    index: int, place: int, node: str = "n1", *, by_counters: bool = False, profile: str = "1g.10gb"
+) -> Json:
     """A seventh of a GPU, which names its parent or draws from the same counters."""
-    attributes: Json = {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}
+    attributes: Json = {"type": {"string": "mig"}, "profile": {"string": profile}}
     if not by_counters:
         attributes["parentUUID"] = {"string": f"{node}-{index}"}
     return {
@@ -51,6 +53,14 @@ def mig(index: int, place: int, node: str = "n1", *, by_counters: bool = False) 
         "capacity": {"memory": {"value": "10Gi"}},
         "consumesCounters": [{"counterSet": f"gpu-{index}", "counters": {"memory": {"value": "10Gi"}}}],
     }
+
+
+def cut(index: int, place: int, node: str = "n1", *, profile: str = "1g.10gb", **extra: Any) -> Json:
+    """A slice of a GPU that was cut before the driver began: the GPU itself is not listed, and nothing drawn upon."""
+    device = mig(index, place, node, profile=profile)
+    del device["consumesCounters"]
+    device["attributes"]["productName"] = {"string": "NVIDIA H100 80GB HBM3"}
+    return device | {"name": f"gpu-{index}-mig-{profile}-{place}"} | extra
 
 
 def slice_manifest(

@@ -183,6 +183,29 @@ async def test_gpus_of_both_plugin_and_dra_count_by_allocatable_and_are_told_of(
         assert "8 GPUs are offered by DRA, and allocatable has nvidia.com/gpu, which counts" in note
 
 
+async def test_gpus_that_several_nodes_reach_are_told_and_pods_go_where_kube_scheduler_offers(
+    world: World,
+) -> None:
+    world.api.create("nodes", {"metadata": {"name": "bare"}, "status": {"allocatable": {"cpu": "96"}}})
+    fabric = slice_manifest("fabric")
+    del fabric["spec"]["nodeName"]
+    world.api.create("resourceslices", fabric | {"spec": fabric["spec"] | {"allNodes": True}})
+    async with world.replica() as replica:
+        await replica.knows("bare")
+        async with replica.session.get("/readyz") as page:
+            assert (page.status, "devices_uncounted" in (await page.json())["degraded"]) == (200, True)
+        async with replica.session.get("/metrics") as page:
+            text = await page.text()
+        assert "wattbalance_uncounted_devices 8.0" in text
+        assert 'wattbalance_degraded{reason="devices_uncounted"} 1.0' in text
+        world.add_pod("p", namespace=SPACE)
+        answer = await replica.filter(world.api.get("pods", "p", SPACE), "bare")
+        assert answer["NodeNames"] == ["bare"]
+        async with replica.session.get(f"/api/v1/explain/{SPACE}/p") as page:
+            notes = (await page.json())["notes"]
+        assert [note for note in notes if note.startswith("8 GPUs by DRA, or slices of them, count nowhere")]
+
+
 async def test_a_role_without_the_kinds_is_named_and_stops_nothing(world: World) -> None:
     world.add_node("n3")
     world.api.faults.forbidden |= {("list", "resourceslices"), ("list", "resourceclaims")}

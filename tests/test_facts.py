@@ -13,7 +13,7 @@ from scheduler.cluster.store import Store
 from scheduler.facts import Facts, Replica, nodes_skewed
 from scheduler.report.views import NodeView
 from tests.builders import make_decider, make_inventory, make_node, make_sample, make_store, see_node
-from tests.dra import gpu, make_claim, make_slice
+from tests.dra import cut, gpu, make_claim, make_slice
 
 
 def view(store: Store, name: str = "n1") -> NodeView:
@@ -46,6 +46,20 @@ def test_load_is_a_measurement_or_null(
     assert [told.known_gpus, told.unknown_gpus, told.broken_gpus] == list(want_counts)
     if state[-1] == "hung":
         assert told.devices[-1].state == "hung"
+
+
+def test_a_gpu_that_was_cut_is_listed_by_what_its_slices_tell() -> None:
+    store = make_store()
+    store.apply(Changed(Kind.NODE, make_node("n1", 0)), 0.0)
+    store.apply(Changed(Kind.RESOURCESLICE, make_slice(devices=[gpu(0), cut(1, 0), cut(1, 2)])), 0.0)
+    store.apply(Changed(Kind.RESOURCECLAIM, make_claim("a", ["gpu-1-mig-1g.10gb-2"])), 0.0)
+    told = view(store)
+    assert [(each.uuid, each.claims) for each in told.devices] == [("n1-0", []), ("n1-1", ["team-a/a"])]
+    assert told.devices[1].model == "NVIDIA H100 80GB HBM3"
+    assert (
+        told.resources["nvidia.com/mig-1g.10gb"].bound,
+        told.resources["nvidia.com/mig-1g.10gb"].free,
+    ) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,15 @@ def count(
         also: Further resources that are GPUs.
     """
     offered, wrong = offers(allocatable, labels, model=model, gpus=found or None, also=also)
-    has_slices = devices is not None and bool(devices.gpus)
+    has_slices = devices is not None and bool(devices.gpus or devices.cut)
     if offered:
         if has_slices and devices is not None:
             names = ", ".join(sorted(offered))
+            told = ((len(devices.gpus), "GPU"), (len(devices.cut), "slice"))
+            both = " and ".join(f"{number} {what}{'s' * (number != 1)}" for number, what in told if number)
+            is_one = len(devices.gpus) + len(devices.cut) == 1
             wrong += (
-                f"{len(devices.gpus)} GPUs are offered by DRA, and allocatable has {names}, which counts",
+                f"{both} {'is' if is_one else 'are'} offered by DRA, and allocatable has {names}, which counts",
             )
         return Count(CountedBy.ALLOCATABLE, offered, wrong)
     if has_slices:

@@ -6,7 +6,11 @@ What counts, as kube-scheduler's allocator has it:
 2. A device is held by the claims that are allocated to it, whether their pods are bound or not, and once, however
    many pods share a claim. With admin access it is looked at, not held.
 3. A GPU of which a part is held is not whole any more: it is offered in parts like those that are held.
-4. A pod that asks for an extended resource where no node has such an allocatable gets a claim made by kube-scheduler.
+4. A slice of a GPU that is not offered itself was cut before, and is one unit of its profile; one that draws on
+   counters is yet to be cut, instead of others, and counts nowhere.
+5. A device that several nodes reach (`nodeSelector`, `allNodes`) counts on none of them: there is no telling whose it
+   is before a claim has it. Which of these nodes a pod gets is kube-scheduler's choice; how many they are is told.
+6. A pod that asks for an extended resource where no node has such an allocatable gets a claim made by kube-scheduler.
    That pod is counted by its request already, so the claim counts only what it holds beyond that.
 """
 
@@ -26,7 +30,7 @@ from scheduler.cluster.dra_devices import (
     NodeDevices,
     claim_of,
     devices_of,
-    parent_of,
+    node_devices,
 )
 from scheduler.cluster.dra_objects import DeviceClass, ResourceClaim, ResourceSlice
 from scheduler.cluster.port import Kind
@@ -55,6 +59,8 @@ class Devices:
         """By uid."""
         self._slices: dict[str, _Slice] = {}
         self._pools: dict[str, dict[str, _Slice]] = {}
+        self._of_no_node: dict[str, int] = {}
+        """By pool, how many GPUs and slices several nodes reach."""
         self._offered: dict[str, dict[str, list[GpuDevice]]] = {}
         """By node, what the newest generation of each pool offers there."""
         self._pool_nodes: dict[str, set[str]] = {}
@@ -86,6 +92,11 @@ class Devices:
         if kind is Kind.RESOURCESLICE:
             return {node for uid in self._slices.keys() - uids for node in self.forget_slice(uid)}
         return {node for uid in self.claims.keys() - uids for node in self.forget_claim(uid)}
+
+    @property
+    def uncounted(self) -> int:
+        """GPUs and slices of them that count nowhere."""
+        return sum(self._of_no_node.values()) + sum(each.uncounted for each in self.by_node.values())
 
     # --- slices --------------------------------------------------------------------------------------------------
 
@@ -120,6 +131,7 @@ class Devices:
         newest = max((each.generation for each in slices), default=0)
         current = [each for each in slices if each.generation == newest]
         self.incomplete.discard(pool)
+        self._of_no_node.pop(pool, None)
         offered: dict[str, list[GpuDevice]] = {}
         if current and len(current) == current[0].of:
             names: set[str] = set()
@@ -128,6 +140,8 @@ class Devices:
                 if device.name not in names:
                     names.add(device.name)
                     offered.setdefault(node, []).append(device)
+            if stray := offered.pop("", ()):
+                self._of_no_node[pool] = len(stray)
         elif current:
             self.incomplete.add(pool)
         changed = self._pool_nodes.pop(pool, set()) | offered.keys()
@@ -146,17 +160,11 @@ class Devices:
 
     def _renew_node(self, node: str) -> None:
         found = [device for devices in self._offered[node].values() for device in devices]
-        gpus = tuple(sorted((each for each in found if each.whole), key=lambda gpu: (gpu.pool, gpu.name)))
         if not found:
             del self._offered[node]
             self.by_node.pop(node, None)
             return
-        parts = tuple(
-            (part, parent.key)
-            for part in found
-            if not part.whole and (parent := parent_of(part, gpus)) is not None
-        )
-        self.by_node[node] = NodeDevices(gpus=gpus, parts=parts)
+        self.by_node[node] = node_devices(found)
 
     # --- claims --------------------------------------------------------------------------------------------------
 
@@ -203,19 +211,18 @@ class Devices:
     def offers(self, node: str) -> dict[str, Offer]:
         """What pods may have there, or have, by resource.
 
-        A whole GPU with a taint that nobody holds is not to be had. One that is held in parts is offered in these; what
+        What has a taint and nobody who holds it is not to be had. A GPU that is held in parts is offered in these; what
         is left of it, in parts like the smallest.
         """
         devices = self.by_node.get(node)
-        if devices is None or not devices.gpus:
+        if devices is None or not (devices.gpus or devices.cut):
             return {}
         parts = self._parts_held(devices)
-        whole = (
-            gpu
-            for gpu in devices.gpus
-            if gpu.key not in parts and (not gpu.tainted or gpu.key in self._claims_of)
-        )
-        found = {GPU_RESOURCE: Offer(float(len(tuple(whole))))}
+        whole = [gpu for gpu in devices.gpus if gpu.key not in parts and self._is_to_be_had(gpu)]
+        found = {GPU_RESOURCE: Offer(float(len(whole)))} if devices.gpus else {}
+        for part in filter(self._is_to_be_had, devices.cut):
+            before = found.get(part.resource)
+            found[part.resource] = replace(part.offer, units=(before.units if before else 0.0) + 1.0)
         for held in parts.values():
             offered = [part.offer for part in held]
             left = 1.0 - sum(each.gpus for each in offered)
@@ -228,6 +235,9 @@ class Devices:
                 found[part.resource] = replace(offered[index], units=units)
         return found
 
+    def _is_to_be_had(self, device: GpuDevice) -> bool:
+        return not device.tainted or device.key in self._claims_of
+
     def held(
         self, node: str, counted: Callable[[str, str], float] = lambda _pod, _resource: 0.0
     ) -> dict[str, float]:
@@ -239,7 +249,8 @@ class Devices:
         if devices is None:
             return {}
         parts = self._parts_held(devices)
-        whole = [gpu for gpu in devices.gpus if gpu.key not in parts and gpu.key in self._claims_of]
+        alone = (*(gpu for gpu in devices.gpus if gpu.key not in parts), *devices.cut)
+        whole = [device for device in alone if device.key in self._claims_of]
         made_for: dict[tuple[str, str], int] = {}
         for device in (*whole, *(part for held in parts.values() for part in held)):
             # Shared by several claims, it is one device all the same.
@@ -257,7 +268,7 @@ class Devices:
         return {name: offer.units - held.get(name, 0.0) for name, offer in self.offers(node).items()}
 
     def holders(self, node: str) -> dict[str, list[Claim]]:
-        """By uuid of a whole GPU, the claims that hold it or parts of it."""
+        """By uuid of a GPU, the claims that hold it or parts of it."""
         devices = self.by_node.get(node)
         if devices is None:
             return {}
@@ -267,11 +278,11 @@ class Devices:
         for parent, parts in self._parts_held(devices).items():
             for part in parts:
                 held.setdefault(parent, set()).update(self._claims_of[part.key])
-        return {
-            gpu.uuid or gpu.name: [self.claims[uid] for uid in sorted(held[gpu.key])]
-            for gpu in devices.gpus
-            if gpu.key in held
-        }
+        by_uuid = {gpu.uuid or gpu.name: held[gpu.key] for gpu in devices.gpus if gpu.key in held}
+        for part in devices.cut:
+            if part.key in self._claims_of:
+                by_uuid.setdefault(part.parent_uuid or part.name, set()).update(self._claims_of[part.key])
+        return {uuid: [self.claims[uid] for uid in sorted(uids)] for uuid, uids in by_uuid.items()}
 
     def held_by(self, pod: str) -> list[str]:
         """What claims hold for a pod (uid), in words; a claim that is not allocated holds nothing."""

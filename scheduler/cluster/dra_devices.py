@@ -1,7 +1,8 @@
 """What DRA's objects say of GPUs: devices of a slice, and what a claim holds. Pure.
 
-Devices of type `gpu` are whole GPUs. Slices of a GPU (`mig`) are listed beside it, and are parts of it; others are none
-of ours. Source: the attributes that gpu.nvidia.com publishes.
+Devices of type `gpu` are whole GPUs. Slices of a GPU (`mig`) that are listed beside it are parts of it, to be cut from
+it; those of a GPU that is not listed itself have been cut before. Others are none of ours. Source: the attributes that
+gpu.nvidia.com publishes, with the gate DynamicMIG and without.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scheduler.cluster.dra_objects import Device, DeviceFacts, ResourceClaim, ResourceSlice
 from scheduler.cluster.objects import quantity
-from scheduler.cluster.shares import MIG_PREFIX, Offer, offers
+from scheduler.cluster.shares import MIG_PREFIX, Offer, named_memory_bytes, offers
 from scheduler.core.models import folded
 from scheduler.core.nouns import GPU_RESOURCE
 
@@ -61,22 +62,26 @@ class NodeDevices:
     gpus: tuple[GpuDevice, ...] = ()
     """Whole ones, by name."""
     parts: tuple[tuple[GpuDevice, DeviceKey], ...] = ()
-    """Slices, with the whole GPU that each is a part of; those of a GPU that is not offered whole are left out."""
+    """Slices, with the whole GPU that each is a part of."""
+    cut: tuple[GpuDevice, ...] = ()
+    """Slices of GPUs that are not offered whole."""
+    uncounted: int = 0
+    """Such slices that may yet be cut, instead of each other, or of a profile that nobody has heard of."""
 
     @property
     def model(self) -> str:
         """Of the first GPU that tells; empty if none does."""
-        return next((gpu.model for gpu in self.gpus if gpu.model), "")
+        return next((gpu.model for gpu in (*self.gpus, *self.cut) if gpu.model), "")
 
     @property
     def models(self) -> frozenset[str]:
         """Of its GPUs, as they compare; empty where one does not tell."""
-        models = {folded(gpu.model) for gpu in self.gpus}
+        models = {folded(gpu.model) for gpu in (*self.gpus, *self.cut)}
         return frozenset(models) if all(models) else frozenset()
 
     @property
     def memory_bytes(self) -> float:
-        """Of its smallest GPU; 0 where one does not tell."""
+        """Of its smallest GPU that is whole; 0 where one does not tell."""
         return min((gpu.memory_bytes for gpu in self.gpus), default=0.0)
 
 
@@ -94,12 +99,12 @@ class Claim:
 
 
 def devices_of(seen: ResourceSlice) -> Iterator[tuple[str, GpuDevice]]:
-    """The GPUs and slices of a slice, each with its node; of devices that every node reaches nothing is known."""
+    """The GPUs and slices of a slice, each with its node; empty for those that several nodes reach."""
     for device in seen.spec.devices or ():
         facts = device.basic or device
         node = seen.spec.node_name or facts.node_name
         kind = _text(facts, "type")
-        if not node or not device.name or kind not in (GPU_TYPE, SLICE_TYPE):
+        if not device.name or kind not in (GPU_TYPE, SLICE_TYPE):
             continue
         yield node, _device(seen.spec.pool.name, device, facts, whole=kind == GPU_TYPE)
 
@@ -144,6 +149,23 @@ def parent_of(part: GpuDevice, gpus: tuple[GpuDevice, ...]) -> GpuDevice | None:
         if gpu.pool == part.pool and gpu.counters & part.counters:
             return gpu
     return None
+
+
+def node_devices(found: list[GpuDevice]) -> NodeDevices:
+    """Sort what is offered on one node."""
+    gpus = tuple(sorted((each for each in found if each.whole), key=lambda gpu: (gpu.pool, gpu.name)))
+    parts, cut, uncounted = [], [], 0
+    for device in found:
+        if device.whole:
+            continue
+        parent = parent_of(device, gpus)
+        if parent is not None:
+            parts.append((device, parent.key))
+        elif named_memory_bytes(device.resource)[0] and not device.counters:
+            cut.append(device)
+        else:
+            uncounted += 1
+    return NodeDevices(gpus=gpus, parts=tuple(parts), cut=tuple(cut), uncounted=uncounted)
 
 
 def claim_of(seen: ResourceClaim) -> Claim | None:

@@ -371,7 +371,7 @@ def _hardware(
         memory = [gpu.memory_total_bytes for gpu in inventory.gpus]
         models = {folded(gpu.model) for gpu in inventory.gpus}
         return (frozenset(models) if all(models) else frozenset()), float(min(each or 0 for each in memory))
-    if devices is not None and devices.gpus:
+    if devices is not None and (devices.gpus or devices.cut):
         return devices.models, devices.memory_bytes
     model = folded(model_of(labels))
     # In MiB, whatever the label is called. A share's is the share's own.

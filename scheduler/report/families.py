@@ -153,6 +153,10 @@ class Sources:
     incomplete_device_pools: Count = _gauge(
         "Pools of GPUs by DRA some of whose slices are still to come: none of their GPUs counts."
     )
+    uncounted_devices: Count = _gauge(
+        "GPUs by DRA, and slices of them, that count nowhere: several nodes reach them (nodeSelector, allNodes), or "
+        "they are slices yet to be cut from a GPU that is not offered itself. Pods get them as kube-scheduler chooses."
+    )
     reservations: Count = _gauge("Pods to which GPUs are promised and which are not bound yet.")
     reservations_lost: By = _counter("Promises that ended without their pod being bound.", "reason")
     bypassed_pods: By = _counter(

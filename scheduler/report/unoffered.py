@@ -14,14 +14,19 @@ UNOFFERED = (
     "{} GPUs that an agent finds and Kubernetes does not offer ({}): no pod may ask for them until a device plugin, or "
     "the driver of DRA, runs there."
 )
+UNCOUNTED = (
+    "{} GPUs by DRA, or slices of them, count nowhere, since it is not told of which node they are, or what can be cut "
+    "beside each other: whether this pod may have one, kube-scheduler alone knows (docs/troubleshooting.md)."
+)
 HELD = "On {} {}. They count as what they hold, which kube-scheduler does not see (docs/troubleshooting.md)."
 
 
 def unoffered(store: Store, facts: PodFacts) -> list[str]:
     """What is to be said of them for a pod that waits; nothing for one that runs."""
-    return (
-        [] if facts.node else [*_unnamed(store, facts), *_found_only(store), *_held_otherwise(store, facts)]
-    )
+    if facts.node:
+        return []
+    uncounted = [UNCOUNTED.format(store.devices.uncounted)] if store.devices.uncounted else []
+    return [*_unnamed(store, facts), *_found_only(store), *uncounted, *_held_otherwise(store, facts)]
 
 
 def _unnamed(store: Store, facts: PodFacts) -> list[str]:
