@@ -34,7 +34,6 @@ from scheduler.core.aio import guard, tell_unhandled
 from scheduler.core.clock import Clock, SystemClock
 from scheduler.core.errors import ConfigError
 from scheduler.core.log import kv, setup
-from scheduler.decision.explain import Waking
 from scheduler.extender.server import ExtenderCounters, ExtenderServer
 from scheduler.extender.verbs import Fence, Verbs
 from scheduler.facts import Facts, sources
@@ -57,6 +56,7 @@ from scheduler.report.observe import ObserveReporter
 from scheduler.report.probes import metrics_routes, probe_routes
 from scheduler.telemetry.bus import TelemetrySubscriber
 from scheduler.unasked import Unasked
+from scheduler.waking import waking_by
 from scheduler.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class Daemon:
             self.nudges.last_unix_s.get,
             lambda: self.cluster.refused,
             lambda: self.bindings.scheduler_names,
-            waking=self._waking,
+            waking=waking_by(self),
         )
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],
@@ -366,17 +366,6 @@ class Daemon:
             # Told when they were seen, and not written by whoever did not lead then.
             if node.contradictions or node.in_pools:
                 self._note_contradictions(node)
-
-    def _waking(self, uid: str) -> Waking:
-        if self.leadership.observing:
-            return Waking.OBSERVED
-        if self.pause.now is not None:
-            return Waking.PAUSED
-        if not self.settings.nudge.enabled:
-            return Waking.OFF
-        if not self.leadership.leads():
-            return Waking.STANDBY if self.leadership.leader_name else Waking.LEADERLESS
-        return Waking.FORBIDDEN if self.nudges.is_hindered(uid) else Waking.SOON
 
     def _is_asked(self) -> bool:
         """Whether kube-scheduler comes to this replica: surely, unless each of several answers its own neighbour."""

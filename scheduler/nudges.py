@@ -14,9 +14,11 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass
 from math import inf
 from typing import Protocol, Self, TypeVar
 
+from scheduler.cluster.annotation_size import fits
 from scheduler.cluster.kubernetes import KubernetesCluster
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import ClusterPort
@@ -26,11 +28,11 @@ from scheduler.core.clock import Clock
 from scheduler.core.log import kv
 from scheduler.core.units import parse_instant
 from scheduler.decision.decider import Decider, Outcome
-from scheduler.decision.refused import Refused
+from scheduler.decision.refused import MOST_REFUSED, Refused
 from scheduler.decision.waiters import Choice
 from scheduler.extender.verbs import Verbs
 from scheduler.knowledge import Knowledge
-from scheduler.last_woken import RETRY_ANNOTATION, LastWoken
+from scheduler.last_woken import MOST_DIGITS, RETRY_ANNOTATION, LastWoken
 from scheduler.leadership import Leadership
 from scheduler.pod_writes import FAILED, FORBIDDEN, GONE, REJECTED, WRITTEN, PodWrites
 
@@ -53,6 +55,8 @@ REFUSED_AGAIN_S = 60.0
 FAILED_AGAIN_S = 1.0
 # A pod that takes no annotation takes none soon.
 REJECTED_AGAIN_S = 120.0
+# Who has woken a pod, where we have not.
+ELSEWHERE = "elsewhere"
 # Writes without an answer yet: a slow API server shall not set the pace, nor get a crowd.
 MOST_OPEN = 16
 # Of whom it is known when they were woken last; as many as decisions are.
@@ -61,6 +65,25 @@ MOST_KEPT = 10_000
 FIRST_S = 1.0
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """When a pod has its turn to be woken, and what it waits for until then; told by explain (waking.py)."""
+
+    known: bool
+    """Whether it waits for us, as far as is known here."""
+    why: str = ""
+    """Why it is not tried for now: written (by us) | elsewhere (woken by somebody else) | failed | rejected |
+    forbidden; empty if it may be."""
+    until_mono_s: float | None = None
+    """Until when."""
+    of_all: bool = False
+    """Whether that holds up everybody."""
+    has_room: bool = True
+    """Whether its annotations have room for one more."""
+    before: int | None = None
+    """How many that fit, too, are before it; None if it fits nowhere."""
 
 
 class Running(Protocol):
@@ -114,13 +137,14 @@ class Nudges:
         self._sought_mono_s = -inf
         self._failures: dict[str, float] = {}
         """How long each pod that could not be written was left alone after that."""
-        self._rejected: set[str] = set()
-        """Pods that took no annotation when they were woken last."""
+        self._results: dict[str, str] = {}
+        """What came of waking a pod last, where that was not written."""
         self._in_a_row: dict[str, None] = {}
         """Pods that could not be written since one was."""
         self._slots = asyncio.Semaphore(MOST_OPEN)
         self._trouble = ""
         """Why writing is not gone on with for now; empty while it is."""
+        self._trouble_until_mono_s: float | None = None
 
     @classmethod
     def of(cls, running: Running) -> Self:
@@ -144,9 +168,25 @@ class Nudges:
         """How many pods wait for us that were refused."""
         return len(self._refused)
 
-    def is_hindered(self, uid: str) -> bool:
-        """Whether this pod, or for now none, can be written."""
-        return bool(self._trouble) or uid in self._failures or uid in self._rejected
+    def turn(self, pod: PodFacts) -> Turn:
+        """Say when a pod that waits is woken once it fits, and what hinders that."""
+        uid, now_mono_s = pod.uid, self._clock.mono_s()
+        known = uid in self._refused or (len(self._refused) < MOST_REFUSED and self._is_ours(pod))
+        has_room = pod.annotations_bytes is None or fits(
+            pod.annotations_bytes, pod.meta.annotations or {}, {RETRY_ANNOTATION: "0" * MOST_DIGITS}
+        )
+        if self._trouble:
+            until_mono_s = self._trouble_until_mono_s
+            return Turn(
+                known=known, why=self._trouble, until_mono_s=until_mono_s, of_all=True, has_room=has_room
+            )
+        theirs_mono_s = self._last.rests_until_mono_s(pod, float(self._settings().again_s))
+        until_mono_s = max(self._refused.rests_until_mono_s(uid), theirs_mono_s)
+        if until_mono_s <= now_mono_s:
+            before = self._refused.before(uid, now_mono_s)
+            return Turn(known=known, has_room=has_room, before=before)
+        why = self._results.get(uid) or (ELSEWHERE if theirs_mono_s > now_mono_s else WRITTEN)
+        return Turn(known=known, why=why, until_mono_s=until_mono_s, has_room=has_room)
 
     def see(self, outcome: Outcome, now_mono_s: float) -> None:
         """Take a decision of filter."""
@@ -164,7 +204,7 @@ class Nudges:
 
     async def wake(self) -> None:
         """Wake those who fit now, one after the other, at the pace; an answer is not waited for before the next."""
-        self._trouble = ""
+        self._trouble, self._trouble_until_mono_s = "", None
         await self._begin()
         async with asyncio.TaskGroup() as group:
             while self._may_wake() and not self._trouble:
@@ -178,7 +218,9 @@ class Nudges:
                 group.create_task(self._nudge(choice), name=f"pods.wake[{choice.pod.uid}]")
                 await self._writes.pause()
         if self._trouble:
-            await asyncio.sleep(REFUSED_AGAIN_S if self._trouble == FORBIDDEN else FAILED_AGAIN_S)
+            pause_s = REFUSED_AGAIN_S if self._trouble == FORBIDDEN else FAILED_AGAIN_S
+            self._trouble_until_mono_s = self._clock.mono_s() + pause_s
+            await asyncio.sleep(pause_s)
 
     async def _begin(self) -> None:
         """Who begins to act may do so just after another has: it has no write to spare yet."""
@@ -212,17 +254,21 @@ class Nudges:
 
     def _seek(self) -> Generator[None, None, None]:
         """Find pods that wait for one of us, and were not refused by us."""
-        names = self._scheduler_names()
         for index, facts in enumerate(list(self._store.waiting.values())):
-            helps = facts.refused and (self.binds or not facts.lacks_binder)
-            if helps and facts.scheduler_name in names and facts.uid not in self._refused:
+            if self._is_ours(facts) and facts.uid not in self._refused:
                 self._take_on(facts)
                 yield
             elif index % SEEN_A_TURN == 0:
                 yield
         for uid in [uid for uid in self._failures if uid not in self._store.waiting]:
             del self._failures[uid]
-        self._rejected -= {uid for uid in self._rejected if uid not in self._store.waiting}
+        for uid in [uid for uid in self._results if uid not in self._store.waiting]:
+            del self._results[uid]
+
+    def _is_ours(self, facts: PodFacts) -> bool:
+        """Whether a pod's status says that one of us refused it, or that nobody answered, and another try may help."""
+        helps = facts.refused and (self.binds or not facts.lacks_binder)
+        return helps and facts.scheduler_name in self._scheduler_names()
 
     def _take_on(self, facts: PodFacts) -> None:
         if self._store.reservations.get(facts.uid) is not None:
@@ -256,7 +302,7 @@ class Nudges:
             return
         self._in_a_row.clear()
         self._failures.pop(pod.uid, None)
-        self._rejected.discard(pod.uid)
+        self._results.pop(pod.uid, None)
         self._refused.woken(choice, self._clock.mono_s())
         self.last_unix_s[pod.uid] = self._clock.unix_s()
         self.last_unix_s.move_to_end(pod.uid)
@@ -270,12 +316,12 @@ class Nudges:
 
     def _not_woken(self, choice: Choice, result: str) -> None:
         uid, rest_s = choice.pod.uid, 0.0
+        if result != GONE:
+            self._results[uid] = result
         if result in {GONE, REJECTED}:
             # The server is there, and lets us write.
             self._in_a_row.clear()
             rest_s = REJECTED_AGAIN_S if result == REJECTED else 0.0
-            if result == REJECTED:
-                self._rejected.add(uid)
         else:
             rest_s = self._rest_s(uid)
             self._in_a_row[uid] = None

@@ -198,26 +198,34 @@ async def test_pods_of_our_scheduler_that_nobody_answered_for_are_woken(world: W
 
 async def test_explain_says_of_a_pod_that_fits_whether_anybody_wakes_it(world: World) -> None:
     world.api.create("nodes", node("n1", gpu=8))
-    world.api.create("pods", pod("p1", gpu=1, schedulerName="wattbalance"))
+    made = pod("p1", gpu=1, schedulerName="wattbalance")
+    made["metadata"]["annotations"] = MODEL
+    world.api.create("pods", made)
 
-    async def says(replica: Replica, words: str) -> bool:
+    async def told(replica: Replica) -> tuple[str, str]:
         await replica.knows("n1")
         await eventually(lambda: bool(replica.daemon.store.waiting))
         page = await replica.session.get("/api/v1/explain/default/p1")
-        return words in (await page.json())["now"]["unblock"][0]["text"]
+        waking = (await page.json())["now"]["waking"]
+        return waking["state"], waking["text"]
 
     async with world.replica(mode="observe") as replica:
-        assert await says(replica, "Here we only observe")
+        assert (await told(replica))[0] == "observed"
     async with world.replica(nudge={"enabled": False}) as replica:
-        assert await says(replica, "nudge.enabled is off")
+        assert (await told(replica))[0] == "off"
     async with world.replica() as replica:
         await replica.leads()
-        assert await says(replica, "woken within seconds")
+        assert (await told(replica))[0] == "not_refused"
+        refusal = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        refusal["message"] = "0/1 nodes are available: 1 GPU model unknown."
+        world.api.patch("pods", "p1", "default", {"status": {"conditions": [refusal]}}, status=True)
+        await eventually(lambda: replica.daemon.nudges.waiting == 1)
+        assert (await told(replica))[0] == "soon"
         async with world.replica() as standby:
-            assert await says(standby, "This replica stands by")
-        replica.daemon.nudges.is_hindered = bool  # type: ignore[method-assign, assignment]
-        assert await says(replica, "It cannot be woken")
-        del replica.daemon.nudges.is_hindered
+            await eventually(lambda: bool(standby.daemon.leadership.leader_name))
+            state, text = await told(standby)
+            assert state == "standby"
+            assert f"{replica.daemon.leadership.identity} leads" in text
         world.api.create("configmaps", {"metadata": {"name": "wattbalance-pause", "namespace": NAMESPACE}})
         await eventually(lambda: replica.daemon.pause.now is not None)
-        assert await says(replica, "We are paused")
+        assert (await told(replica))[0] == "paused"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from scheduler.cluster.shares import words
 from scheduler.core.nouns import GPU_RESOURCE
+from scheduler.core.units import format_instant
 from scheduler.decision.evaluation import Candidate, Evaluation, RuledOut
 from scheduler.report.explanation import Decision, Explanation
 from scheduler.report.views import NodeView
@@ -112,6 +113,7 @@ def print_explanation(out: Console, told: Explanation, *, wide: bool) -> None:
     if told.now is not None:
         _print_now(out, told.now, wide=wide)
         _print_unblock(out, told.now)
+        _print_waking(out, told.now, wide=wide)
     heading(out, "Notes")
     for note in told.notes:
         line(out, f"  {note}")
@@ -182,6 +184,17 @@ def _print_unblock(out: Console, now: Evaluation) -> None:
         until = "" if each.until_unix_s is None else f" Opens in {span(each.until_unix_s - now.unix_s)}."
         names = f" ({', '.join(each.nodes)})" if each.nodes else ""
         line(out, f"  {each.text}{until}{names}")
+
+
+def _print_waking(out: Console, now: Evaluation, *, wide: bool) -> None:
+    if now.waking is None:
+        return
+    heading(out, f"Waking: {now.waking.state.replace('_', ' ')}")
+    until = ""
+    if (until_unix_s := now.waking.until_unix_s) is not None:
+        at = f" (at {format_instant(round(until_unix_s))})" if wide else ""
+        until = f" Ends in {span(max(until_unix_s - now.unix_s, 0.0))}{at}."
+    line(out, f"  {now.waking.text}{until}")
 
 
 def _print_best(out: Console, best: Sequence[Candidate], *, wide: bool, order: str = "") -> None:

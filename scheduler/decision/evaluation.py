@@ -100,6 +100,23 @@ class Nearest(msgspec.Struct, frozen=True, gc=False):
     """All of them together let the pod in; none of them can be left out."""
 
 
+class Waking(msgspec.Struct, frozen=True, gc=False):
+    """Whether a pod that waits is woken once it fits; if not, or not yet, why and until when."""
+
+    state: str
+    """soon (within a second or two once it fits) | queued (others are before it) | resting (it was woken lately) |
+    failed (the last try) | rejected (the API server takes no annotation on it) | no_room (its annotations are full) |
+    forbidden (we may not patch pods) | unanswered (no pod could be woken lately) | off | paused | standby |
+    leaderless | not_ready | observed | not_refused (by us, so that nothing of ours holds it) | promised (a node) |
+    no_binder | too_many"""
+    text: str
+    """For a person: what it is, and who wakes it otherwise."""
+    until_unix_s: float | None = None
+    """When it is over, or tried again; null where nobody knows."""
+    before: int | None = None
+    """Of one that fits: how many that fit, too, are before it in the queue."""
+
+
 class Evaluation(msgspec.Struct, frozen=True, gc=False):
     """What would be decided at one instant, over all nodes that exist."""
 
@@ -132,6 +149,8 @@ class Evaluation(msgspec.Struct, frozen=True, gc=False):
     """Of a pod that waits and fits nowhere: the node that lacks least; null if nothing that we know of would do."""
     order: str = ""
     """Why the first of `best` is first, where another has a better score."""
+    waking: Waking | None = None
+    """Of a pod that waits; null where nothing is known of it."""
 
 
 def decided(record: DecisionRecord) -> tuple[Candidate, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from scheduler.decision.evaluation import (
     Nearest,
     RuledOut,
     Term,
+    Waking,
     why_first,
 )
 from scheduler.decision.hindrances import EXAMPLES, Hindrances
@@ -48,42 +48,10 @@ TAINTED = "kube-scheduler: taint that the pod does not tolerate"
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
 
 
-class Waking(Enum):
-    """Whether a pod that fits again, and that was refused before, is woken; the value is for a person."""
-
-    SOON = (
-        "If we had refused it, it is woken within seconds; else kube-scheduler asks again at the next event of the "
-        "cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it "
-        "from these nodes"
-    )
-    OFF = (
-        "Nobody wakes it (nudge.enabled is off): kube-scheduler asks again at the next event of the cluster, at the "
-        "latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these nodes"
-    )
-    PAUSED = (
-        "We are paused, and wake nobody until `wattbalance resume`: kube-scheduler asks again at the next event of the "
-        "cluster, at the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it "
-        "from these nodes"
-    )
-    STANDBY = (
-        "This replica stands by and wakes nobody; who leads does, and says there whether it can. If the pod goes on "
-        "waiting, kube-scheduler's own filters keep it from these nodes"
-    )
-    LEADERLESS = (
-        "Nobody wakes it until somebody leads: kube-scheduler asks again at the next event of the cluster, at "
-        "the latest after five minutes. If the pod goes on waiting, kube-scheduler's own filters keep it from these "
-        "nodes"
-    )
-    FORBIDDEN = (
-        "It cannot be woken: we may not patch pods, or the API server fails (the log says `pods cannot be woken` or "
-        "`takes no annotation`); it is tried again within two minutes. Else "
-        "kube-scheduler asks again at the next event of the cluster, at the latest after five minutes. If the pod goes "
-        "on waiting, kube-scheduler's own filters keep it from these nodes"
-    )
-    OBSERVED = (
-        "Here we only observe: nothing of ours keeps it from these nodes, and nobody wakes it. If it waits, "
-        "kube-scheduler's own filters keep it from them"
-    )
+OBSERVED = Waking(
+    "observed",
+    "It fits only where we just observe: nothing of ours keeps it from these nodes, and nobody wakes it.",
+)
 
 
 def evaluate(
@@ -93,7 +61,7 @@ def evaluate(
     unix_s: float,
     *,
     held_on: str = "",
-    waking: Waking = Waking.SOON,
+    waking: Waking | None = None,
     said: Mapping[str, Asked] | None = None,
 ) -> Evaluation:
     """Judge a pod at the present state.
@@ -104,7 +72,7 @@ def evaluate(
         now_mono_s: The instant.
         unix_s: The same, for people.
         held_on: Where it is bound; empty while it waits.
-        waking: What becomes of it if it waits and fits.
+        waking: Whether it is woken once it fits, if it waits.
         said: Whose words its annotations are, by key without the prefix; those not named are its own.
     """
     store = decider.store
@@ -125,7 +93,7 @@ def evaluate(
         selected=np.zeros(store.snapshot.rows, bool),
     )
     look = _Look(decider, judgement, base, Wishes(store, request, said or {}), unix_s)
-    unblock, nearest = ((), None) if held_on else look.unblock(waking)
+    unblock, nearest = ((), None) if held_on else look.unblock()
     best = tuple(look.candidate(row) for row in best_rows(judgement, BEST_KEPT).tolist())
     ranks = [store.pool_names[pool] for pool in request.pools] or store.pool_names
     own = store.rows.get(held_on, -1)
@@ -145,6 +113,7 @@ def evaluate(
         failed_policies=tuple(sorted(failures.counts)),
         nearest=nearest,
         order=why_first(best, ranks),
+        waking=None if held_on or waking is None else look.waking(waking),
     )
 
 
@@ -223,7 +192,7 @@ class _Look:
 
     # --- what would unblock it -----------------------------------------------------------------------------------
 
-    def unblock(self, waking: Waking) -> tuple[tuple[Hindrance, ...], Nearest | None]:
+    def unblock(self) -> tuple[tuple[Hindrance, ...], Nearest | None]:
         exists = self.base.snapshot.present
         if not exists.any():
             return (Hindrance("no_nodes", "There is no node: none is listed by the API server."),), None
@@ -233,7 +202,7 @@ class _Look:
         told = hindrances.each()
         if self.judgement.fitting:
             # kube-scheduler may not offer those that fit; what would open others is worth knowing then.
-            return (self._fits(waking), *(each for each in told if each.helps)), None
+            return (self._fits(), *(each for each in told if each.helps)), None
         nearest = hindrances.nearest()
         if nearest is not None and len(nearest.steps) > 1:
             told.insert(0, _together(nearest))
@@ -259,13 +228,16 @@ class _Look:
         )
         return Hindrance("node_size", text, nodes=self.examples(self.base.kube.small))
 
-    def _fits(self, waking: Waking) -> Hindrance:
+    def waking(self, waking: Waking) -> Waking:
+        """The same, but for a pod that fits only where we observe."""
         observed = ObservedPools(self.decider.store.settings.pools).rows(self.judgement.snapshot)
-        if not (self.judgement.fits & ~observed).any():
-            waking = Waking.OBSERVED
+        only_observed = self.judgement.fitting and not (self.judgement.fits & ~observed).any()
+        return OBSERVED if only_observed else waking
+
+    def _fits(self) -> Hindrance:
         text = (
-            f"It fits now, by what we know. {waking.value} (CPU, memory, ports, volumes, other pods): "
-            "kubectl describe pod tells."
+            "It fits now, by what we know. If the pod goes on waiting, kube-scheduler's own filters keep it from these "
+            "nodes (CPU, memory, ports, volumes, other pods): kubectl describe pod tells."
         )
         return Hindrance("none", text, self.judgement.fitting, self.examples(self.judgement.fits))
 

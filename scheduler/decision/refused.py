@@ -66,6 +66,20 @@ class Refused:
     def __contains__(self, uid: str) -> bool:
         return uid in self._pods
 
+    # --- what is known of a pod ----------------------------------------------------------------------------------
+
+    def rests_until_mono_s(self, uid: str) -> float:
+        """Until when a pod is not woken again; the past if it may be."""
+        return self._rests.get(uid, -inf)
+
+    def before(self, uid: str, now_mono_s: float) -> int | None:
+        """How many pods that fit, too, are before one in the queue; None if it fits nowhere, by the last look."""
+        pod = self._pods.get(uid)
+        if pod is None or pod.group is None or pod.group.fits is None:
+            return None
+        fitting = (group for group in self._groups.values() if group.fits is not None)
+        return sum(len(group.before(pod.rank, self._rests, now_mono_s)) for group in fitting)
+
     # --- what happens to pods ------------------------------------------------------------------------------------
 
     def see(self, outcome: Outcome, now_mono_s: float) -> None:
@@ -199,7 +213,7 @@ class Refused:
         """The first pod in the queue that may be woken of all groups that fit somewhere."""
         heads: list[tuple[Rank, str, Group]] = []
         for index, group in enumerate(list(self._groups.values())):
-            if group.fits is not None and (head := self._head_of(group, now_mono_s)) is not None:
+            if group.fits is not None and (head := group.head(self._rests, now_mono_s)) is not None:
                 heads.append((*head, group))
             if index % GROUPS_A_STEP == GROUPS_A_STEP - 1:
                 yield
@@ -212,20 +226,6 @@ class Refused:
             if group.fits is not None and self._groups.get(group.key) is group:
                 return uid, group
         return None
-
-    def _head_of(self, group: Group, now_mono_s: float) -> tuple[Rank, str] | None:
-        resting, found = [], None
-        while group.queue:
-            found = group.queue[0]
-            if found[1] in group.pods:
-                if self._rests.get(found[1], -inf) <= now_mono_s:
-                    break
-                resting.append(found)
-            heappop(group.queue)
-            found = None
-        for each in resting:
-            heappush(group.queue, each)
-        return found
 
     def _drop_unknown(self, uid: str, pod: Waiter, now_mono_s: float) -> None:
         """Forget a pod that waits no more; one of which the watch has not told yet is looked at again later."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import inf
 
 from scheduler.cluster.pods import PodFacts
@@ -43,6 +45,26 @@ class Group:
     def elsewhere(self) -> bool:
         """Somebody else refused them."""
         return self.key[3]
+
+    def head(self, rests: Mapping[str, float], now_mono_s: float) -> tuple[Rank, str] | None:
+        """The first of its queue that may be woken; `rests` says until when pods may not be."""
+        resting, found = [], None
+        while self.queue:
+            found = self.queue[0]
+            if found[1] in self.pods:
+                if rests.get(found[1], -inf) <= now_mono_s:
+                    break
+                resting.append(found)
+            heappop(self.queue)
+            found = None
+        for each in resting:
+            heappush(self.queue, each)
+        return found
+
+    def before(self, rank: Rank, rests: Mapping[str, float], now_mono_s: float) -> set[str]:
+        """Those that may be woken and whose turn is before this one."""
+        ahead = {uid for each, uid in self.queue if each < rank and uid in self.pods}
+        return {uid for uid in ahead if rests.get(uid, -inf) <= now_mono_s}
 
 
 @dataclass(slots=True, eq=False)

@@ -23,8 +23,8 @@ from scheduler.core.nouns import Placement, PodRequest
 from scheduler.core.units import format_instant, parse_instant
 from scheduler.decision.asked import asked_by
 from scheduler.decision.decider import Decider
-from scheduler.decision.evaluation import Evaluation
-from scheduler.decision.explain import Waking, evaluate
+from scheduler.decision.evaluation import Evaluation, Waking
+from scheduler.decision.explain import evaluate
 from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
 from scheduler.report.openapi import EXPLAIN_PATH
@@ -103,7 +103,7 @@ class Explainer:
         woken_unix_s: When a pod, by its uid, was woken last after a refusal; None if never.
         refused: Kinds that cannot be listed, each with the reason.
         scheduler_names: Whose pods should come to us; none: nothing is known of that.
-        waking: What becomes of a pod, by its uid, that waits and fits.
+        waking: Whether a pod that waits is woken once it fits; None: nothing is known of that.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Explainer:
         refused: Callable[[], Mapping[Kind, str]] = dict,
         scheduler_names: Callable[[], Collection[str]] = frozenset,
         *,
-        waking: Callable[[str], Waking] = lambda _: Waking.SOON,
+        waking: Callable[[PodFacts], Waking | None] = lambda _: None,
     ) -> None:
         self._decider = decider
         self._clock = clock
@@ -207,7 +207,7 @@ class Explainer:
             self._clock.mono_s(),
             unix_s,
             held_on=facts.node,
-            waking=self._waking(facts.uid),
+            waking=None if facts.node else self._waking(facts),
             said=asked_by(intent, store.intents.settings, facts.namespace),
         )
         advisory = now.placement == Placement.ADVISORY

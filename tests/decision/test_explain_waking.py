@@ -1,44 +1,48 @@
-"""What a pod that waits and fits is told: who wakes it, if anybody does."""
+"""What a pod that waits is told of its waking, beside what would unblock it."""
 
 from __future__ import annotations
 
 import pytest
 
 from scheduler.core.nouns import PoolSpec
-from scheduler.decision.evaluation import Hindrance
-from scheduler.decision.explain import Waking, evaluate
+from scheduler.decision.evaluation import Evaluation, Waking
+from scheduler.decision.explain import OBSERVED, evaluate
 from tests.builders import make_decider, make_request, make_store, see_node
 
 POOLS = (
     PoolSpec(name="ours", selector={"site": "dc"}),
     PoolSpec(name="seen", selector={"site": "lab"}, observe=True),
 )
-NOT_WOKEN = [each for each in Waking if each is not Waking.SOON]
+SOON = Waking("soon", "It is the next.", before=0)
 
 
-def told(*sites: str, waking: Waking = Waking.SOON) -> Hindrance:
+def told(*sites: str, waking: Waking | None = SOON, held_on: str = "") -> Evaluation:
     """What a pod is told that fits on nodes of these sites."""
     store = make_store(POOLS)
     for site in sites:
         see_node(store, f"of-{site}", labels={"site": site})
-    first = evaluate(make_decider(store), make_request(), 0.0, 0.0, waking=waking).unblock[0]
-    assert (first.kind, first.helps) == ("none", len(sites))
-    return first
+    return evaluate(make_decider(store), make_request(), 0.0, 0.0, waking=waking, held_on=held_on)
 
 
-def test_where_we_act_it_is_woken() -> None:
-    assert "woken within seconds" in told("dc").text
-    assert "kubectl describe pod" in told("dc").text
-
-
-@pytest.mark.parametrize("waking", NOT_WOKEN)
-def test_where_nobody_wakes_it_nothing_else_is_said(waking: Waking) -> None:
-    text = told("dc", waking=waking).text
-    assert waking.value in text
-    assert "woken within" not in text
+@pytest.mark.parametrize("waking", [SOON, Waking("off", "Nobody wakes it.", 7.0), None])
+def test_what_the_replica_says_of_waking_is_told_as_it_is(waking: Waking | None) -> None:
+    now = told("dc", waking=waking)
+    assert now.waking == waking
+    first = now.unblock[0]
+    assert (first.kind, first.helps) == ("none", 1)
+    assert "kubectl describe pod" in first.text
+    assert "woken" not in first.text, "that is said once, by who knows"
 
 
 def test_where_only_observed_nodes_fit_nobody_wakes_it() -> None:
-    assert Waking.OBSERVED.value in told("lab").text
+    assert told("lab").waking == OBSERVED
     # Beside them is one where we act.
-    assert Waking.SOON.value in told("dc", "lab").text
+    assert told("dc", "lab").waking == SOON
+
+
+def test_where_nothing_fits_it_is_told_what_becomes_of_it_then() -> None:
+    assert told().waking == SOON
+
+
+def test_a_pod_that_is_bound_is_told_nothing() -> None:
+    assert told("dc", held_on="of-dc").waking is None

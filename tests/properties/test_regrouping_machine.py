@@ -57,10 +57,15 @@ class RegroupingMachine(RuleBasedStateMachine):
         self.changed: set[str] = set()
         """Pods that changed themselves since the last round over all."""
 
-    @initialize()
-    def begin(self) -> None:
-        for name in NODES:
-            self._label(name, {"site": "dc-1", **SICK})
+    @initialize(words=WORDS, parent_words=WORDS)
+    def begin(self, words: dict[str, str], parent_words: dict[str, str]) -> None:
+        """A pod waits for the first pool, and the next one has room."""
+        self._label("n0", {"site": "dc-1", "nvidia.com/gpu.product": "A100", **SICK})
+        self._label("n1", {"site": "aws-a", "nvidia.com/gpu.product": "H100"})
+        for uid, said in (("rs-1", words), ("rs-2", {}), ("d-1", parent_words)):
+            self.owner_says(uid, said)
+        self.refuse({}, "rs-1", 299.0)
+        self.refuse({}, "job-1", 0.0)
 
     @property
     def now(self) -> float:
