@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import http.client
 import time
+from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
@@ -114,7 +115,11 @@ def ask(connection: http.client.HTTPConnection, name: str) -> tuple[float, float
     """Ask once: how long it took, how much CPU of this process, and how long the answer is."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     connection.request("GET", f"/api/v1/explain/bench/{name}")
-    answer = connection.getresponse().read()
+    response = connection.getresponse()
+    answer = response.read()
+    if response.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+        message = f"explain of {name} answered {response.status}: {answer[:300]!r}"
+        raise RuntimeError(message)
     return time.perf_counter() - began_s, time.process_time() - began_cpu_s, len(answer)
 
 
