@@ -157,6 +157,21 @@ async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: Worl
         assert daemon.observing.last is None
 
 
+async def test_it_begins_once_the_first_lists_are_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add_node("theirs", site="aws-a")
+    async with world.replica(pools=ALIKE) as replica:
+        await replica.knows("theirs")
+        observing = replica.daemon.observing
+        ready: list[bool] = []
+        monkeypatch.setattr(observing, "_is_ready", lambda: bool(ready))
+        exchange(replica.daemon, config.load(world.configure(pools=POOLS)[0].read_text()))
+        await observing.look()
+        assert observing.shadow is None
+        assert (await told(replica))["status"] == "starting"
+        ready.append(True)
+        await until_follows(replica)
+
+
 async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) -> None:
     async with following(world) as replica:
         daemon = replica.daemon
@@ -168,12 +183,94 @@ async def test_a_reload_that_decides_nothing_else_goes_on_with_it(world: World) 
         await daemon.observing.look()
         assert daemon.observing.shadow is first
         assert (await told(replica))["pods_so_far"] == 1
-        for change in ({"filters": {"model": False}}, {"profiles": {"batch": {"expected_load": 0.3}}}):
-            exchange(daemon, config.load(world.configure(pools=POOLS, **others, **change)[0].read_text()))
+        slower = [POOLS[0] | {"spill": {"after": "5m"}}, POOLS[1]]
+        for change in (
+            {"filters": {"model": False}},
+            {"profiles": {"batch": {"expected_load": 0.3}}},
+            {"pools": slower},
+        ):
+            settings = {"pools": POOLS, **others, **change}
+            exchange(daemon, config.load(world.configure(**settings)[0].read_text()))
             await daemon.observing.look()
             assert daemon.observing.shadow is not first
             await until_follows(replica)
             first = daemon.observing.shadow
+
+
+async def test_with_a_pause_of_all_it_begins_anew_and_so_at_its_end(world: World) -> None:
+    async with following(world) as replica:
+        observing, pause = replica.daemon.observing, replica.daemon.pause
+        for paused, want in (
+            (
+                Paused(uid="u", by="kim", claimed=False, since="", reason="drill"),
+                "everything, paused by kim: drill",
+            ),
+            (None, "pool aws-a"),
+        ):
+            before, pause.now = observing.shadow, paused
+            await observing.look()
+            await observing.look()
+            assert observing.shadow not in {None, before}
+            assert ((await told(replica))["observing"], observing.began_for) == (want, want)
+
+
+async def test_it_hears_of_every_node_that_comes_and_of_what_devices_a_driver_tells(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(world) as replica:
+        shadow, store = replica.daemon.observing.shadow, replica.daemon.store
+        assert shadow is not None
+        world.add_node("third", site="aws-a")
+        await eventually(lambda: "third" in shadow.store.nodes)
+        told_of: list[str] = []
+        monkeypatch.setattr(shadow, "see_node", lambda name, _: told_of.append(name))
+        assert store.on_devices is not None
+        store.on_devices("third")
+        assert told_of == ["third"]
+
+
+@pytest.mark.parametrize(
+    "where", ["see_node", "see_devices", "see_pod", "keep", "measure", "try_waiting", "begin"]
+)
+async def test_wherever_it_fails_it_is_given_up_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(observing, "MEASURE_S", 0.0)
+    async with following(world) as replica:
+        daemon = replica.daemon
+
+        def fails(*_: object) -> None:
+            raise RuntimeError("planted")
+
+        monkeypatch.setattr(Shadow, {"see_devices": "see_node", "begin": "see_pod"}.get(where, where), fails)
+        if where == "see_node":
+            world.add_node("third")
+        elif where == "see_devices":
+            assert daemon.store.on_devices is not None
+            daemon.store.on_devices("mine")
+        elif where == "see_pod":
+            world.add_pod("p")
+        elif where == "keep":
+            daemon.observing.see(Listed(Kind.POD, frozenset()))
+        elif where == "begin":
+            # It fails while it takes over what there is.
+            world.add_pod("p", node="theirs")
+            await eventually(lambda: bool(daemon.store.pods))
+            daemon.observing.failed = False
+            exchange(
+                daemon, config.load(world.configure(pools=POOLS, filters={"model": False})[0].read_text())
+            )
+            await daemon.observing.look()
+        await eventually(lambda: daemon.observing.failed)
+        handed_out = (daemon.handler.beside, daemon.decider.on_observed, daemon.store.on_devices)
+        assert (daemon.observing.shadow, *handed_out) == (None,) * 4
+        assert (await told(replica))["status"] == "failed"
+        # What happens from here on is nothing to it.
+        world.add_node("fourth")
+        world.add_pod("q")
+        await replica.knows("fourth")
+        await daemon.observing.look()
+        assert daemon.observing.failed
 
 
 async def test_a_bad_annotation_is_told_of_a_pod_that_we_place_and_not_of_one_that_we_leave(

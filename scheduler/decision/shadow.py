@@ -189,7 +189,7 @@ class Shadow:
         """Our rows of what was offered, and of what was not, for all we know, since it really has no room."""
         self._renew_rows()
         real = self.real.snapshot
-        full = real.present & ~real.cordoned & ~real.has_room(request) & np.isin(real.pool, list(pools))
+        full = ~real.cordoned & ~real.has_room(request) & np.isin(real.pool, list(pools))
         rows = self._ours_of[offered | full]
         return rows[rows >= 0]
 

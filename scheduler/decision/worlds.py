@@ -158,7 +158,7 @@ def compare(
         now: What the real rows measure.
         waiting_pods: In the real world, and in ours.
     """
-    rows = np.flatnonzero(real.present & (ours_of >= 0) & (real.counted_gpus > 0))
+    rows = np.flatnonzero((ours_of >= 0) & (real.counted_gpus > 0))
     at = ours_of[rows]
     gpus = real.counted_gpus[rows].astype(np.float64)
     place = _Place(moved, rows, at, ours.rows)
@@ -167,7 +167,7 @@ def compare(
     load_taken, loads = place.worlds(moved_load, now.load)
     load_known = ~np.isnan(loads[0])
     # 2. Watts, of nodes in use. What claims hold is none of our store's, and stands where it really is.
-    by_claims = np.maximum(real.gpu_count[rows] - ours.gpu_count[at], 0)
+    by_claims = real.gpu_count[rows] - ours.gpu_count[at]
     bound_gpus = (real.bound_gpus[rows], ours.bound_gpus[at] + by_claims)
     in_use = (bound_gpus[0] > 0, bound_gpus[1] > 0)
     moved_power_w = moved.shares(now.power_each_w)
@@ -224,12 +224,7 @@ def carried(real: Snapshot, ours: Snapshot, ours_of: Rows) -> Snapshot:
 
 def measured(snapshot: Snapshot) -> Mask:
     """Rows whose load is measured, every GPU of it, and holds no guess; shape (rows,)."""
-    known: Mask = (
-        snapshot.present
-        & snapshot.fresh
-        & (snapshot.counted_gpus > 0)
-        & (snapshot.known_gpus >= snapshot.counted_gpus)
-    )
+    known: Mask = (snapshot.counted_gpus > 0) & (snapshot.known_gpus >= snapshot.counted_gpus)
     return known
 
 
@@ -247,7 +242,8 @@ class _Place:
     @property
     def goes(self) -> Mask:
         """Slots of pods that would stand on a node; shape (slots,), as all masks here but for kept."""
-        return (self.moved.gpus > 0) & (self.moved.ours >= 0)
+        goes: Mask = self.moved.ours >= 0
+        return goes
 
     def reaches(self, now: Floats) -> Mask:
         """Slots that would be on a node that is measured, or on none."""

@@ -41,7 +41,7 @@ def test_a_slot_that_was_free_begins_anew() -> None:
     assert (len(moved), moved.gpus[slot]) == (0, 0)
     assert not moved.sums(moved.ours, moved.load, 2).any()
     assert moved.add(1, 0, 1.0) == slot
-    assert np.isnan([moved.load[slot], moved.power_w[slot]]).all()
+    assert np.isnan([moved.load[slot], moved.power_w[slot], moved.load_now[slot]]).all()
     read(moved, 1.0, 0.5)
     assert (moved.load[slot], moved.power_w[slot]) == (0.5, 50.0)
     assert len(moved) == 1

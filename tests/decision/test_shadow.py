@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from scheduler.cluster.objects import NodeImage
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
+from scheduler.cluster.preference_objects import Taint
 from scheduler.core.nouns import PoolSpec
 from scheduler.decision import shadow as shadows
 from scheduler.decision.decider import Decider
@@ -413,6 +414,93 @@ def test_a_pod_that_would_be_on_a_node_without_an_agent_saves_nothing() -> None:
     assert worlds.moved_power_w[slot] == pytest.approx(BUSY_W)
 
 
+@pytest.mark.parametrize("what", ["load", "watts"])
+def test_of_a_pod_that_would_be_where_only_one_of_both_is_measured_the_other_counts_where_it_runs(
+    what: str,
+) -> None:
+    scene = Scene({"half": 4, "lit": 4, "rest": 1}, silent=("half",))
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.ask("p", 2, "half")
+    scene.bind("p", 2, "lit", busy_frac=0.5)
+    scene.read()
+    sample = make_sample("half", [None if what == "watts" else 0.0] * 4)
+    if what == "load":
+        sample.power_w[:] = [None] * 4
+    for store in scene.stores:
+        store.see_inventory("half", make_inventory("half", 4))
+        store.see_samples([("half", sample, scene.now_s)])
+    worlds, slot = shadow.worlds(), shadow.pods["uid-p"].slot
+    assert (worlds.unmeasured, worlds.to_unmeasured) == (0, 1)
+    assert (worlds.load_taken[slot], worlds.power_taken[slot]) == (what == "load", what == "watts")
+    # Of one node alone, the other half of a figure is not known.
+    want_w = 4 * 100.0 + BUSY_W if what == "watts" else worlds.real.power_in_use_w
+    assert worlds.ours.power_in_use_w == pytest.approx(want_w)
+    assert (worlds.real.load_nodes, worlds.ours.power_nodes) == ((3, 0) if what == "load" else (2, 1))
+
+
+def test_a_node_is_measured_if_all_of_its_gpus_are_and_one_without_gpus_is_none() -> None:
+    scene = Scene({"a": 4, "b": 4, "bare": 0}, silent=("a", "bare"))
+    scene.read()
+    for store in scene.stores:
+        store.see_inventory("a", make_inventory("a", 4))
+        store.see_samples([("a", make_sample("a", [0.5, 0.5, 0.5, None]), scene.now_s)])
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    for world in (worlds.real, worlds.ours):
+        assert (world.gpu_nodes, world.load_nodes, world.load_spread_frac) == (2, 1, 0.0)
+
+
+def test_gpus_that_are_broken_are_not_stranded() -> None:
+    scene = Scene({"a": 4, "b": 8})
+    for store in scene.stores:
+        store.see_samples([("a", make_sample("a", [0.0] * 4, ["ok", "lost", "hung", "ok"]), scene.now_s)])
+        store.see_samples([("b", make_sample("b", [0.0] * 8, ["lost"] + ["ok"] * 7), scene.now_s)])
+    assert scene.shadow is not None
+    worlds = scene.shadow.worlds()
+    assert worlds.real.stranded_gpus == worlds.ours.stranded_gpus == 2 + 7
+
+
+def test_who_draws_less_than_others_do_at_rest_takes_no_watts_along() -> None:
+    scene = Scene({"a": 1, "b": 1, "rest": 2})
+    ours = scene.ask("p", 1, "a", "b")
+    real = "b" if ours == "a" else "a"
+    scene.bind("p", 1, real)
+    scene.bind("q", 1, ours)
+    scene.read()
+    sample = make_sample(real, [0.1])
+    sample.power_w[:] = [REST_W - 20.0]
+    for store in scene.stores:
+        store.see_samples([(real, sample, scene.now_s)])
+    shadow = scene.shadow
+    assert shadow is not None
+    worlds = shadow.worlds()
+    assert worlds.moved_power_w[shadow.pods["uid-p"].slot] == 0.0
+    assert worlds.real.power_in_use_w == pytest.approx(REST_W - 20.0 + REST_W + BUSY_W / 2)
+    assert worlds.ours.power_in_use_w == pytest.approx(REST_W + BUSY_W / 2)
+
+
+def test_an_instant_at_which_nothing_is_known_with_us_is_in_no_mean_of_watts_on_either_side() -> None:
+    """What runs on the measured node would wait; what runs on the other stands there in both worlds."""
+    scene = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.bind("stays", 4, "dark")
+    scene.apply(Changed(Kind.POD, make_pod("first", 4, nominated="lit", priority=10)))
+    assert scene.ask("p", 4, "lit") == ""
+    scene.node("lit", {"wattbalance.io/quarantine": "x"})
+    scene.bind("p", 4, "lit")
+    for _ in range(2):
+        scene.now_s += 5.0
+        scene.read()
+    worlds, means = shadow.worlds(), shadow.means.worlds()
+    assert worlds.real.power_in_use_w == pytest.approx(4 * REST_W + 2 * BUSY_W)
+    assert worlds.ours.power_in_use_w is None
+    assert means is not None
+    assert means[0].power_in_use_w is means[1].power_in_use_w is None
+    assert (shadow.means.known_frac(POWER), shadow.means.known_frac(LOAD)) == (0.0, 1.0)
+
+
 def test_a_node_that_only_a_pod_without_a_reading_would_use_draws_what_it_draws_at_rest() -> None:
     scene = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
     shadow = scene.shadow
@@ -763,6 +851,24 @@ def test_there_is_no_mean_before_a_pod_is_followed() -> None:
     scene.read()
     assert scene.shadow.means.worlds() is not None
     assert scene.shadow.means.span_s == 5.0
+    # It is of all the time since then, also before another pod.
+    scene.wait(3.0)
+    scene.bind("q", 1, scene.ask("q", 1))
+    scene.wait(4.0)
+    scene.read()
+    assert scene.shadow.means.span_s == 12.0
+
+
+def test_the_time_before_the_first_pod_is_in_no_mean() -> None:
+    scene = Scene({"a": 8, "b": 8})
+    scene.read()
+    scene.wait(1000.0)
+    scene.read()
+    scene.bind("p", 1, scene.ask("p", 1))
+    scene.wait(5.0)
+    scene.read()
+    assert scene.shadow is not None
+    assert scene.shadow.means.span_s == 5.0
 
 
 def test_a_node_that_goes_in_both_worlds_moves_no_pod_and_one_that_goes_while_all_is_measured_nothing() -> (
@@ -933,6 +1039,11 @@ def test_a_pod_of_no_gpu_or_that_runs_or_that_nobody_created_is_not_followed() -
         request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
         scene.decider.place(request, np.array([0, 1], np.intp), scene.now_s, 1e9, observe=True)
     assert scene.shadow.tally(scene.now_s).asked == 1, "it may be seen soon"
+    # A question by hand, about a pod that has no uid yet.
+    request = scene.store.request(make_pod("nameless", 1), 0.0, scene.decider.profile_facts)
+    request = dataclasses.replace(request, uid="")
+    scene.decider.place(request, np.array([0, 1], np.intp), scene.now_s, 1e9, observe=True)
+    assert scene.shadow.tally(scene.now_s).asked == 1
     scene.apply(Listed(Kind.POD, frozenset({"uid-runs"}), began_mono_s=scene.now_s + 1))
     assert scene.shadow.tally(scene.now_s).asked == 0
 
@@ -1014,11 +1125,21 @@ def test_a_new_list_forgets_what_it_does_not_name() -> None:
     assert not len(scene.shadow.moved)
 
 
-def test_it_chooses_by_what_only_the_real_store_is_told_of_nodes() -> None:
-    scene = Scene({"a": 8, "b": 8, "c": 8}, weights={"image": 1.0})
-    bare = make_node("b", 8, {"site": "dc-1"})
-    status = replace(bare.status, images=[NodeImage(names=["docker.io/big:1"], size_bytes=2**30)])
-    scene.apply(Changed(Kind.NODE, replace(bare, status=status)))
+@pytest.mark.parametrize("policy", ["image", "taint-toleration"])
+@pytest.mark.parametrize("best", ["a", "b", "c"])
+def test_it_chooses_by_what_only_the_real_store_is_told_of_nodes(policy: str, best: str) -> None:
+    scene = Scene({"goes": 8, "a": 8, "b": 8, "c": 8}, weights={policy: 1.0})
+    # The rows of both stores have a hole.
+    del scene.sizes["goes"]
+    scene.apply(Gone(Kind.NODE, make_node("goes")))
+    for name in scene.sizes:
+        bare = make_node(name, 8, {"site": "dc-1"})
+        if policy == "image" and name == best:
+            status = replace(bare.status, images=[NodeImage(names=["docker.io/big:1"], size_bytes=2**30)])
+            scene.apply(Changed(Kind.NODE, replace(bare, status=status)))
+        if policy != "image" and name != best:
+            spec = replace(bare.spec, taints=[Taint(key="old", effect="PreferNoSchedule")])
+            scene.apply(Changed(Kind.NODE, replace(bare, spec=spec)))
     asked = make_pod("p", 1)
     container = replace((asked.spec.containers or [])[0], image="docker.io/big:1")
     pod = replace(asked, spec=replace(asked.spec, containers=[container]))
@@ -1026,7 +1147,7 @@ def test_it_chooses_by_what_only_the_real_store_is_told_of_nodes() -> None:
     request = scene.store.request(pod, 0.0, scene.decider.profile_facts)
     rows = np.array([scene.store.rows[node] for node in scene.sizes], np.intp)
     scene.decider.place(request, rows, scene.now_s, 1e9, observe=True)
-    assert scene.choice("p") == "b"
+    assert scene.choice("p") == best
 
 
 def test_it_begins_as_the_world_is() -> None:
