@@ -79,10 +79,10 @@ def _plain(scheduler: Scheduler) -> str:
     if scheduler.shared or scheduler.minor >= HTTPS_ONLY_SINCE:
         return ""
     return """\
-# Off: health and metrics over plain HTTP, on port 10251 of all interfaces, where the cluster's own scheduler may be
-# already. They are served by HTTPS too, on --secure-port (10259).
-healthzBindAddress: 127.0.0.1:0
-metricsBindAddress: 127.0.0.1:0
+# Health and metrics over plain HTTP, which these versions cannot do without: for loopback alone, and not on port 10251,
+# where the cluster's own scheduler may be. They are served by HTTPS too, on --secure-port (10259).
+healthzBindAddress: 127.0.0.1:10261
+metricsBindAddress: 127.0.0.1:10261
 """
 
 

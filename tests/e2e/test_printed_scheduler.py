@@ -20,6 +20,7 @@ from tests.e2e.system import NAMESPACE, System, until_seen, wait_for
 pytestmark = pytest.mark.e2e
 
 NAME = "wattbalance-scheduler"
+PRINTED = "127.0.0.1:10261"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 
 
@@ -79,12 +80,14 @@ class Printer:
 
     def run(self, text: str) -> Daemon:
         if scheduler_version() < (1, 23):
-            # Else it listens on one fixed port of all interfaces, which another may have.
+            # The port that is printed, and the default where none is, are fixed ones, which another may have.
             address = f"127.0.0.1:{free_port()}"
             kind = "kind: KubeSchedulerConfiguration\n"
-            text = text.replace(
-                kind, f"{kind}healthzBindAddress: {address}\nmetricsBindAddress: {address}\n", 1
-            )
+            if "healthzBindAddress" not in text:
+                text = text.replace(
+                    kind, f"{kind}healthzBindAddress: {PRINTED}\nmetricsBindAddress: {PRINTED}\n", 1
+                )
+            text = text.replace(PRINTED, address)
         path = self.folder / f"scheduler-{free_port()}.yaml"
         path.write_text(text)
         return self.system.plane.start_scheduler_by(path)
