@@ -205,6 +205,7 @@ class Daemon:
             "bind_off": self.verbs.no_binder.is_missed,
             "clock": self.cluster.server_clock.is_off,
             "leader_label": self.leadership.lacks_label,
+            "lease": self.leadership.lacks_lease,
             "config_refused": lambda: bool(self.reload.problems),
             "restart_needed": lambda: bool(self.reload.restart_needed),
             "node_in_two_pools": lambda: self.store.snapshot.in_two_pools is not None,

@@ -42,6 +42,7 @@ DEGRADED = (
     "devices_uncounted",
     "forbidden",
     "leader_label",
+    "lease",
     "observing",
     "paused",
     "restart_needed",

@@ -127,6 +127,10 @@ class Leadership:
         else:
             self._leader_pods.discard(meta.name)
 
+    def lacks_lease(self) -> bool:
+        """Say whether the last attempt to lead, or to go on leading, failed: the API server refused or lost it."""
+        return self.elector is not None and self.elector.fails
+
     def lacks_label(self) -> bool:
         """Say whether we lead, and the label by which a Service finds the leader could not be moved."""
         return self._label_trouble is not None or (self._nameless and self.leads())

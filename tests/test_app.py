@@ -493,7 +493,7 @@ async def test_readyz_says_which_lease_nobody_can_lead_by(world: World, verb: st
         assert (said["ready"], said["role"], said["degraded"]) == (
             True,
             "standby",
-            ["broker_away", "forbidden"],
+            ["broker_away", "forbidden", "lease"],
         )
         (told,) = said["forbidden"]
         assert told.startswith(want_starts)
@@ -986,6 +986,21 @@ async def test_a_leader_that_cannot_take_its_label_says_so_once_for_each_cause(
         await eventually(lambda: not replica.daemon.leadership.lacks_label())
         assert "leader_label" not in await degraded(replica)
         assert "the leader's label can be moved again" in caplog.messages
+
+
+async def test_a_lease_that_cannot_be_taken_is_told_until_it_is(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = {"namespace": "not-there", "duration": "60s", "renew_deadline": "40s", "retry": "200ms"}
+    async with world.replica(lease=lease) as replica:
+        await eventually(replica.daemon.leadership.lacks_lease)
+        assert "lease" in await degraded(replica)
+        [told] = [each for each in caplog.messages if each.startswith("Lease not-there/wattbalance: ")]
+        assert "kubectl create namespace not-there" in told
+        assert not replica.daemon.leadership.leads()
+        world.api.create("namespaces", {"metadata": {"name": "not-there"}})
+        await replica.leads()
+        assert "lease" not in await degraded(replica)
 
 
 async def test_readiness_that_comes_and_goes_is_a_line_each(

@@ -78,6 +78,11 @@ class Elector:
         self.is_fit: Callable[[], bool] = lambda: True
         """Whether we know enough to lead: who does not takes no Lease, and hands back the one it holds."""
 
+    @property
+    def fails(self) -> bool:
+        """Whether the last attempt at the Lease failed, though nobody else was faster."""
+        return bool(self._complained)
+
     def is_leading(self, now_mono_s: float) -> bool:
         """Whether we may act now. Ask before each act: a stalled event loop does not know that it lost."""
         return now_mono_s < self.deadline_mono_s
@@ -106,6 +111,7 @@ class Elector:
                 async with asyncio.timeout(self.times.deadline_s):
                     if await self._attempt():
                         return
+                self._complained = ""
             except (ClusterError, TimeoutError) as error:
                 self._complain(error)
             await self._pause()
@@ -123,7 +129,7 @@ class Elector:
             record = await self._read()
         except ApiNotFound:
             # After a deletion the count goes on from what we saw, or agents would refuse the new leader.
-            return self.is_fit() and await self._write(None, self.term + 1)
+            return self.is_fit() and await self._create(self.term + 1)
         if record.spec != self._seen:
             self._seen = record.spec
             self._seen_mono_s = self._clock.mono_s()
@@ -135,6 +141,17 @@ class Elector:
             if self._clock.mono_s() < self._seen_mono_s + lasts_s:
                 return False
         return self.is_fit() and await self._write(record, max(self.term, record.transitions) + 1)
+
+    async def _create(self, term: int) -> bool:
+        try:
+            return await self._write(None, term)
+        except ApiNotFound as error:
+            namespace = self._target.namespace
+            raise ApiNotFound(
+                f"{error}; nobody can lead before namespace {namespace} (lease.namespace) is there: kubectl create "
+                f"namespace {namespace}, or kubectl apply -f deploy/rbac.yaml",
+                status=error.status,
+            ) from error
 
     async def _leading(self, lead: Callable[[int], Awaitable[None]]) -> bool:
         """Lead until it is lost. Returns True if `lead` ended by itself."""

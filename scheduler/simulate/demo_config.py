@@ -13,6 +13,7 @@ import yaml
 
 from scheduler.config_example import TEXT
 from scheduler.core.units import parse_duration
+from scheduler.simulate.manifests import HOME
 
 CLUSTER = "demo"
 # The daemon's own default; a big fleet's agents send more rarely, and its readings may be older.
@@ -72,6 +73,7 @@ def write_config(
         "telemetry": {"broker": broker_url, "stale": f"{max(10 * interval_s, _STALE_S):g}s"},
         **chosen(policies, speed_per_s),
         "listeners": [{"address": address, "serves": ["extender", "api", "metrics", "probes"]}],
+        "lease": {"namespace": HOME},
         "shutdown": {"grace": "5s"},
     }
     path = folder / "config.yaml"

@@ -19,6 +19,8 @@ CLOUD_SITE = "aws-a"
 # An invented split: the trace does not tell where its machines stand.
 _ON_PREM_FRAC = 0.8
 NAMESPACE = "demo"
+HOME = "wattbalance"
+"""The daemon's own namespace: its Lease, and where people pause it."""
 SCHEDULER_NAME = "wattbalance"
 
 

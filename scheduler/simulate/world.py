@@ -44,9 +44,10 @@ class World:
 
     def fill(self) -> None:
         """Create nodes, and the pods that run already; call it before the daemon starts."""
-        self.server.create(
-            NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-        )
+        for name in (NAMESPACE, HOME):
+            self.server.create(
+                NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            )
         for node in self.model.trace.nodes:
             self.server.create(NODES, node_object(node))
         now_mono_s = self.clock.mono_s()

@@ -256,6 +256,21 @@ async def test_a_server_that_refuses_ends_leading_at_the_deadline(status: int) -
         await eventually(lambda: store.leads(a))
 
 
+async def test_who_stands_by_forgets_a_failure_with_the_next_answer() -> None:
+    store = Store(status=500)
+    async with store.electors("a", "b") as (a, b), beside(a.run(forever)):
+        await eventually(lambda: a.fails)
+        store.status = 0
+        await eventually(lambda: store.leads(a))
+        assert not a.fails
+        store.status = 500
+        async with beside(b.run(forever)):
+            await eventually(lambda: b.fails)
+            store.status = 0
+            await eventually(lambda: not b.fails)
+            assert not store.leads(b)
+
+
 @pytest.mark.parametrize("body", [b"", b"not json", b'{"spec": 3}', b"[]"])
 async def test_an_answer_that_is_no_lease_counts_as_not_renewed(body: bytes) -> None:
     store = Store()

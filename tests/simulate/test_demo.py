@@ -147,6 +147,19 @@ def test_tasks_that_share_a_gpu_ask_for_replicas_and_get_them(start: Start) -> N
         assert nodes[name][SHARED]["unit_gpus"] in {1 / each for each in REPLICAS}
 
 
+def test_its_daemon_leads_and_lacks_nothing(start: Start) -> None:
+    port = free_port()
+    demo = start("--port", str(port))
+    demo.until_placing()
+
+    def readiness() -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
+            return dict(json.load(answer))
+
+    until(lambda: readiness()["role"] == "leader", "a daemon that leads")
+    until(lambda: readiness()["degraded"] == [], "a daemon that lacks nothing")
+
+
 def test_ctrl_c_twice_hurries(start: Start) -> None:
     demo = start("--port", "0")
     children = demo.until_placing()
