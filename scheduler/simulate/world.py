@@ -12,7 +12,7 @@ from scheduler.core.errors import ApiNotFound
 from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.apiserver_rules import NAMESPACES, NODES, PODS
 from scheduler.simulate.apiserver_store import Event
-from scheduler.simulate.manifests import NAMESPACE, node_object, pod_object, site_of
+from scheduler.simulate.manifests import HOME, NAMESPACE, node_object, pod_object, site_of
 from scheduler.simulate.scoreboard import RandomShadow, Scoreboard
 from scheduler.simulate.utilisation import LoadModel
 from scheduler.simulate.workload import Arrival, WorkloadModel
