@@ -16,6 +16,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scheduler import __version__, config
@@ -29,6 +30,7 @@ from scheduler.cluster.objects import Meta
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Changed, ClusterEvent, Kind, Listed, Only
 from scheduler.cluster.readings import StoreHandler
+from scheduler.cluster.unit_words import said
 from scheduler.config_settings import Face, Mode, Settings
 from scheduler.core.aio import guard, tell_unhandled
 from scheduler.core.clock import Clock, SystemClock
@@ -139,7 +141,13 @@ class Daemon:
             observe=settings.mode is Mode.OBSERVE,
             pods_clock=self.cluster.server_clock,
         )
-        self.notices = Notices(self.cluster.note, self.leadership.may_act, clock, self.store.intents.topmost)
+        self.notices = Notices(
+            self.cluster.note,
+            self.leadership.may_act,
+            clock,
+            self.store.intents.topmost,
+            said=partial(said, self.store),
+        )
         self.cluster.events.may_write = self.leadership.may_act
         self.decider.on_no_fit = lambda record, request: self.notices.no_fit(record, request.controller)
         self.store.on_faults = self._note_faults

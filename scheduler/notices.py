@@ -21,7 +21,7 @@ from scheduler.cluster.objects import Meta
 from scheduler.cluster.port import EventNote
 from scheduler.cluster.shares import words
 from scheduler.core.clock import Clock
-from scheduler.core.nouns import Controller, Reason
+from scheduler.core.nouns import Controller, Reason, Units
 from scheduler.decision.record import DecisionRecord
 
 NO_NODE_FITS = "NoNodeFits"
@@ -104,6 +104,7 @@ class Notices:
         may_write: whether this replica leads and acts.
         clock: for how long ago.
         topmost: who controls a pod in the end, by its own controller.
+        said: units in words, by what they are on the nodes that there are.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class Notices:
         may_write: Callable[[], bool],
         clock: Clock,
         topmost: Callable[[Controller | None], Controller | None] = lambda controller: controller,
+        said: Callable[[Units], str] = words,
     ) -> None:
         self._write = write
         self._may_write = may_write
         self._clock = clock
         self._topmost = topmost
+        self._units_said = said
         self._said: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         """What was said last of a pod or node and a reason, as a hash since it may be long, and when."""
         self._first: OrderedDict[tuple[str, str, int], dict[str, float]] = OrderedDict()
@@ -130,7 +133,9 @@ class Notices:
         # Where all it has to do is wait for a pool's turn, nothing is wrong.
         wrong = any(not text.startswith(Reason.WAITING_FOR_POOL.text) for text in record.reasons)
         warning = wrong or not record.reasons
-        message = _Message(reason=NO_NODE_FITS, about=about, note=_refusal(record), warning=warning)
+        message = _Message(
+            reason=NO_NODE_FITS, about=about, note=_refusal(record, self._units_said), warning=warning
+        )
         pod = _Subject(kind="Pod", namespace=record.namespace, name=record.pod, uid=record.uid)
         self._tell_of_pod(pod, controller, message)
 
@@ -273,9 +278,9 @@ def _bad(faults: tuple[Fault, ...]) -> _Message:
     return _Message(reason=BAD_ANNOTATION, about=told, note=note)
 
 
-def _refusal(record: DecisionRecord) -> str:
+def _refusal(record: DecisionRecord, said: Callable[[Units], str]) -> str:
     asked = f"{record.asked} node" if record.asked == 1 else f"{record.asked} nodes"
-    gpus = words(tuple(record.resources.items()))
+    gpus = said(tuple(record.resources.items()))
     if not record.reasons:
         return f"No node fits: kube-scheduler offered none for {gpus}."
     reasons = "; ".join(f"{count}: {text}" for text, count in sorted(record.reasons.items()))

@@ -127,9 +127,10 @@ def _print_pod(out: Console, told: Explanation) -> None:
     else:
         state = told.state
     lines = [("Pod", f"{told.namespace}/{told.name}"), ("State", state)]
+    asks = told.asks or (UNKNOWN if told.resources is None else words(tuple(told.resources.items())))
     if told.reserved_node:
-        lines.append(("Promised", f"GPUs of {told.reserved_node}"))
-    lines.append(("GPUs", UNKNOWN if told.resources is None else words(tuple(told.resources.items()))))
+        lines.append(("Promised", f"{'GPUs' if asks == UNKNOWN else asks} of {told.reserved_node}"))
+    lines.append(("Asks for", asks))
     if told.workload:
         lines.append(("Workload", f"{told.workload} (from {told.workload_from})"))
     for each in told.annotations:

@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from types import MappingProxyType
 
 from scheduler.cluster.objects import quantity
 from scheduler.core.nouns import GPU_RESOURCE, Units
@@ -36,6 +37,8 @@ _SLICES = 7
 # Profiles are named by their memory in GiB, rounded up or to the GPU's: an A100's 1g.5gb has 4864 MiB. The farthest
 # below its name in NVIDIA's guide to MIG is GB200's 1g.24gb with 20 GiB, 0.895 of 24 GB: so much is sure by a name.
 _NAMED_MEMORY_FRAC = 0.89
+_PLURALS = ("GPU", "replica", "slice")
+_NO_NOUNS: Mapping[str, str] = MappingProxyType({})
 # Whoever may label a node may do so without end.
 MOST_TOLD = 10
 # No node has as many GPUs, replicas or MiB.
@@ -83,15 +86,28 @@ def _named_memory(profile: re.Match[str]) -> tuple[float, float]:
     return float(profile[3]) * 1e9 * _NAMED_MEMORY_FRAC, float(profile[3]) * 2.0**30
 
 
-def words(units: Units) -> str:
-    """So many of some resources, as people say it."""
-    return " and ".join(f"{count:g} {_noun(name, count)}" for name, count in units) or "no GPU"
+def words(units: Units, nouns: Mapping[str, str] = _NO_NOUNS) -> str:
+    """So many of some resources, as people say it. `nouns`: what they are where that is known, each in the singular."""
+    told = ((count, nouns.get(name) or noun(name)) for name, count in units)
+    return " and ".join(f"{count:g} {_many(each, count)}" for count, each in told) or "no GPU"
 
 
-def _noun(name: str, count: float) -> str:
-    if name != GPU_RESOURCE:
-        return name
-    return "GPU" if count == 1 else "GPUs"
+def noun(name: str) -> str:
+    """What people call one unit of a resource, by its name alone."""
+    base = name.removesuffix(SHARED_SUFFIX)
+    if name.startswith(MIG_PREFIX):
+        return f"{'slice' if base == name else 'replica'} of {base.removeprefix(MIG_PREFIX)}"
+    if base != name:
+        return f"{noun(base)} replica"
+    return "GPU" if name == GPU_RESOURCE else name
+
+
+def _many(noun: str, count: float) -> str:
+    if count == 1:
+        return noun
+    # Names of resources have no plural.
+    heads = (one.partition(" of ") for one in noun.split(" or "))
+    return " or ".join(f"{head}{'s' * head.endswith(_PLURALS)}{of}{rest}" for head, of, rest in heads)
 
 
 def offers(

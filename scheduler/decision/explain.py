@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.cluster.shares import words
-from scheduler.core.nouns import GPU_RESOURCE, PodRequest, Reason
+from scheduler.cluster.unit_words import said
+from scheduler.core.nouns import GPU_RESOURCE, PodRequest, Reason, Units
 from scheduler.decision.asked import Asked, Wishes
 from scheduler.decision.cycle import (
     BAND_FITS,
@@ -219,14 +219,15 @@ class _Look:
                 )
             if size[largest] < count:
                 text = (
-                    f"No node has {words(((name, count),))}; the largest has {size[largest]:g}. "
+                    f"No node has {self._said(((name, count),))}; the largest has {size[largest]:g}. "
                     "Ask for fewer, or add a larger node."
                 )
                 return Hindrance("node_size", text, nodes=(self.name(largest),))
-        text = (
-            f"No node has {words(asked)} together. Ask for less of one of them, or add a node that has all."
-        )
+        text = f"No node has {self._said(asked)} together. Ask for less of one of them, or add a node that has all."
         return Hindrance("node_size", text, nodes=self.examples(self.base.kube.small))
+
+    def _said(self, units: Units) -> str:
+        return said(self.decider.store, units, snapshot=self.judgement.snapshot)
 
     def waking(self, waking: Waking) -> Waking:
         """The same, but for a pod that fits only where we observe."""

@@ -6,14 +6,14 @@ what must end there altogether: by lifting what stands against it until it fits,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
 
-from scheduler.cluster.shares import words
 from scheduler.cluster.snapshot import FloatColumn
+from scheduler.cluster.unit_words import said
 from scheduler.core.nouns import PREFIX, Reason
 from scheduler.decision.asked import Wishes, memory_words, nodes
 from scheduler.decision.cycle import Judgement, Mask
@@ -194,9 +194,10 @@ class Hindrances:
         have = "1 node has" if count == 1 else f"{count:,} nodes have"
         has = float(snapshot.units_of(asked[0][0], snapshot.free_units)[row])
         free = "" if len(asked) > 1 else f"{has:g} free, "
-        more = words(tuple(ends.items())) if len(asked) > 1 else f"{sum(ends.values()):g}"
+        more = self._said(ends, row) if len(asked) > 1 else f"{sum(ends.values()):g}"
         nearest = f"Nearest is {self.name(row)}: {free}{more} more must end there."
-        text = f"{have} no {words(asked)} free by our count. {nearest}"
+        free_of = said(self.decider.store, asked, full, snapshot)
+        text = f"{have} no {free_of} free by our count. {nearest}"
         lacking_gpus = float(self.lacking_gpus()[row])
         return Hindrance("free_gpus", text, nodes=self.examples(full), lacking_gpus=lacking_gpus)
 
@@ -214,6 +215,11 @@ class Hindrances:
     def _ends(world: World, row: int) -> dict[str, float]:
         lacking = lacking_units(world.snapshot, world.request)
         return {name: float(each[row]) for name, each in lacking if each[row] > 0}
+
+    def _said(self, ends: Mapping[str, float], row: int) -> str:
+        only = np.zeros(self.base.snapshot.rows, bool)
+        only[row] = True
+        return said(self.decider.store, tuple(ends.items()), only, self.base.snapshot)
 
     # --- together ------------------------------------------------------------------------------------------------
 
@@ -278,7 +284,7 @@ class Hindrances:
                 yield self._step_of_wish(lift, row, after)
             elif isinstance(lift, Room):
                 ends = self._ends(world, row)
-                yield Step("free_gpus", f"{words(tuple(ends.items()))} more must end there", units=ends)
+                yield Step("free_gpus", f"{self._said(ends, row)} more must end there", units=ends)
             else:
                 pool = self.decider.store.pool_names[int(after.snapshot.pool[row])]
                 asks = pool if isinstance(lift, TwoPools) else ""

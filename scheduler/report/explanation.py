@@ -76,6 +76,8 @@ class Explanation(View, frozen=True):
     """Units of nvidia.com/gpu that it asks for."""
     resources: dict[str, float] | None = None
     """All units that it asks for, by resource."""
+    asks: str = ""
+    """The same in words, by what they are on its node, or while it waits on all that have them."""
     scheduler: str = ""
     """The schedulerName in its spec."""
     workload: str = ""

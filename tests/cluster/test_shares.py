@@ -465,5 +465,11 @@ def test_a_model_by_label_is_the_gpus_own_and_not_what_is_made_of_it(label: str,
 
 def test_units_read_as_people_say_them() -> None:
     assert words(((GPU, 1),)) == "1 GPU"
-    assert words(((GPU, 2), (SHARED, 3))) == "2 GPUs and 3 nvidia.com/gpu.shared"
+    assert words(((GPU, 2), (SHARED, 3))) == "2 GPUs and 3 GPU replicas"
+    assert words(((SEVENTH, 1), (f"{SEVENTH}.shared", 2))) == "1 slice of 1g.10gb and 2 replicas of 1g.10gb"
+    assert words((("example.com/a100", 2), ("example.com/a100.shared", 1))) == (
+        "2 example.com/a100 and 1 example.com/a100 replica"
+    )
+    for count, want in ((1, "1 GPU or GPU replica"), (2, "2 GPUs or GPU replicas")):
+        assert words(((GPU, count),), {GPU: "GPU or GPU replica"}) == want
     assert words(()) == "no GPU"

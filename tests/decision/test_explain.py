@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.port import Changed, Kind
 from scheduler.cluster.store import Store
+from scheduler.cluster.unit_words import said
 from scheduler.core.nouns import GPU_RESOURCE, Placement, PodRequest, PoolSpec, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation, Hindrance, decided
@@ -381,10 +382,10 @@ SEVENTH, HALF = "nvidia.com/mig-1g", "nvidia.com/mig-4g"
     [
         (0, ((HALF, 1),), "No node has nvidia.com/mig-4g: its allocatable tells"),
         (1, ((HALF, 1),), "No node has nvidia.com/mig-4g: its allocatable tells"),
-        (0, ((SEVENTH, 9),), "No node has 9 nvidia.com/mig-1g; the largest has 7."),
+        (0, ((SEVENTH, 9),), "No node has 9 slices of 1g; the largest has 7."),
         (5, ((SEVENTH, 1),), "No node has 5 GPUs; the largest has 4."),
         # Each has one of them.
-        (1, ((SEVENTH, 1),), "No node has 1 GPU and 1 nvidia.com/mig-1g together."),
+        (1, ((SEVENTH, 1),), "No node has 1 GPU and 1 slice of 1g together."),
     ],
 )
 def test_a_pod_whose_units_no_node_has(
@@ -408,8 +409,8 @@ def test_what_must_end_on_the_nearest_node_of_several_kinds_of_units() -> None:
     told = look(make_decider(store), make_request(gpus=2, shares=((SEVENTH, 1),)))
     free = hindrance(told, "free_gpus")
     assert free.text == (
-        "2 nodes have no 2 GPUs and 1 nvidia.com/mig-1g free by our count. "
-        "Nearest is no-slice: 1 nvidia.com/mig-1g more must end there."
+        "2 nodes have no 2 GPUs and 1 slice of 1g free by our count. "
+        "Nearest is no-slice: 1 slice of 1g more must end there."
     )
     # A name without the size in it is taken for a whole GPU.
     assert free.lacking_gpus == 1
@@ -424,9 +425,7 @@ def test_what_is_lacking_of_shares_is_told_in_units_and_counted_in_gpus() -> Non
     see_pod(store, make_pod("fills", node="n1", shares={"nvidia.com/gpu.shared": 7}))
     told = look(make_decider(store), make_request(gpus=0, shares=(("nvidia.com/gpu.shared", 3),)))
     free = hindrance(told, "free_gpus")
-    assert (
-        "1 node has no 3 nvidia.com/gpu.shared free by our count. Nearest is n1: 1 free, 2 more" in free.text
-    )
+    assert "1 node has no 3 GPU replicas free by our count. Nearest is n1: 1 free, 2 more" in free.text
     assert free.lacking_gpus == 0.5
 
 
@@ -438,7 +437,7 @@ def test_of_several_resources_the_one_that_is_short_is_named() -> None:
     see_pod(store, make_pod("fills", shares={mig: 7}, node="n1"))
     told = look(make_decider(store), make_request(gpus=1, shares=((mig, 2),)))
     free = hindrance(told, "free_gpus")
-    assert f"2 {mig} more must end there" in free.text
+    assert "2 slices of 1g.10gb more must end there" in free.text
     assert free.lacking_gpus == pytest.approx(2 / 7)
     told = look(make_decider(store), make_request(gpus=0, shares=(("nvidia.com/mig-7g.80gb", 1),)))
     assert [each.kind for each in told.unblock] == ["node_size"]
@@ -540,3 +539,25 @@ def test_now_says_what_would_be_decided_and_its_terms_are_the_record_s(
         assert added_up(now) == now.score == before.score
     assert bool(told.fitting) == (told.unblock[0].kind == "none")
     assert all(each.nodes for each in told.unblock if each.kind != "no_nodes")
+
+
+def test_what_is_called_a_gpu_and_is_a_part_of_one_is_said_to_be_that() -> None:
+    store, replicas = make_store(), {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "2"}
+    store.apply(Changed(Kind.NODE, make_node("shared", 8, replicas)), 0.0)
+    see_pod(store, make_pod("fills", 7, node="shared"))
+    asks = make_request(gpus=3)
+    free = hindrance(look(make_decider(store), asks), "free_gpus")
+    assert free.text.startswith(
+        "1 node has no 3 GPU replicas free by our count. Nearest is shared: 1 free, 2 more"
+    )
+    store.apply(Changed(Kind.NODE, make_node("whole", 2)), 0.0)
+    # It is among those that are too small.
+    assert said(store, asks.units) == "3 GPUs or GPU replicas"
+    [size] = look(make_decider(store), make_request(gpus=9)).unblock
+    assert size.text.startswith("No node has 9 GPUs or GPU replicas; the largest has 8.")
+    only_whole = np.arange(store.snapshot.rows) == store.rows["whole"]
+    assert said(store, asks.units, only_whole) == "3 GPUs"
+    single = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"}
+    store.apply(Changed(Kind.NODE, make_node("sliced", 7, single)), 0.0)
+    only_sliced = np.arange(store.snapshot.rows) == store.rows["sliced"]
+    assert said(store, (("nvidia.com/gpu", 1.0),), only_sliced) == "1 GPU slice"

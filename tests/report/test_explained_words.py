@@ -272,4 +272,6 @@ async def test_pods_from_before_gpus_were_shared_are_named_where_others_wait_for
     )
     assert want_note in (await told_of(store)).notes
     see_pod(store, make_pod("p1", node="n1"))
-    assert want_note not in (await told_of(store)).notes
+    told = await told_of(store)
+    assert want_note not in told.notes
+    assert told.asks == "1 GPU replica"
