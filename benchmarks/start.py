@@ -25,11 +25,26 @@ import msgspec
 import yaml
 
 from benchmarks._measure import Child, cpu_s, memory_bytes, tell, verdict
-from scheduler.cluster.objects import Node, Partial, Pod
-from scheduler.core.clock import SystemClock
+from scheduler.cluster.intents import Intents
+from scheduler.cluster.objects import (
+    Container,
+    Meta,
+    Node,
+    OwnerRef,
+    Partial,
+    Pod,
+    PodSpec,
+    Resources,
+)
+from scheduler.cluster.port import Changed, Kind
+from scheduler.cluster.store import Store
+from scheduler.cluster.store_settings import StoreSettings
+from scheduler.core.clock import ManualClock, SystemClock
+from scheduler.core.nouns import PREFIX
 from scheduler.simulate.apiserver import ApiServer
 from scheduler.simulate.broker import running_broker
 from scheduler.simulate.ports import free_port
+from scheduler.unasked import SETTLE_S, Unasked
 
 NAMESPACE = "bench"
 GPUS = 8
@@ -264,10 +279,40 @@ async def measure(nodes: int, pods: int, owners: int) -> None:
     print(
         f"  {'bare reader that only decodes the lists':40}{bare['spent_s']:8.2f}{bare['peak_bytes'] / 2**20:10.0f}"
     )
+    # Every other pod asks for a GPU.
+    told_s = await unasked_cpu_s(pods // 2, owners)
+    print(f"  {f'beside, if {pods // 2} pods waited unasked':40}{told_s:8.2f}")
     print(f"  {events} pods patched: {spent_events_s / events * 1e6:.0f} µs of CPU an event\n")
     verdict("CPU until ready", spent_s, 8.0, " s")
     verdict("resident at most", peak_bytes / 2**20, 450, " MiB")
+    verdict("annotations of pods that wait, of CPU until ready", 100 * told_s / spent_s, 5.0, " %")
     verdict("a watch event", spent_events_s / events * 1e6, 100, " µs")
+
+
+async def unasked_cpu_s(pods: int, owners: int) -> float:
+    """CPU to judge what so many pods say that wait and that nobody asks about, as `serve` does once it leads."""
+    store = Store(StoreSettings(), Intents())
+    said = {PREFIX + "gpu-model": "*H100*"}
+    for index in range(owners):
+        controller = OwnerRef(kind="Deployment", uid=f"deployment-{index}", controller=True)
+        name = f"owner-{index}"
+        meta = Meta(name=name, namespace=NAMESPACE, uid=name, annotations=said, owner_references=[controller])
+        store.apply(Changed(Kind.REPLICASET, Partial(metadata=meta)), 0.0)
+    limits: dict[str, int | float | str] = {"nvidia.com/gpu": "1"}
+    spec = PodSpec(containers=[Container(resources=Resources(limits=limits))])
+    clock = ManualClock()
+    unasked = Unasked(store, clock, may_tell=lambda: True, is_ours=lambda _: True, tell=lambda *_: None)
+    uids = [f"uid-{index}" for index in range(pods)]
+    for index, uid in enumerate(uids):
+        owner = OwnerRef(kind="ReplicaSet", uid=f"owner-{index % owners}", controller=True)
+        waits = Meta(name=f"pod-{index}", namespace=NAMESPACE, uid=uid, owner_references=[owner])
+        store.apply(Changed(Kind.POD, Pod(metadata=waits, spec=spec)), 0.0)
+    before_s = time.process_time()
+    for uid in uids:
+        unasked.see(uid, None, clock.mono_s())
+    clock.advance(SETTLE_S)
+    await unasked.judge()
+    return time.process_time() - before_s
 
 
 def main() -> None:

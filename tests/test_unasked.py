@@ -6,7 +6,7 @@ import msgspec.structs
 import pytest
 
 from scheduler import unasked
-from scheduler.cluster.intent import Fault
+from scheduler.cluster.intent import Fault, Intent
 from scheduler.cluster.objects import Meta, Pod
 from scheduler.cluster.pods import PodFacts
 from scheduler.core.clock import ManualClock
@@ -116,6 +116,26 @@ async def test_who_loses_the_lead_in_the_middle_leaves_the_rest(monkeypatch: pyt
     world.judge._may_tell = lambda: next(asked)
     assert await world.later() == [("a", "'lots'")]
     assert len(world.judge) == 1
+
+
+async def test_of_many_that_say_the_same_each_is_told_and_what_they_say_is_judged_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    resolved = []
+    resolve = world.store.intents.resolve
+
+    def noted(meta: Meta, priority_class: str) -> Intent:
+        resolved.append(meta.name)
+        return resolve(meta, priority_class)
+
+    monkeypatch.setattr(world.store.intents, "resolve", noted)
+    for index in range(50):
+        world.see(bad(f"p{index}", ("lots", "more")[index % 2]))
+    told = await world.later()
+    assert told == [(f"p{index}", ("'lots'", "'more'")[index % 2]) for index in range(50)]
+    assert resolved == ["p0", "p1"]
+    assert world.store.intents.errors == {"gpu-memory": 50}
 
 
 async def test_the_same_value_is_one_count_whatever_else_is_said() -> None:

@@ -7,7 +7,7 @@ ends the chain; a cycle ends it too. What of all their words counts is told by h
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +29,9 @@ MOST_PODS = 65_536
 MOST_NAMESPACES = 10_000
 # Bad values of one pod that are told apart; who tries more is not counted further.
 MOST_VALUES = 16
+# What is said of pods, and what is wrong with it, is kept of so many that say something else each; no long texts.
+MOST_SAID = 4096
+LONGEST_KEPT_CHARS = 1024
 # Changes of owners and namespaces that are told apart: more than come between two looks, but for lists.
 MOST_CHANGES = 1024
 # Among them: a change of somebody of whom no more is known than that he is gone.
@@ -103,10 +106,12 @@ class Intents:
         """Hashes of uids of owners that say nothing and have no owner: they are there, and no more is known of them."""
         self._replica_sets: dict[str, tuple[str, ...]] = {}
         """Deployment -> its ReplicaSets, the old ones too: pods of all of them are replicas of one thing."""
+        self._faults: dict[Hashable, tuple[Fault, ...]] = {}
+        """By what is said of a pod, and by which owners where that names them."""
         self._limits: dict[str, Limits] = {}
         """By namespace, as far as it was asked about."""
         self._limited_by = self.settings
-        """Whose limits these are."""
+        """Whose limits these are, and whose faults."""
 
     def see_owner(self, kind: Kind, owner: Partial) -> None:
         """An owner was added or changed."""
@@ -222,6 +227,40 @@ class Intents:
             controller=controller_of(meta),
         )
 
+    def faults(self, meta: Meta, priority_class: str) -> tuple[Fault, ...]:
+        """What is wrong with what is said of a pod, told and counted as by `resolve`; cheap where many say the same."""
+        chain = self._chain(meta)
+        controller = controller_of(meta)
+        own, shared = meta.annotations or {}, self.namespaces.get(meta.namespace, {})
+        said = (
+            (meta.namespace, priority_class, controller.kind if controller else ""),
+            tuple(own.items()),
+            tuple(shared.items()),
+            *(
+                (owner.parent_kind, *(() if self._is_spoken_for(owner) else owner.annotations.items()))
+                for owner in chain
+            ),
+        )
+        self._use_settings()
+        owners = tuple(owner.where for owner in chain)
+        faults = self._faults.get(said)
+        if faults is None:
+            faults = self._faults.get((said, owners))
+        if faults is not None:
+            for fault in faults:
+                self._count(meta.uid, fault)
+            return faults
+        faults = self.resolve(meta, priority_class).faults
+        texts = (
+            *own.values(),
+            *shared.values(),
+            *(text for owner in chain for text in owner.annotations.values()),
+        )
+        if all(len(text) <= LONGEST_KEPT_CHARS for text in texts):
+            told = " ".join(f"{fault.where} {fault.message}" for fault in faults)
+            self._faults[(said, owners) if any(owner in told for owner in owners) else said] = faults
+        return faults
+
     def _siblings_of(self, meta: Meta) -> tuple[str, ...]:
         """Its own controller, and where that is a Deployment's ReplicaSet, the others of that Deployment."""
         controller = controller_of(meta)
@@ -287,10 +326,17 @@ class Intents:
             return False
         return owner.parent_uid in self.owners or self.is_plain(Kind.DEPLOYMENT, owner.parent_uid)
 
-    def _limits_of(self, namespace: str) -> Limits:
-        if self._limited_by is not self.settings or len(self._limits) > MOST_NAMESPACES:
-            self._limited_by = self.settings
+    def _use_settings(self) -> None:
+        """Forget what other settings had led to, or more than is kept."""
+        otherwise = self._limited_by is not self.settings
+        self._limited_by = self.settings
+        if otherwise or len(self._limits) > MOST_NAMESPACES:
             self._limits.clear()
+        if otherwise or len(self._faults) >= MOST_SAID:
+            self._faults.clear()
+
+    def _limits_of(self, namespace: str) -> Limits:
+        self._use_settings()
         found = self._limits.get(namespace)
         if found is None:
             found = limits_of(namespace, self.settings.rules, self.settings.pools)

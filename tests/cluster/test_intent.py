@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
 from scheduler.cluster import intents as intent_module
 from scheduler.cluster.annotations import MOST_UNKNOWN
 from scheduler.cluster.intent import CONFIGURATION, LIMIT, POD, IntentSettings, NamespaceRule
-from scheduler.cluster.intents import MOST_CHANGES, NAMESPACE, Intents
+from scheduler.cluster.intents import LONGEST_KEPT_CHARS, MOST_CHANGES, NAMESPACE, Intents
 from scheduler.cluster.objects import Meta, OwnerRef, Partial, Pod
 from scheduler.cluster.port import Kind, Listed
 from scheduler.core.nouns import PREFIX, Workload
@@ -668,3 +670,71 @@ def test_after_many_changes_or_one_of_nobody_knows_whom_it_may_have_been_anybody
         space = Meta(name="team-a", annotations={PREFIX + "queue": f"q{turn}"})
         intents.see_namespace(Partial(metadata=space))
     assert intents.changed_since(generation) is None
+
+
+def test_faults_that_are_told_by_what_is_said_are_those_of_each_pod_by_itself() -> None:
+    """Thousands of pods say the same; what is wrong with it is made out once, told and counted for each."""
+    dice = random.Random(0)
+    values = {
+        "gpu-memory": ("40Gi", "lots", "more"),
+        "pools": ("dc-1", "nowhere", ","),
+        "min-power": ("300W", "x"),
+        "max-power": ("200W", "500W"),
+        "nonsense": ("1", "2"),
+        "gpu-model": ("A100", "y" * 2 * LONGEST_KEPT_CHARS),
+    }
+
+    def words() -> dict[str, str]:
+        return {
+            PREFIX + key: dice.choice(values[key]) for key in dice.sample(sorted(values), dice.randrange(3))
+        }
+
+    quick, plain = Intents(), Intents()
+    for turn in range(3000):
+        change = dice.randrange(40)
+        if change < 3:
+            uid, kind = (("web", Kind.DEPLOYMENT), ("rs", Kind.REPLICASET), ("job", Kind.JOB))[change]
+            parent = [OwnerRef(kind="Deployment", uid="web", controller=True)] if uid == "rs" else None
+            # Another of this name says who it is in another way.
+            owner = Meta(
+                name=f"{uid}-{dice.randrange(2)}", uid=uid, annotations=words(), owner_references=parent
+            )
+            for each in (quick, plain):
+                each.see_owner(kind, Partial(metadata=owner))
+        elif change == 3:
+            space = Meta(name="team-a", annotations=words())
+            for each in (quick, plain):
+                each.see_namespace(Partial(metadata=space))
+        elif change == 4:
+            known = dice.choice((None, ("dc-1",), ("nowhere",)))
+            settings = IntentSettings(pools=known, defaults={"gpu-memory": dice.choice(("80Gi", "bad"))})
+            quick.settings = plain.settings = settings
+        elif change == 5:
+            for each in (quick, plain):
+                each.forget_owner("web")
+        ref = [
+            OwnerRef(kind=kind, uid=uid, controller=True)
+            for kind, uid in (("ReplicaSet", "rs"), ("Job", "job"))
+        ]
+        pod = Meta(
+            name="p",
+            namespace=dice.choice(("team-a", "team-b")),
+            uid=f"uid-{turn // 2}",
+            annotations=words(),
+            owner_references=[dice.choice(ref)] if dice.randrange(3) else None,
+        )
+        by_class = dice.choice(("", "dear"))
+        assert quick.faults(pod, by_class) == plain.resolve(pod, by_class).faults
+        assert quick.errors == plain.errors
+    assert sum(quick.errors.values()) > 1000
+
+
+def test_no_more_is_kept_of_what_pods_say_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intent_module, "MOST_SAID", 3)
+    intents = Intents()
+    for index in range(20):
+        [fault] = intents.faults(meta(f"p{index}", gpu_memory=f"bad-{index}"), "")
+        assert fault.key == "gpu-memory"
+        assert len(intents._faults) <= 3
+    intents.faults(meta("long", gpu_memory="x" * 2 * LONGEST_KEPT_CHARS), "")
+    assert not any("x" * LONGEST_KEPT_CHARS in str(said) for said in intents._faults)
