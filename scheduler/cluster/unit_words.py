@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.shares import MIG_PREFIX, SHARED_SUFFIX, noun, words
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
@@ -37,6 +38,12 @@ def said(
             what = f"{noun(name)} {_part(store, name, int(parts.argmax()))}"
             nouns[name] = what if parts[offered].all() else f"{noun(name)} or {what}"
     return words(units, nouns)
+
+
+def said_of(store: Store, facts: PodFacts) -> str:
+    """What a pod asks for, by what it is on its node; while it waits, on all that have it."""
+    row = store.rows.get(facts.node)
+    return said(store, facts.units, None if row is None else np.arange(store.snapshot.rows) == row)
 
 
 def _part(store: Store, name: str, row: int) -> str:

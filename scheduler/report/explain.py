@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 
 import msgspec
-import numpy as np
 from aiohttp import web
 
 from scheduler.cluster.claimers import Claimer
@@ -20,7 +19,7 @@ from scheduler.cluster.lineage import gaps
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.cluster.shares import words
-from scheduler.cluster.unit_words import said
+from scheduler.cluster.unit_words import said_of
 from scheduler.core.clock import Clock
 from scheduler.core.nouns import Placement, PodRequest
 from scheduler.core.units import format_instant, parse_instant
@@ -223,7 +222,7 @@ class Explainer:
             node=facts.node,
             gpus=facts.gpus,
             resources=dict(facts.units),
-            asks=self._asks(facts),
+            asks=said_of(store, facts),
             scheduler=facts.scheduler_name,
             workload=workload.value,
             workload_from=intent.workload_by,
@@ -243,11 +242,6 @@ class Explainer:
             room=decision_of(room) if room is not None else None,
             now=with_points(now) if advisory else now,
         )
-
-    def _asks(self, facts: PodFacts) -> str:
-        store = self._decider.store
-        row = store.rows.get(facts.node)
-        return said(store, facts.units, None if row is None else np.arange(store.snapshot.rows) == row)
 
     def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation) -> list[str]:
         """What is to be said of the record, or of its absence."""
