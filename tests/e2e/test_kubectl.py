@@ -291,6 +291,8 @@ def test_kubectl_does_not_outlive_the_command(
     wait_for("it leads", lambda: labelled(system) == ["wattbalance-0"])
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports["wattbalance-0"] = {API_PORT: int(silent.getsockname()[1])}
+        # What a shell starts with & is told to ignore it, and so would be all that we start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         command = person().begins("kubectl wattbalance nodes")
         try:
             wait_for("a port is forwarded", lambda: kubelet.connected == 1)
