@@ -16,6 +16,7 @@ from scheduler.cluster.store import Store
 from scheduler.config_settings import Settings
 from scheduler.core.units import format_instant
 from scheduler.decision.evaluation import Waking
+from scheduler.decision.explain import SOON
 from scheduler.knowledge import Knowledge
 from scheduler.last_woken import RETRY_ANNOTATION
 from scheduler.leadership import Leadership
@@ -177,7 +178,7 @@ def _unknown(running: Running, pod: PodFacts) -> Waking:
 
 def _next(turn: Turn, most_per_s: float, unix_s: float) -> Waking:
     if turn.before is None:
-        return Waking("soon", "It is woken within a second or two once it fits.")
+        return SOON
     if not turn.before:
         return Waking("soon", "It is the next to be woken, within a second or two.", before=0)
     text = (

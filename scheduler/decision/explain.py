@@ -48,6 +48,12 @@ TAINTED = "kube-scheduler: taint that the pod does not tolerate"
 BANDS = {BAND_FITS: "fits", BAND_LAST: "chosen_before", BAND_FULL: "full", BAND_FULL_LAST: "full"}
 
 
+SOON = Waking("soon", "It is woken within a second or two once it fits.")
+IF_OFFERED = Waking(
+    "soon",
+    "It is woken within a second or two if kube-scheduler had offered us one of the nodes where it fits. What opens "
+    "where its own filters kept the pod away, Kubernetes tells it by itself.",
+)
 OBSERVED = Waking(
     "observed",
     "It fits only where we just observe: nothing of ours keeps it from these nodes, and nobody wakes it.",
@@ -233,7 +239,13 @@ class _Look:
         """The same, but for a pod that fits only where we observe."""
         observed = ObservedPools(self.decider.store.settings.pools).rows(self.judgement.snapshot)
         only_observed = self.judgement.fitting and not (self.judgement.fits & ~observed).any()
-        return OBSERVED if only_observed else waking
+        if only_observed:
+            return OBSERVED
+        if waking == SOON and self.judgement.fitting:
+            # Whoever wakes looks ten times a second, and has not found that it fits where it was offered.
+            return IF_OFFERED
+        # It fitted when it was looked at last, and does not any more.
+        return SOON if waking.before is not None and not self.judgement.fitting else waking
 
     def _fits(self) -> Hindrance:
         text = (

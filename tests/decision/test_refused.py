@@ -696,6 +696,19 @@ def test_only_those_are_read_again_of_whom_something_has_changed(
         assert world.find() is None
         assert {facts.name for facts in read} == want  # type: ignore[attr-defined]  # They are pods.
         read.clear()
+    see_pod(world.store, make_pod("web", owner=OwnerRef(kind="ReplicaSet", uid="rs", controller=True)))
+    parent = [OwnerRef(kind="Deployment", uid="web", controller=True)]
+    meta = Meta(name="rs", namespace="team-a", uid="rs", owner_references=parent)
+    world.store.apply(Changed(Kind.REPLICASET, Partial(metadata=meta)), world.clock.mono_s())
+    world.ask("web")
+    assert world.find() is None
+    read.clear()
+    # Of whom nothing was known before.
+    meta = Meta(name="web", namespace="team-a", uid="web", annotations={"wattbalance.io/gpu-model": "A100"})
+    world.store.apply(Changed(Kind.DEPLOYMENT, Partial(metadata=meta)), world.clock.mono_s())
+    assert world.find() is None
+    assert [facts.name for facts in read] == ["web"]  # type: ignore[attr-defined]  # Likewise.
+    read.clear()
     see_pod(world.store, make_pod("p7", owner=OwnerRef(kind="Job", uid="job-2", controller=True)))
     world.clock.advance(refused.JUDGE_ALL_S)
     assert world.find() is None
