@@ -153,6 +153,22 @@ def test_gpus_that_are_not_healthy_are_not_those_beside_them(lost: str, kept: st
     assert holds(store, lost)[:2] == (2, 2)
 
 
+def test_slices_that_a_node_does_not_offer_are_no_part_of_what_it_offers() -> None:
+    store = make_store()
+    see_shares(store, {GPU: 4}, 4)
+    see_pod(store, make_pod("slice", shares={SEVENTH: 3}, node="n1"))
+    assert holds(store) == (0, 4, 4)
+    assert not store.nodes["n1"].contradictions
+
+
+def test_what_was_renamed_is_sought_under_its_own_name_first() -> None:
+    own = "example.com/part"
+    store = make_store(gpu_resources=frozenset({own}))
+    see_shares(store, {own: 6, SHARED: 4}, 4, replicas="2")
+    see_pod(store, make_pod("whole", 1, node="n1"))
+    assert (holds(store, SHARED)[0], holds(store, own)[0]) == (2, 0)
+
+
 def test_who_explains_or_preempts_counts_free_what_is_held() -> None:
     store = make_store()
     see_shares(store, {GPU: 4}, 4, count="4")
@@ -175,7 +191,9 @@ def test_pods_from_before_are_told_once_on_their_node_and_nobody_calls_it_the_la
     see_shares(store, {GPU: 16}, 4, count="4", replicas="4")
     [note] = written
     assert (note.kind, note.reason, note.warning) == ("Node", "PodsContradictAllocatable", True)
-    want = f"Here pods hold {GPU} from when a unit was a whole GPU; now it is 1/4 of a GPU. wattbalance counts"
+    want = (
+        f"Here pods hold {GPU} from when a unit was a whole GPU; now it is 1/4 of a GPU. wattbalance counts"
+    )
     assert note.note.startswith(want)
     assert len(note.note) <= 1024
     # With each that ends nothing is new.
