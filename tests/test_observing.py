@@ -87,7 +87,11 @@ async def test_while_all_is_observed_it_tells_where_pods_would_be(world: World) 
             1,
             2,
         ]
-        for query, want in (("limit=x", "expected a whole number"), ("node=a", "unknown parameter 'node'")):
+        for query, want in (
+            ("limit=x", "expected a whole number"),
+            ("limit=123456789", "expected a whole number"),
+            ("node=a", "unknown parameter 'node'"),
+        ):
             assert want in (await told(replica, f"/api/v1/observe?{query}"))["error"]
         async with replica.session.get("/metrics") as page:
             assert 'wattbalance_observed_pods{state="elsewhere"} 1.0' in await page.text()
@@ -143,6 +147,7 @@ async def test_it_begins_anew_with_another_mode_and_ends_when_we_act(world: Worl
         await eventually(lambda: daemon.observing.shadow is None)
         assert daemon.handler.beside is None
         assert daemon.decider.on_observed is None
+        assert daemon.observing._follows is None, "no event costs anything any more"
         report = await told(replica)
         # What it showed is told still, with when it ended, until the next begins.
         assert (report["status"], report["observing"], report["observed"]) == ("ended", "", "pool aws-a")
@@ -273,6 +278,21 @@ async def test_wherever_it_fails_it_is_given_up_whole(
         assert daemon.observing.failed
 
 
+async def test_what_is_given_up_while_it_begins_does_not_begin(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add_node("mine")
+    async with world.replica() as replica:
+        await replica.knows("mine")
+        observing = replica.daemon.observing
+        # As where an event fails between two turns.
+        monkeypatch.setattr(Shadow, "see_node", lambda *_: observing._give_up())
+        observing.what = lambda: "everything"
+        await observing.look()
+        assert (observing.shadow, observing.failed) == (None, True)
+        assert replica.daemon.decider.on_observed is None
+
+
 async def test_a_bad_annotation_is_told_of_a_pod_that_we_place_and_not_of_one_that_we_leave(
     world: World,
 ) -> None:
@@ -336,6 +356,8 @@ async def test_once_it_has_begun_it_measures_and_hears_of_new_lists_until_it_end
         shadow = daemon.observing.shadow
         assert shadow is not None
         assert daemon.store.on_devices is not None
+        assert daemon.handler.beside is shadow.store, "it is told what agents tell"
+        assert Kind.POD in shadow.store.synced, "a pod that is bound from here on is news"
         await eventually(lambda: len(shadow.store.pods) == 1)
         steps: list[str] = []
 

@@ -79,6 +79,7 @@ class Shadow:
         self._generations = (-1, -1)
         self._rest_w: dict[str, float] = {}
         """By GPU model: the least that an unheld GPU was seen to draw."""
+        self._rest_turn = 0
 
     # --- what is told --------------------------------------------------------------------------------------------
 
@@ -300,8 +301,10 @@ class Shadow:
         """Take one reading of the moved pods, from the nodes where they run; in steps, one a turn of the loop."""
         self._renew_rows()
         now = self.real.snapshot
-        # Some nodes with an unheld GPU are looked at for what such a one draws, whoever stands there.
-        resting = np.flatnonzero(now.fresh & (now.bound_gpus < now.gpu_count))[:NODES_A_STEP]
+        # Some nodes with an unheld GPU are looked at for what such a one draws, whoever stands there; others each time.
+        resting = np.flatnonzero(now.fresh & (now.bound_gpus < now.gpu_count))
+        resting = np.roll(resting, -self._rest_turn)[:NODES_A_STEP]
+        self._rest_turn += NODES_A_STEP
         looked_at = np.union1d(self.moved.real[self.moved.real >= 0], resting)
         for start in range(0, len(looked_at), NODES_A_STEP):
             for row in looked_at[start : start + NODES_A_STEP].tolist():
@@ -312,16 +315,17 @@ class Shadow:
         reading = self._reading()
         self.moved.measure(reading.load_each, reading.power_each_w)
         yield
-        if self.so_far:
-            self.means.add(self.worlds(), max(now_mono_s - self._mean_until_mono_s, 0.0))
+        span_s = now_mono_s - self._mean_until_mono_s
+        # The first pod may have come since this reading began.
+        if self.so_far and span_s > 0:
+            self.means.add(self.worlds(), span_s)
             self._mean_until_mono_s = now_mono_s
 
     def _look_at(self, name: str) -> None:
         """Note what a GPU at rest draws, where there is one."""
         record = self.real.nodes[name]
-        power_w = [each_w for _, _, each_w in self.real.gpu_readings(name)]
-        known_w = [each_w for each_w in power_w if each_w is not None]
-        if known_w and self.real.snapshot.bound_gpus[record.row] < len(known_w) == len(power_w):
+        known_w = [each_w for _, _, each_w in self.real.gpu_readings(name) if each_w is not None]
+        if self.real.snapshot.bound_gpus[record.row] < len(known_w):
             # Which of them is held nobody tells; the one that draws least is not.
             least_w = min(known_w)
             self._rest_w[record.model] = min(least_w, self._rest_w.get(record.model, least_w))

@@ -636,6 +636,15 @@ def test_a_pod_that_waits_still_is_counted_up_to_now() -> None:
     scene.now_s += 7.0
     pods = shadow.tally(scene.now_s)
     assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (1, 3, 39.0)
+    scene.sizes["c"] = 4
+    scene.node("c")
+    scene.wait(0.0)
+    assert scene.stands("s") == ("b", "c")
+    del scene.sizes["c"]
+    scene.apply(Gone(Kind.NODE, make_node("c")))
+    scene.now_s += 2.0
+    pods = shadow.tally(scene.now_s)
+    assert (pods.waiting, pods.waited_so_far, pods.waited_so_far_s) == (1, 3, 41.0)
 
 
 def test_what_claims_hold_is_held_in_both_worlds() -> None:
@@ -692,6 +701,8 @@ def test_a_pod_that_has_no_room_with_us_waits_until_it_has() -> None:
     assert (followed.node, followed.reason) == ("", NO_ROOM)
     assert scene.shadow.tally(scene.now_s).waiting == 1
     assert len(scene.shadow.store.waiting) == 1
+    worlds = scene.shadow.worlds()
+    assert (worlds.real.waiting_pods, worlds.ours.waiting_pods) == (0, 1)
     scene.wait(30.0)
     assert followed.node == ""
     scene.end("p1")
@@ -888,6 +899,92 @@ def test_a_node_that_goes_in_both_worlds_moves_no_pod_and_one_that_goes_while_al
     assert scene.stands("stays") == (where, where)
 
 
+def test_what_happens_while_all_is_measured_is_not_measured_of_somebody_else() -> None:
+    """The node where it runs goes, and another comes into its row; and a first pod comes."""
+    scene, real, _ = crossed({"a": 4, "b": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    row, slot = scene.store.rows[real], shadow.pods["uid-p"].slot
+    steps = shadow.measure(scene.now_s)
+    next(steps)
+    del scene.sizes[real]
+    scene.apply(Gone(Kind.NODE, make_node(real)))
+    scene.sizes["new"] = 4
+    scene.node("new")
+    assert scene.store.rows["new"] == row
+    scene.bind("other", 4, "new")
+    for store in scene.stores:
+        store.see_samples([("new", make_sample("new", [0.9] * 4), scene.now_s)])
+    list(steps)
+    assert math.isnan(shadow.moved.load[slot])
+    fresh = Scene({"a": 4})
+    assert fresh.shadow is not None
+    steps = fresh.shadow.measure(fresh.now_s)
+    fresh.now_s += 1.0
+    fresh.bind("p", 1, fresh.ask("p", 1))
+    list(steps)
+    assert fresh.shadow.means.span_s == 0.0
+    fresh.now_s += 4.0
+    fresh.read()
+    assert fresh.shadow.means.span_s == pytest.approx(4.0)
+
+
+def test_a_pod_that_runs_on_a_node_that_is_not_known_yet_has_its_gpus_once_it_is() -> None:
+    scene = Scene({"a": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.ask("p", 3)
+    scene.bind("p", 3, "late")
+    slot = shadow.pods["uid-p"].slot
+    assert shadow.moved.gpus[slot] == 0
+    scene.sizes["late"] = 4
+    scene.node("late")
+    assert shadow.worlds().real.held_gpus == 3
+    assert shadow.moved.gpus[slot] == 3
+
+
+def test_a_promise_ends_with_us_though_nobody_waits_or_asks() -> None:
+    scene = Scene({"a": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.ask("p", 3)
+    free = shadow.store.snapshot.free_gpus.max()
+    assert not list(shadow.try_waiting(scene.now_s + 1000.0))
+    assert shadow.store.snapshot.free_gpus.max() == free + 3
+
+
+def test_what_a_gpu_draws_at_rest_is_the_least_that_was_seen() -> None:
+    scene = Scene({"a": 1, "b": 1, "rest": 1})
+    ours = scene.ask("p", 1, "a", "b")
+    scene.bind("p", 1, "b" if ours == "a" else "a")
+    scene.bind("q", 1, ours)
+    scene.read()
+    sample = make_sample("rest", [0.0])
+    sample.power_w[:] = [REST_W + 40.0]
+    for store in scene.stores:
+        store.see_samples([("rest", sample, scene.now_s)])
+    shadow = scene.shadow
+    assert shadow is not None
+    list(shadow.measure(scene.now_s))
+    assert shadow.worlds().moved_power_w[shadow.pods["uid-p"].slot] == pytest.approx(BUSY_W / 2)
+
+
+def test_a_pod_counts_with_its_last_reading_else_with_its_mean_where_others_are_placed() -> None:
+    scene, real, ours = crossed({"a": 4, "b": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    scene.read()
+    moved, slot, store = shadow.moved, shadow.pods["uid-p"].slot, shadow.store
+    before = store.snapshot.load_sum
+    for now, mean, want in ((1.0, 3.0, 1.0), (math.nan, 1.5, 1.5), (math.nan, math.nan, 0.0)):
+        moved.load_now[slot], moved.load[slot] = now, mean
+        after = shadow._with_loads(store.snapshot).load_sum
+        assert after[store.rows[ours]] - before[store.rows[ours]] == pytest.approx(want)
+        assert before[store.rows[real]] - after[store.rows[real]] == pytest.approx(want)
+    moved.load_now[slot] = 100.0
+    assert shadow._with_loads(store.snapshot).load_sum[store.rows[real]] == 0.0
+
+
 def test_the_row_of_a_node_that_went_is_nobodys() -> None:
     scene, real, ours = crossed({"a": 4, "b": 4})
     assert scene.shadow is not None
@@ -1016,6 +1113,17 @@ def test_of_more_pods_than_are_followed_the_others_stand_where_they_are(
     assert (pods.so_far, pods.left_out, pods.asked) == (1, 1, 0)
 
 
+def test_what_was_chosen_for_a_pod_long_ago_is_forgotten() -> None:
+    """Who is asked about and never bound would be remembered for ever."""
+    scene = Scene({"a": 8})
+    scene.ask("p", 1)
+    assert scene.shadow is not None
+    choices = scene.shadow.store.reservations._choices
+    assert choices
+    scene.wait(100_000.0)
+    assert not choices
+
+
 def test_of_more_pods_than_are_kept_the_one_that_was_asked_about_longest_ago_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -1092,6 +1200,27 @@ def test_what_a_full_node_draws_at_rest_is_known_by_others_of_its_model_or_not_a
         # What it draws is in its node's watts, and can be taken off only if it is known.
         assert worlds.ours.power_in_use_w == pytest.approx(2 * busy_w - (REST_W if resting else 0.0))
         assert worlds.nodes_power_known == worlds.nodes_in_use == 2
+
+
+def test_what_each_model_draws_at_rest_is_learnt_from_whichever_node_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many free nodes of other models come before."""
+    monkeypatch.setattr(shadows, "NODES_A_STEP", 1)
+    scene = Scene({"a": 1, "b": 1, "x": 2, "y": 2, "z": 2})
+    for name in ("x", "y"):
+        for store in scene.stores:
+            store.see_inventory(name, make_inventory(name, 2, "NVIDIA T4"))
+    ours = scene.ask("p", 1, "a", "b")
+    real = next(name for name in ("a", "b") if name != ours)
+    scene.bind("p", 1, real)
+    scene.bind("q", 1, ours)
+    assert scene.shadow is not None
+    unmeasured = []
+    for _ in range(3):
+        scene.read()
+        unmeasured.append(scene.shadow.worlds().unmeasured)
+    assert unmeasured == [1, 1, 0]
 
 
 def test_a_node_that_goes_takes_nobody_with_it_who_really_runs_elsewhere() -> None:

@@ -10,7 +10,8 @@ from scheduler.core.clock import ManualClock
 from scheduler.decision import shadow as shadows
 from scheduler.decision.shadow import Shadow
 from scheduler.report.observation import ObservedWorld, ObserveReport
-from scheduler.report.observe import ObserveReporter, ended
+from scheduler.report.observe import KEPT, ObserveReporter, _each, ended
+from tests.builders import make_sample
 from tests.decision.test_shadow import Scene
 
 
@@ -174,22 +175,26 @@ def test_the_share_of_time_that_was_known_is_told() -> None:
     shadow = scene.shadow
     assert shadow is not None
     scene.bind("p", 1, scene.ask("p", 1))
-    for span_s, unread in ((30.0, ("a", "b")), (10.0, ())):
+    for span_s, reads in ((30.0, ""), (50.0, "load"), (20.0, "all")):
         scene.now_s += span_s
-        if not unread:
+        if reads == "all":
             scene.read()
-        else:
-            list(shadow.measure(scene.now_s))
+        for store in scene.stores if reads == "load" else ():
+            for name in scene.sizes:
+                sample = make_sample(name)
+                sample.power_w[0] = None
+                store.see_samples([(name, sample, scene.now_s)])
+        list(shadow.measure(scene.now_s))
     report = ObserveReporter(Watched(shadow), ManualClock(mono_s=scene.now_s)).report()
     assert (report.mean_span_s, report.mean_load_known_frac, report.mean_power_known_frac) == (
-        40.0,
-        0.25,
-        0.25,
+        100.0,
+        0.7,
+        0.2,
     )
     for text in (
-        "MEAN is the average of the same figures over the 40 s",
-        "Its spread is over the 25.0%",
-        "Its watts",
+        "MEAN is the average of the same figures over the 100 s",
+        "Its spread is over the 70.0%",
+        "Its watts are over the 20.0%",
     ):
         assert sum(line.startswith(text) for line in report.legend) == 1, text
 
@@ -299,6 +304,17 @@ def test_of_nodes_without_an_agent_it_says_how_many_and_that_they_bring_no_savin
     back.bind("p", 2, "dark")
     legend = ObserveReporter(Watched(back.shadow), ManualClock(mono_s=back.now_s)).report().legend
     assert not any("more nodes in use" in line for line in legend)
+    assert KEPT in legend, "it is not measured"
+    lit = Scene({"a": 4, "b": 4, "rest": 1})
+    ours = lit.ask("p", 2, "a", "b")
+    lit.bind("p", 2, "a" if ours == "b" else "b")
+    lit.read()
+    assert KEPT not in ObserveReporter(Watched(lit.shadow), ManualClock(mono_s=lit.now_s)).report().legend
+
+
+def test_what_is_nothing_in_two_decimals_is_not_told() -> None:
+    assert _each([(0.004, "now"), (-2.0, "in the mean")]) == ""
+    assert _each([(0.004, "now"), (1200.5, "in the mean")]) == "0 now, 1,200.5 in the mean"
 
 
 def test_before_it_has_begun_it_says_so_and_not_that_we_act() -> None:
