@@ -985,6 +985,15 @@ def test_a_pod_counts_with_its_last_reading_else_with_its_mean_where_others_are_
     assert shadow._with_loads(store.snapshot).load_sum[store.rows[real]] == 0.0
 
 
+def test_a_pod_takes_no_more_along_than_its_node_has() -> None:
+    """As where its GPUs were divided anew since it was moved."""
+    scene, _, _ = crossed({"a": 4, "b": 4})
+    shadow = scene.shadow
+    assert shadow is not None
+    shadow.moved.gpus[shadow.pods["uid-p"].slot] = 16
+    assert shadow.worlds().ours.held_gpus == 16
+
+
 def test_the_row_of_a_node_that_went_is_nobodys() -> None:
     scene, real, ours = crossed({"a": 4, "b": 4})
     assert scene.shadow is not None

@@ -302,6 +302,7 @@ def test_of_nodes_without_an_agent_it_says_how_many_and_that_they_bring_no_savin
     back = Scene({"dark": 4, "lit": 4, "rest": 1}, silent=("dark",))
     back.ask("p", 2, "lit")
     back.bind("p", 2, "dark")
+    back.read()
     legend = ObserveReporter(Watched(back.shadow), ManualClock(mono_s=back.now_s)).report().legend
     assert not any("more nodes in use" in line for line in legend)
     assert KEPT in legend, "it is not measured"
