@@ -1,7 +1,7 @@
 """The command line. Each command imports its room inside its function, so that `--help` costs nearly nothing.
 
 Exit codes: 0 done; 1 something failed, one line on stderr says what; 2 the configuration or the command line
-is wrong; 130 ended by Ctrl-C.
+is wrong; 130 ended by Ctrl-C; 141 nobody reads what it prints any more, as behind `| head -1`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scheduler import __version__
 from scheduler.cli_client import explain, nodes
 from scheduler.cli_config import COMPLETE_VARIABLE, completion, config_group
 from scheduler.cli_pause import pause, resume
+from scheduler.cli_reader import unless_unread
 from scheduler.cli_report import report
 from scheduler.cli_types import ClusterName, Duration, FloatRange, HostPort, NamedPath
 
@@ -342,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors="replace")
     name = program_name(sys.argv[0])
-    sys.exit(_run(name, sys.argv[1:] if arguments is None else arguments))
+    sys.exit(unless_unread(lambda: _run(name, sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(name: str, arguments: list[str]) -> int:

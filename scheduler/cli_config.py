@@ -197,6 +197,11 @@ def completions_for_kubectl(root: click.Command, words: Sequence[str]) -> list[s
 def main_for_kubectl() -> None:
     """Answer `kubectl wattbalance` and the tabulator key, as the program `kubectl_complete-wattbalance`."""
     from scheduler.cli import cli
+    from scheduler.cli_reader import unless_unread
 
-    for line in completions_for_kubectl(cli, sys.argv[1:]):
-        click.echo(line)
+    def complete() -> int:
+        for line in completions_for_kubectl(cli, sys.argv[1:]):
+            click.echo(line)
+        return 0
+
+    sys.exit(unless_unread(complete))

@@ -500,6 +500,73 @@ def test_output_that_its_caller_closed_is_no_fault(closed: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+ADDED = """
+import sys, click
+from scheduler import cli
+from scheduler.client import tables
+for name, act in {
+    "printed": lambda: tables.console().print("x" * 4_000_000),
+    "buffered": lambda: sys.stdout.write("x") and None,
+    "fails": lambda: sys.exit(1),
+}.items():
+    cli.cli.add_command(click.command(name)(act))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "redirected", "want_code"),
+    [
+        (["config", "example"], "", 141),
+        (["--help"], "", 141),
+        (["printed"], "", 141),
+        (["buffered"], "", 141),
+        (["version"], ">/dev/null", 0),
+        (["no-such-command"], "", 2),
+        (["no-such-command"], "2>&1", 141),
+        (["fails"], ">/dev/null", 1),
+    ],
+)
+def test_a_command_whose_reader_is_gone_ends_quietly_as_by_sigpipe(
+    command: list[str], redirected: str, want_code: int
+) -> None:
+    """As behind `| true`: the pipe's other end is closed before the first byte."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'"$0" -c "$@" {redirected}', sys.executable, ADDED, *command],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == want_code, done.stderr
+    assert "No such command" in done.stderr if want_code == 2 else not done.stderr
+
+
+def test_a_table_whose_reader_has_enough_ends_quietly_as_by_sigpipe() -> None:
+    reader, writer = os.pipe()
+    # Unbuffered, Python itself loses what a pipe does not take at once, and does not say so.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", ADDED, "printed"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as running:
+        os.close(writer)
+        got = os.read(reader, 1)
+        os.close(reader)
+        assert (got, running.wait(60)) == (b"x", 141)
+        assert running.stderr is not None
+        assert not running.stderr.read()
+
+
 def test_a_terminal_that_knows_ascii_only_gets_a_question_mark() -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     code = (
