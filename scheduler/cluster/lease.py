@@ -75,6 +75,8 @@ class Elector:
         self._seen_mono_s = -math.inf
         self._record: Record | None = None
         self._complained = ""
+        self._in_doubt = False
+        """Whether a write of ours was sent, and no answer has told what came of it."""
         self.is_fit: Callable[[], bool] = lambda: True
         """Whether we know enough to lead: who does not takes no Lease, and hands back the one it holds."""
 
@@ -241,13 +243,16 @@ class Elector:
         }
         if record is None:
             whole["metadata"] = {"name": self._target.name, "namespace": self._target.namespace}
+        self._in_doubt = True
         try:
             answer = await self._call("update" if record is not None else "create", whole)
         except ApiConflict:
+            self._in_doubt = False
             if renewal:
                 raise
             return False
         self._record = decode_record(answer)
+        self._in_doubt = False
         self._seen, self._seen_mono_s = self._record.spec, self._clock.mono_s()
         self.term = term
         self.leader = self.identity
@@ -266,17 +271,21 @@ class Elector:
         """Hand the Lease back, so that the successor need not wait. Only a courtesy: nothing rests on it."""
         self.deadline_mono_s = -math.inf
         record, self._record = self._record, None
-        if record is None:
+        in_doubt, self._in_doubt = self._in_doubt, False
+        if record is None and not in_doubt:
             return
         try:
             async with asyncio.timeout(self.times.release_s):
                 try:
-                    await self._hand_back(record)
-                except ApiConflict:
-                    # The renewal that our end cut off was carried out all the same.
-                    record = await self._read()
-                    if record.holder == self.identity and record.transitions == self.term:
+                    if record is not None:
                         await self._hand_back(record)
+                        return
+                except ApiConflict:
+                    pass
+                # What our end cut off, taking it or a renewal, was carried out all the same.
+                record = await self._read()
+                if record.holder == self.identity:
+                    await self._hand_back(record)
         except (ClusterError, TimeoutError) as error:
             log.info("the Lease was not handed back: %s", error)
         self.leader = ""

@@ -357,6 +357,28 @@ async def test_a_lease_is_handed_back_although_stopping_cut_off_a_renewal() -> N
         assert store.spec["holderIdentity"] == ""
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_lease_is_handed_back_although_stopping_cut_off_taking_it(*, is_there: bool) -> None:
+    store = Store(lost_answers=1)
+    if is_there:
+        store.put({"holderIdentity": "", "leaseTransitions": 4})
+    async with store.electors("a") as [a]:
+        async with beside(a.run(forever)):
+            await eventually(lambda: store.renewals == 1)
+            assert store.spec["holderIdentity"] == "a"
+            assert not store.leads(a)
+        assert store.spec["holderIdentity"] == ""
+
+
+async def test_a_lease_that_another_took_is_not_handed_back() -> None:
+    store = Store(lost_answers=1)
+    async with store.electors("a") as [a]:
+        async with beside(a.run(forever)):
+            await eventually(lambda: store.renewals == 1)
+            store.put({"holderIdentity": "b", "leaseTransitions": 9})
+        assert store.spec["holderIdentity"] == "b"
+
+
 async def test_what_the_work_raises_comes_out_and_the_lease_is_handed_back() -> None:
     store = Store()
 
