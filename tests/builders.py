@@ -67,7 +67,7 @@ def make_pod(
     owner: OwnerRef | None = None,
     priority_class: str = "",
     deleted: str | None = None,
-    shares: Mapping[str, int] | None = None,
+    shares: Mapping[str, int] | Mapping[str, str] | None = None,
     refused: str = "",
     created: str | None = None,
 ) -> Pod:

@@ -11,6 +11,7 @@ from scheduler.cluster.nodes import NodeRecord
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.promises import Promises
 from scheduler.cluster.resized import told
+from scheduler.telemetry.sample import MOST_GPUS
 
 
 class Holdings:
@@ -159,5 +160,7 @@ class Holdings:
         self.add_up(record)
 
     def _load_of(self, facts: PodFacts, record: NodeRecord) -> float:
-        """What a pod is expected to keep busy of a node, in GPUs."""
-        return self._columns.gpus_of(record.held(facts), record.row) * self._expected_load(facts)
+        """What a pod is expected to keep busy of a node, in GPUs: no more than there are, whatever it asks for."""
+        columns, row = self._columns, record.row
+        there = float(columns.gpu_count[row]) or MOST_GPUS
+        return min(columns.gpus_of(record.held(facts), row), there) * self._expected_load(facts)

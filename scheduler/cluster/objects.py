@@ -171,30 +171,46 @@ class Status(Slim, frozen=True):
 
 
 def quantity(value: str | float | None) -> float:
-    """Read a Kubernetes quantity ("2", "500m", "16Gi") as a float; what cannot be read counts as 0.
+    """Read a Kubernetes quantity ("2", "500m", "16Gi") as a float.
+
+    What cannot be read counts as 0, and so does what no node has as much of, for of that nothing is to be had. What a
+    pod asks for is `asked_quantity`.
 
     Source: apimachinery's resource.Quantity, decimal and binary suffixes.
     """
+    number = _number(value)
+    # Compared before it is made a float: an int may be too large for one. NaN fails the comparison.
+    return float(number) if abs(number) < _MOST else 0.0
+
+
+def asked_quantity(value: str | float | None) -> float:
+    """Read what a pod asks for, likewise; more than any node has stays more than that, and no less than nothing."""
+    number = _number(value)
+    # NaN fails this comparison too.
+    return float(min(number, MOST_ASKED)) if number > 0 else 0.0
+
+
+def _number(value: str | float | None) -> float:
     if value is None:
         return 0.0
     if isinstance(value, int | float):
-        # Compared before it is made a float: an int may be too large for one.
-        return float(value) if abs(value) < _MOST else 0.0
+        return value
     digits, factor = value, 1.0
     for suffix, means in _SUFFIXES:
         if value.endswith(suffix):
             digits, factor = value[: -len(suffix)], means
             break
     try:
-        number = float(digits) * factor
+        return float(digits) * factor
     except ValueError:
         return 0.0
-    # NaN fails the comparison.
-    return number if abs(number) < _MOST else 0.0
 
 
 # No node has that many of anything that we read; and sums of it still fit into 32-bit floats.
 _MOST = 1e18
+# Above it, so that it fits nowhere: one more than Kubernetes' largest quantity, which no float has. As a whole number
+# it fits into 64 bits, and 32-bit floats have it exactly.
+MOST_ASKED = 2.0**63
 
 
 _SUFFIXES: tuple[tuple[str, float], ...] = (
@@ -203,6 +219,7 @@ _SUFFIXES: tuple[tuple[str, float], ...] = (
     ("Gi", 2.0**30),
     ("Ti", 2.0**40),
     ("Pi", 2.0**50),
+    ("Ei", 2.0**60),
     ("n", 1e-9),
     ("u", 1e-6),
     ("m", 1e-3),
@@ -211,6 +228,7 @@ _SUFFIXES: tuple[tuple[str, float], ...] = (
     ("G", 1e9),
     ("T", 1e12),
     ("P", 1e15),
+    ("E", 1e18),
 )
 
 
@@ -219,6 +237,7 @@ def requested(spec: PodSpec, resource: str = GPU_RESOURCE) -> float:
 
     Regular containers and sidecars (init containers that restart always) add up; a plain init container runs
     beside the sidecars started before it and before the regular ones, so the larger of both sums counts.
+    An absurd amount is `MOST_ASKED`: a pod that fits nowhere, and not one that asks for nothing.
     Source: component-helpers resource.PodRequests, Kubernetes 1.29.
     """
     running = sum(_asked(container, resource) for container in spec.containers or ())
@@ -231,7 +250,8 @@ def requested(spec: PodSpec, resource: str = GPU_RESOURCE) -> float:
             peak = max(peak, sidecars)
         else:
             peak = max(peak, sidecars + asked)
-    return max(running + sidecars, peak) + quantity((spec.overhead or {}).get(resource))
+    total = max(running + sidecars, peak) + asked_quantity((spec.overhead or {}).get(resource))
+    return min(total, MOST_ASKED)
 
 
 def _asked(container: Container, resource: str) -> float:
@@ -240,4 +260,4 @@ def _asked(container: Container, resource: str) -> float:
         return 0.0
     # A limit without a request is the request: the API server fills it in, but bare pods may lack it.
     amount = (resources.requests or {}).get(resource, (resources.limits or {}).get(resource))
-    return max(quantity(amount), 0.0)
+    return asked_quantity(amount)

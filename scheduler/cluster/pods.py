@@ -17,7 +17,7 @@ from scheduler.cluster.objects import (
     OwnerRef,
     Pod,
     PodSpec,
-    quantity,
+    asked_quantity,
     requested,
 )
 from scheduler.cluster.pod_status import is_refused, lacks_binder
@@ -138,7 +138,7 @@ def _extended(spec: PodSpec) -> Iterator[str]:
             if container.resources is not None:
                 for amounts in (container.resources.limits, container.resources.requests):
                     for name, amount in (amounts or {}).items():
-                        if "/" in name and quantity(amount) > 0:
+                        if "/" in name and asked_quantity(amount) > 0:
                             yield name
 
 

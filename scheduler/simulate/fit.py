@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.cluster.objects import quantity
+from scheduler.cluster.objects import asked_quantity, quantity
 from scheduler.simulate.apiserver_rules import JsonObject
 
 Mask = npt.NDArray[np.bool_]
@@ -39,7 +39,7 @@ def amounts(spec: JsonObject) -> dict[str, float]:
             asked = {}
         peak = _larger(peak, _added(sidecars, asked))
     total = _larger(_added(running, sidecars), peak)
-    overhead = {name: quantity(value) for name, value in (spec.get("overhead") or {}).items()}
+    overhead = {name: asked_quantity(value) for name, value in (spec.get("overhead") or {}).items()}
     return {**_added(total, overhead), COUNT: 1.0}
 
 
@@ -48,7 +48,7 @@ def _sum(containers: tuple[JsonObject, ...] | list[JsonObject]) -> dict[str, flo
     for container in containers:
         resources = container.get("resources") or {}
         asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-        total = _added(total, {name: quantity(value) for name, value in asked.items()})
+        total = _added(total, {name: asked_quantity(value) for name, value in asked.items()})
     return total
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler.cluster.objects import Meta, Node, Pod, quantity
+from scheduler.cluster.objects import MOST_ASKED, Meta, Node, Pod, asked_quantity, quantity
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
 from scheduler.core.errors import BadMessage
 from scheduler.core.nouns import Placement
@@ -161,3 +161,4 @@ def test_any_slice_and_claim_is_taken_by_a_node_without_allocatable(
 @given(QUANTITIES)
 def test_any_quantity_is_a_bounded_number(value: str | float) -> None:
     assert abs(quantity(value)) < 1e18
+    assert 0 <= asked_quantity(value) <= MOST_ASKED

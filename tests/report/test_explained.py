@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from scheduler.cluster.objects import Pod
+from scheduler.cluster.objects import MOST_ASKED, Pod
 from scheduler.cluster.port import Kind
 from scheduler.cluster.preference_objects import (
     Affinity,
@@ -23,7 +23,7 @@ from scheduler.cluster.preference_objects import (
 )
 from scheduler.cluster.store import Store
 from scheduler.core.clock import ManualClock
-from scheduler.core.nouns import Placement, Reason
+from scheduler.core.nouns import GPU_RESOURCE, Placement, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionLog, decision_annotation
 from scheduler.report.explain import GONE, NOT_LISTED, ROOM, Explainer
@@ -98,6 +98,18 @@ async def get(client: Client, path: str, want_status: int = 200) -> dict[str, An
         assert response.status == want_status, await response.text()
         assert response.content_type == "application/json"
         return dict(await response.json())
+
+
+async def test_a_pod_that_asks_for_an_absurd_number_of_gpus_is_known_and_waits(
+    world: World, client: Client
+) -> None:
+    pod = world.see(make_pod("p1", shares={GPU_RESOURCE: "9223372036854775807"}))
+    world.decide(pod)
+    told = await get(client, "team-a/p1")
+    assert (told["state"], told["gpus"]) == ("waiting", MOST_ASKED)
+    assert [each["text"] for each in told["now"]["unblock"]] == [
+        "No node has 9.22337e+18 GPUs; the largest has 8. Ask for fewer, or add a larger node."
+    ]
 
 
 async def test_a_pod_for_a_scheduler_that_does_not_ask_us_is_told_so(world: World) -> None:
