@@ -13,31 +13,29 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from scheduler.cluster.claimers import Claimer
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.lineage import gaps
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
-from scheduler.cluster.shares import words
 from scheduler.cluster.unit_words import said_of
 from scheduler.core.clock import Clock
 from scheduler.core.nouns import Placement, PodRequest
-from scheduler.core.units import format_instant, parse_instant
+from scheduler.core.units import format_instant
 from scheduler.decision.asked import asked_by
 from scheduler.decision.decider import Decider
 from scheduler.decision.evaluation import Evaluation, Waking
 from scheduler.decision.explain import evaluate
-from scheduler.decision.record import PREEMPT, RECORDS_KEPT, DecisionRecord
+from scheduler.decision.record import PREEMPT, DecisionRecord
+from scheduler.report.absent import ROOM, Absent, by_claims, instant
 from scheduler.report.explanation import Annotation, Explanation, NotFound, decision_of, with_points
+from scheduler.report.no_record import NoRecord
 from scheduler.report.openapi import EXPLAIN_PATH
 from scheduler.report.queries import without_query
 from scheduler.report.unoffered import unoffered
-from scheduler.report.written import MOST_SHOWN, believed, misfit
+from scheduler.report.written import MOST_SHOWN
 
 # Names compared in a turn of the loop: a quarter of a millisecond.
 NAMES_A_TURN = 2000
-# Of a name that is in other namespaces, or was: some of them are enough of a hint.
-MOST_ELSEWHERE = 5
 
 _encode = msgspec.json.Encoder().encode
 
@@ -65,10 +63,6 @@ NOW_BOUND = (
     "same, so that its own node looks somewhat worse than it is to this pod. Its images are there by now, and are not "
     "weighed."
 )
-BY_CLAIMS = (
-    "The pod asks for devices by resource claims alone, which kube-scheduler places by itself: it gets back all nodes "
-    "that it offers us, and no scores. What claims hold counts as taken for all other pods."
-)
 WOKEN = (
     "It had been refused, fitted again and was woken at {}. If kube-scheduler has not asked us since, its own filters "
     "keep the pod from these nodes (kubectl describe pod tells)."
@@ -80,18 +74,6 @@ NOMINATED = (
 STRANGER = (
     "Its spec.schedulerName is {}, which is none of our scheduler_names ({}): nobody is expected to ask us about it. "
     "Name one of these in the pod's spec, or that scheduler in our configuration, if it asks us."
-)
-ROOM = (
-    "kube-scheduler asked us on which nodes others may make room for it (preempt): that answer is kept, and is no "
-    "decision about its place."
-)
-GONE = (
-    "The pod is not among those that want or hold GPUs, by what this replica sees now: it ended, was deleted, or is "
-    "too new to have been seen (kubectl get pod tells). What is left is the last decision about it."
-)
-NOT_LISTED = (
-    "This replica has not listed the pods yet: whether there still is such a pod is not known here. Ask again in some "
-    "seconds. What is shown is the last decision about it."
 )
 
 
@@ -121,12 +103,12 @@ class Explainer:
     ) -> None:
         self._decider = decider
         self._clock = clock
-        self._role = role
         self._woken_unix_s = woken_unix_s
         self._refused = refused
         self._scheduler_names = scheduler_names
         self._waking = waking
-        self._began_unix_s = clock.unix_s()
+        self._no_record = NoRecord(decider, role, scheduler_names, clock.unix_s())
+        self._absent = Absent(decider, self._no_record)
 
     def routes(self) -> list[web.RouteDef]:
         """Routes of a listener that serves `api`."""
@@ -149,10 +131,10 @@ class Explainer:
             return self._known(facts, record, room if room is not None and room.uid == facts.uid else None)
         claimer = self._decider.store.claimers.find(namespace, name)
         if claimer is not None:
-            return self._by_claims(claimer)
+            return by_claims(claimer, self._decider.store, self._clock.unix_s())
         if (last := record or room) is not None:
-            return self._gone(last)
-        return self._unknown(namespace, name, sorted(living | recorded))
+            return self._absent.decided(last)
+        return self._absent.unknown(namespace, name, sorted(living | recorded))
 
     async def _living(self, namespace: str, name: str) -> tuple[PodFacts | None, set[str]]:
         """The pod among those that hold or want GPUs now, and the namespaces that have one of this name."""
@@ -197,7 +179,7 @@ class Explainer:
             room = None
         decider, unix_s = self._decider, self._clock.unix_s()
         store = decider.store
-        created_unix_s = created(facts.meta.creation_timestamp)
+        created_unix_s = instant(facts.meta.creation_timestamp)
         age_s = 0.0 if created_unix_s is None else max(unix_s - created_unix_s, 0.0)
         intent = store.intents.resolve(facts.meta, facts.priority_class)
         workload = intent.workload
@@ -246,11 +228,11 @@ class Explainer:
     def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation) -> list[str]:
         """What is to be said of the record, or of its absence."""
         if record is None:
-            notes = [*self._stranger(facts), self._no_record(facts)]
+            notes = [*self._stranger(facts), self._no_record.of(facts)]
         elif record.uid != facts.uid:
             notes = [
                 "The decision is about an earlier pod of this name; none about this one is kept: "
-                + self._no_record(facts)
+                + self._no_record.of(facts)
             ]
         elif record.result == "observed":
             notes = [_observed(facts, record)]
@@ -284,81 +266,6 @@ class Explainer:
         left = request.preferences.not_weighed(policies) if request.preferences is not None else ()
         return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
 
-    def _no_record(self, facts: PodFacts) -> str:
-        ours = self._scheduler_names()
-        if known := believed(facts, self._decider, ours):
-            return f"No record of the decision is kept here. {known}"
-        wrong = misfit(facts, self._decider, ours)
-        told = f"{wrong} {self._since()}" if wrong else self._since()
-        since = f"{told} Its decision, if there was one, is older, {self._elsewhere()}"
-        if facts.node:
-            return f"{since} or it was bound without us: by another scheduler, or by hand."
-        return f"{since} or kube-scheduler has not asked us about it yet (kubectl describe pod tells what holds it)."
-
-    def _since(self) -> str:
-        log = self._decider.log
-        if len(log) >= RECORDS_KEPT:
-            return f"The last {RECORDS_KEPT:,} decisions are kept."
-        return f"Decisions are kept since this replica began, at {format_instant(round(self._began_unix_s))}."
-
-    def _elsewhere(self) -> str:
-        role = self._role()
-        return (
-            "or was made by the leader (this replica stands by),"
-            if role == "standby"
-            else "or was made elsewhere,"
-        )
-
-    def _by_claims(self, pod: Claimer) -> Explanation:
-        """What kube-scheduler places alone, and what claims hold for it."""
-        created_unix_s = created(pod.created)
-        unix_s = self._clock.unix_s()
-        waits = created_unix_s is not None and not pod.node
-        return Explanation(
-            namespace=pod.namespace,
-            name=pod.name,
-            uid=pod.uid,
-            state="bound" if pod.node else "waiting",
-            node=pod.node,
-            scheduler=pod.scheduler_name,
-            created_unix_s=created_unix_s,
-            waited_s=max(unix_s - created_unix_s, 0.0) if waits and created_unix_s is not None else None,
-            notes=[BY_CLAIMS, *(f"{held}." for held in self._decider.store.devices.held_by(pod.uid))],
-        )
-
-    def _gone(self, record: DecisionRecord) -> Explanation:
-        of_room = record.verb == PREEMPT
-        why = GONE if Kind.POD in self._decider.store.synced else NOT_LISTED
-        return Explanation(
-            namespace=record.namespace,
-            name=record.pod,
-            uid=record.uid,
-            state="not seen",
-            gpus=record.gpus,
-            resources=record.resources,
-            asks=words(tuple(record.resources.items())),
-            workload=record.profile,
-            workload_from="the decision",
-            notes=[why, ROOM] if of_room else [why],
-            decision=None if of_room else decision_of(record, self._decider.store.pool_names),
-            room=decision_of(record) if of_room else None,
-        )
-
-    def _unknown(self, namespace: str, name: str, elsewhere: list[str]) -> NotFound:
-        which = f"{namespace[:MOST_SHOWN]}/{name[:MOST_SHOWN]}"
-        if Kind.POD not in self._decider.store.synced:
-            text = f"pod {which} is not known yet: this replica has not listed the pods; ask again in some seconds"
-        elif elsewhere:
-            more = ", ".join(elsewhere[:MOST_ELSEWHERE])
-            text = f"no pod {which} wants or holds GPUs; one of this name is, or was, in namespace {more}"
-        else:
-            text = (
-                f"nothing is known of pod {which}: no pod of this name wants or holds GPUs now, and no decision "
-                f"that is kept was about one. {self._since()} An older one, if there was one, is in its log. A pod "
-                "that asks for no GPU is not known here: kube-scheduler places it without us (kubectl describe pod)"
-            )
-        return NotFound(error=text, namespaces=elsewhere)
-
 
 def _observed(facts: PodFacts, record: DecisionRecord) -> str:
     ours = f"we would have chosen {record.chosen}" if record.chosen else "we would have left no node"
@@ -369,14 +276,6 @@ def _chose(facts: PodFacts, record: DecisionRecord) -> str:
     if not facts.node:
         return "has not bound it yet"
     return "chose the same" if facts.node == record.chosen else f"chose {facts.node}"
-
-
-def created(stamp: str | None) -> float | None:
-    """Kubernetes' instant in seconds since 1970; None where there is none, or none that can be read."""
-    try:
-        return parse_instant(stamp) if stamp else None
-    except ValueError:
-        return None
 
 
 def _annotations(intent: Intent) -> list[Annotation]:

@@ -26,7 +26,8 @@ from scheduler.core.clock import ManualClock
 from scheduler.core.nouns import GPU_RESOURCE, Placement, Reason
 from scheduler.decision.decider import Decider
 from scheduler.decision.record import DecisionLog, decision_annotation
-from scheduler.report.explain import GONE, NOT_LISTED, ROOM, Explainer
+from scheduler.report.absent import GONE, NOT_LISTED, ROOM
+from scheduler.report.explain import Explainer
 from scheduler.report.explanation import Explanation, NotFound
 from scheduler.report.openapi import openapi
 from tests.builders import all_rows, lose_pod, make_decider, make_pod, make_store, see_node, see_pod

@@ -9,7 +9,7 @@ from rich.console import Console
 from scheduler.client.tables import print_explanation
 from scheduler.cluster.objects import Container, Meta, Node, NodeStatus, Pod, PodSpec, PodStatus, Present
 from scheduler.cluster.port import Changed, Gone, Kind, Listed
-from scheduler.report.explain import BY_CLAIMS
+from scheduler.report.absent import BY_CLAIMS
 from tests.builders import make_inventory, make_node, make_pod
 from tests.dra import make_claim, make_class, make_slice
 from tests.report.test_explained import World
