@@ -251,6 +251,7 @@ def make_sharing_pod(
     node: str = "",
     nominated: str = "",
     priority: int = 0,
+    phase: str = "",
 ) -> Pod:
     """A pod that asks for units that share a GPU, and for so much memory of each."""
     return make_pod(
@@ -259,5 +260,6 @@ def make_sharing_pod(
         node=node,
         nominated=nominated,
         priority=priority,
+        phase=phase,
         annotations=None if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"},
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cluster.memory_free import fold_shared_memory
 from scheduler.cluster.snapshot import ROUNDING, FloatColumn, Snapshot, lost_units
 from scheduler.core.nouns import GPU_RESOURCE, Units
 
@@ -78,9 +79,7 @@ class Columns:
         self.models = np.zeros(rows, np.int16)
         self.gpu_memory_bytes = np.zeros(rows, f8)
         self.shared = np.zeros(rows, bool)
-        # What pods of the node have asked of memory that units share: in all, and the most for one unit.
-        self.memory_bound_bytes = np.zeros((2, rows), f8)
-        self.memory_reserved_bytes = np.zeros((2, rows), f8)
+        self._allocate_asks(rows)
         self.name_hash = np.zeros(rows, np.uint32)
         # Per node, folded.
         self.healthy = np.full(rows, np.inf, f4)
@@ -98,6 +97,14 @@ class Columns:
         self._known_sum = np.zeros(rows, f4)
         self._broken_count = np.zeros(rows, f4)
         self.renew_snapshot()
+
+    def _allocate_asks(self, rows: int) -> None:
+        # What pods of the node have asked of memory that units share: in all, and the most for one unit.
+        self.memory_bound_bytes = np.zeros((2, rows), np.float64)
+        self.memory_reserved_bytes = np.zeros((2, rows), np.float64)
+        # As much of what is bound as may not be measured yet, and from when on a sample has more of it.
+        self.memory_untaken_bytes = np.zeros((2, rows), np.float64)
+        self.memory_settles_mono_s = np.full(rows, np.inf, np.float64)
 
     def renew_snapshot(self) -> None:
         """Make the read-only views anew: after growth, or when a scalar that they carry has changed."""
@@ -199,6 +206,7 @@ class Columns:
         self.unit_memory_bytes[:, row] = 0
         self.unit_shared[:, row] = self.shared[row] = False
         self.memory_bound_bytes[:, row] = self.memory_reserved_bytes[:, row] = 0
+        self.memory_untaken_bytes[:, row], self.memory_settles_mono_s[row] = 0, np.inf
         self.gpu_count[row] = self.counted_gpus[row] = self.pending[row] = 0
         self.quarantined[row] = self.cordoned[row] = self.in_two_pools[row] = False
         self.capability[row] = 1
@@ -284,7 +292,7 @@ class Columns:
         self.free_units[:, rows], self.free[rows] = self.free_beside(bound + reserved, rows)
         if np.count_nonzero(self.shared[rows]):
             some = np.arange(self.rows)[rows]
-            self._fold_memory(some[self.shared[some]])
+            fold_shared_memory(self, some[self.shared[some]])
 
     def free_beside(self, held_units: FloatColumn, rows: Rows | slice) -> tuple[FloatColumn, FloatColumn]:
         """What is free of some nodes: units of each resource (resources, nodes), and GPUs in all (nodes,).
@@ -305,45 +313,10 @@ class Columns:
             gpus = np.maximum(gpus - (stray * each).sum(0), 0)
         return free, gpus
 
-    def _fold_memory(self, rows: Rows) -> None:
-        bound, reserved = self.memory_bound_bytes[:, rows], self.memory_reserved_bytes[:, rows]
-        asked = np.array([bound[0] + reserved[0], np.maximum(bound[1], reserved[1])])
-        free = self.shared_memory_free_bytes(rows, asked)
-        kept = self.unit_memory_bytes[:, rows]
-        self.unit_memory_bytes[:, rows] = np.where(self.unit_shared[:, rows], free, kept)
-
-    def shared_memory_free_bytes(
-        self,
-        rows: Rows,
-        asked_bytes: NDArray[np.float64],
-        *,
-        ended_bytes: NDArray[np.float64] | float = 0.0,
-        own_bytes: NDArray[np.float64] | float = 0.0,
-    ) -> NDArray[np.float64]:
-        """What the fullest GPU of each node has free, shape (nodes,); 0 where that is not known.
-
-        The device plugin chooses the GPU, so none of them may have less. What pods there have asked for counts where
-        it is more than what is measured: they may not have taken it yet. However they lie, the fullest GPU has at
-        least as much of that as the largest unit, and as a GPU would if all had the same.
-
-        Args:
-            rows: The nodes'.
-            asked_bytes: What is asked for, as `memory_asked_bytes` adds it up, shape (2, nodes).
-            ended_bytes: What has been taken by pods that are taken to have ended, shape (nodes,). On which GPUs they
-                were nobody tells: the fullest has at most what is left on all of them together.
-            own_bytes: What the pod that is asked about has taken of the GPU that it would come back to, likewise.
-        """
-        slot, whole_bytes = self.slot[rows], self.gpu_memory_bytes[rows]
-        sound = slot & (self.state[rows] < FIRST_BROKEN_STATE)
-        used = np.where(sound, self.memory_used_bytes[rows], 0)
-        told = self.fresh[rows] & (whole_bytes > 0) & sound.any(1) & ~np.isnan(used).any(1)
-        # Those that have ended may have been on a broken one.
-        left = used.sum(1) + (slot & ~sound).sum(1) * whole_bytes - ended_bytes
-        fullest = np.minimum(used.max(1, initial=0) - own_bytes, left)
-        asked = np.maximum(asked_bytes[0] / self.sharing_gpus(rows), asked_bytes[1])
-        free = whole_bytes - np.maximum(fullest, asked)
-        # A full one is known: not 0, which is unknown.
-        return np.where(told, np.maximum(free, 1), 0)
+    def sound(self, rows: Rows | slice) -> NDArray[np.bool_]:
+        """Which GPUs of some nodes are there and not broken, shape (nodes, gpus)."""
+        sound: NDArray[np.bool_] = self.slot[rows] & (self.state[rows] < FIRST_BROKEN_STATE)
+        return sound
 
     def sharing_gpus(self, rows: Rows | slice) -> FloatColumn:
         """How many GPUs of each node units share, as far as these are sound; 1 at least.

@@ -59,6 +59,7 @@ class Holdings:
             before = None
         self.pods[facts.uid] = facts
         self._promises.nominate(facts)
+        self._promises.memory.see_pod(facts, now_mono_s)
         if not facts.node:
             self.waiting[facts.uid] = facts
             return False
@@ -74,6 +75,7 @@ class Holdings:
         facts = self.pods.pop(uid, None)
         self.waiting.pop(uid, None)
         self._promises.forget_pod(uid, now_mono_s)
+        self._promises.memory.forget_pod(uid)
         if facts is None or not facts.node:
             return
         record = self._records.get(facts.node)
@@ -138,7 +140,8 @@ class Holdings:
         if said_more:
             # Perhaps of memory.
             record.memory_bytes.pop(facts.uid, None)
-        if before.units != facts.units or (said_more and record.shared):
+        says_more = said_more or before.running != facts.running
+        if before.units != facts.units or (says_more and record.shared):
             self.add_up(record)
 
     def _bound(self, facts: PodFacts, now_mono_s: float, *, is_news: bool) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from scheduler.cluster.columns import STATE_HUNG, STATE_LOST, STATE_OK, STATE_UNKNOWN, Columns
 from scheduler.cluster.nodes import NodeRecord, Nodes
+from scheduler.cluster.shared_memory import SharedMemory
 from scheduler.telemetry.sample import Inventory, Sample
 
 STATES = {"ok": STATE_OK, "unknown": STATE_UNKNOWN, "lost": STATE_LOST, "hung": STATE_HUNG}
@@ -23,11 +24,19 @@ class Measurements:
     """Inventories and readings of the nodes that there are."""
 
     def __init__(
-        self, columns: Columns, nodes: Nodes, counters: Counter[str], *, half_life_s: float, stale_s: float
+        self,
+        columns: Columns,
+        nodes: Nodes,
+        counters: Counter[str],
+        memory: SharedMemory,
+        *,
+        half_life_s: float,
+        stale_s: float,
     ) -> None:
         self._columns = columns
         self._nodes = nodes
         self._counters = counters
+        self._memory = memory
         self._half_life_s = half_life_s
         self._stale_s = stale_s
         self._early_inventories: OrderedDict[str, Inventory] = OrderedDict()
@@ -132,6 +141,7 @@ class Measurements:
                 received_mono_s=np.array(received, np.float64),
                 half_life_s=self._half_life_s,
             )
+            self._memory.settle()
 
     def forget(self, node: str) -> None:
         """A node's readings are unknown from now on."""

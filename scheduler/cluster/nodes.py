@@ -72,6 +72,8 @@ class NodeRecord:
     """Whether units share a GPU's memory."""
     memory_bytes: dict[str, float] = field(default_factory=dict)
     """Then: what each unit of the pods that are here is to have, by uid."""
+    untaken: frozenset[str] = frozenset()
+    """Whose of that the newest sample need not have in it."""
     came_to: dict[str, Mapping[str, Offer]] = field(default_factory=dict)
     """What it offered when pods came that it does not offer now, by their uid."""
 

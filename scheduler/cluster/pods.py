@@ -29,6 +29,8 @@ from scheduler.core.preferences import Conditions, Preferences
 # More than a cluster has of templates that prefer something.
 TEMPLATES_KEPT = 4096
 FINISHED = ("Succeeded", "Failed")
+# Kubernetes calls it so once all containers are made and one at least was started.
+RUNNING = "Running"
 # What each DeviceClass is called as an extended resource, whatever it names itself. Source: k8s.io/api/resource/v1.
 CLASS_PREFIX = "deviceclass.resource.kubernetes.io/"
 
@@ -60,6 +62,8 @@ class PodFacts:
     """Whether kube-scheduler wrote on it that it was not placed, and not for reasons of its own (pod_status.py)."""
     lacks_binder: bool = False
     """Whether that was since we do not bind."""
+    running: bool = False
+    """Whether a container of it has been started."""
     annotations_bytes: int | None = None
     """Of all its annotations, as Kubernetes limits it; kept while it waits, and None where nobody has counted."""
 
@@ -107,6 +111,7 @@ def pod_facts(
         conditions=_same(conditions_of(pod.spec)),
         refused=refused,
         lacks_binder=refused and lacks_binder(pod),
+        running=pod.status.phase == RUNNING,
         annotations_bytes=annotations_bytes(meta.annotations or {})
         if with_status and not pod.spec.node_name
         else None,
@@ -198,6 +203,7 @@ def _slimmed(meta: Meta) -> Meta:
         namespace=meta.namespace,
         uid=meta.uid,
         creation_timestamp=meta.creation_timestamp,
+        deletion_timestamp=meta.deletion_timestamp,
         annotations=annotations or None,
         owner_references=owners or None,
     )

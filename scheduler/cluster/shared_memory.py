@@ -1,20 +1,22 @@
 """What pods have asked of memory that units share, and what is left of it for one more. Pure; the store's own.
 
-What is measured and what is asked for are two accounts of the same: a pod that has just come has not taken its part
-yet, and one that asked for none has taken some. The larger one counts (`Columns.shared_memory_free_bytes`).
+What is measured and what is asked for are two accounts of the same, and neither has all: a pod that asked for nothing
+has taken some, and one that has just come has not taken its part yet. Until it can be taken to have it, what it asked
+for counts on top of what is measured (`memory_free.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler.cluster.columns import Columns, Rows
 from scheduler.cluster.intent import IntentSettings
 from scheduler.cluster.intents import Intents
-from scheduler.cluster.nodes import NodeRecord
+from scheduler.cluster.memory_free import Bytes, free_bytes, together
+from scheduler.cluster.nodes import NodeRecord, Nodes
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.reservations import Reservations
 from scheduler.cluster.snapshot import FloatColumn
@@ -22,8 +24,10 @@ from scheduler.core.nouns import PodRequest, Units
 
 # Pods on their way to shared GPUs of which we keep what they ask for; of more it is read again.
 MOST_COMING = 4096
-
-Bytes = NDArray[np.float64]
+# How long after a pod was seen to run a sample has its memory in it: a guess that we admit. Frameworks take theirs once
+# a model is loaded, within seconds to a minute. Too short gives memory away twice, and containers crash; too long lets
+# pods wait that would fit, but never longer than this.
+SETTLES_S = 60.0
 
 
 class SharedMemory:
@@ -32,18 +36,39 @@ class SharedMemory:
     def __init__(
         self,
         columns: Columns,
-        records: Mapping[str, NodeRecord],
+        nodes: Nodes,
         reservations: Reservations,
         intents: Intents,
     ) -> None:
         self._columns = columns
-        self._records = records
+        self._records = nodes.records
+        self._names = nodes.names
         self._reservations = reservations
         self._intents = intents
         self._coming: dict[str, tuple[PodFacts, float]] = {}
         """What pods on their way ask for, by uid."""
         self._coming_by: tuple[int, IntentSettings | None] = (0, None)
         """By whose words."""
+        self._runs_since_mono_s: dict[str, float] = {}
+        """When pods were first seen to run, by uid."""
+
+    def see_pod(self, facts: PodFacts, now_mono_s: float) -> None:
+        """Note since when a pod runs. Before all were listed, too: nobody knows how long it had."""
+        if facts.running and facts.node:
+            self._runs_since_mono_s.setdefault(facts.uid, now_mono_s)
+
+    def forget_pod(self, uid: str) -> None:
+        """It is gone."""
+        self._runs_since_mono_s.pop(uid, None)
+
+    def settle(self) -> None:
+        """Samples have come: pods of which they have the memory by now are counted in these alone."""
+        columns = self._columns
+        rows = np.flatnonzero(columns.memory_settles_mono_s <= columns.received_mono_s)
+        for row in rows.tolist():
+            self.add_up_bound(self._records[self._names[row] or ""])
+        if len(rows):
+            columns.fold_holdings(rows)
 
     def add_up_bound(self, record: NodeRecord) -> None:
         """Sum what pods of a node have asked for. The caller folds."""
@@ -52,7 +77,18 @@ class SharedMemory:
             for uid, facts in record.pods.items():
                 # It was let in by what it asked for then, whatever its owner or namespace says since.
                 record.memory_bytes[uid] = before[uid] if uid in before else self._wanted_bytes(facts)
-        self._columns.memory_bound_bytes[:, record.row] = self._sum(record, _bound(record))
+        columns, row = self._columns, record.row
+        columns.memory_bound_bytes[:, row] = self._sum(record, _bound(record, record.pods))
+        received_mono_s = float(columns.received_mono_s[row])
+        settles_mono_s = {
+            uid: self._runs_since_mono_s.get(uid, inf) + SETTLES_S
+            for uid, each_bytes in record.memory_bytes.items()
+            if each_bytes and record.shared
+        }
+        settling = {uid: at for uid, at in settles_mono_s.items() if at > received_mono_s}
+        record.untaken = frozenset(settling)
+        columns.memory_untaken_bytes[:, row] = self._sum(record, _bound(record, record.untaken))
+        columns.memory_settles_mono_s[row] = min(settling.values(), default=inf)
 
     def add_up_promised(self, node: str) -> None:
         """Sum what was promised there. The caller folds."""
@@ -102,14 +138,15 @@ class SharedMemory:
     ) -> Bytes:
         """What the fullest GPU of these nodes has free for this request, shape (nodes,)."""
         columns, each_bytes = self._columns, request.gpu_memory_bytes
-        asked = np.zeros((2, len(records)))
+        asked, untaken = np.zeros((2, 2, len(records)))
         ended, is_own, is_held = (np.zeros(len(records)) for _ in range(3))
         for at, record in enumerate(records):
             uids = gone.get(record.name, ())
-            asked[:, at] = self._asked_bytes(record, uids, coming[record.name])
+            asked[:, at], untaken[:, at] = self._asked_bytes(record, uids, coming[record.name])
             # What a pod has taken that asked for none cannot be told from what others have: none of it counts as
-            # free before it is measured to be.
-            asks = [(record.pods[uid].units, record.memory_bytes[uid]) for uid in uids if uid in record.pods]
+            # free before it is measured to be. Nor does what a pod has not surely taken, since it may not be there.
+            taken = [uid for uid in uids if uid in record.pods and uid not in record.untaken]
+            asks = [(record.pods[uid].units, record.memory_bytes[uid]) for uid in taken]
             ended[at], _ = columns.memory_asked_bytes(asks, record.row)
             is_own[at] = request.uid in uids
             is_held[at] = request.uid in uids and request.uid in record.pods
@@ -117,8 +154,11 @@ class SharedMemory:
         # A pod that has its place comes back to it: others were let in beside it by what is left on other GPUs.
         elsewhere = columns.sharing_gpus(rows) * on_one - columns.shared_units(request.units, rows)
         asked[0] -= is_own * elsewhere * each_bytes
+        untaken[0] -= is_own * elsewhere * each_bytes
+        # Where it runs, all that is measured is of those that were let in as it was: nothing comes on top.
+        untaken *= 1 - is_held
         own_bytes = is_held * on_one * each_bytes
-        return columns.shared_memory_free_bytes(rows, asked, ended_bytes=ended, own_bytes=own_bytes)
+        return free_bytes(columns, rows, asked, untaken, ended_bytes=ended, own_bytes=own_bytes)
 
     def _on_one_gpu(self, request: PodRequest, rows: Rows | slice) -> FloatColumn:
         """How many of its units have to lie on one GPU, if they lie as evenly as can be; 1 at least."""
@@ -129,16 +169,22 @@ class SharedMemory:
 
     def _asked_bytes(
         self, record: NodeRecord, gone: Collection[str], coming: Iterable[PodFacts]
-    ) -> tuple[float, float]:
-        """What is asked of a node by all but those that are taken to be gone, with those that are coming."""
+    ) -> tuple[Bytes, Bytes]:
+        """What is asked of a node by all but those that are taken to be gone, with those that are coming.
+
+        Returns:
+            All of it, and what of it may not be measured yet.
+        """
         columns, row = self._columns, record.row
         asks = [*self._promised(record, gone)]
         asks += [(facts.units, self._coming_bytes(facts)) for facts in coming]
+        on_way = np.array(columns.memory_asked_bytes(asks, row))
+        bound, untaken = columns.memory_bound_bytes[:, row], columns.memory_untaken_bytes[:, row]
         if any(uid in record.pods for uid in gone):
-            return columns.memory_asked_bytes([*asks, *_bound(record, gone)], row)
-        whole_bytes, most_bytes = columns.memory_asked_bytes(asks, row)
-        bound_bytes = columns.memory_bound_bytes[:, row].tolist()
-        return whole_bytes + bound_bytes[0], max(most_bytes, bound_bytes[1])
+            left = record.pods.keys() - set(gone)
+            bound = np.array(columns.memory_asked_bytes(_bound(record, left), row))
+            untaken = np.array(columns.memory_asked_bytes(_bound(record, left & record.untaken), row))
+        return together(on_way, bound), together(on_way, untaken)
 
     def _promised(self, record: NodeRecord, gone: Collection[str] = ()) -> Iterator[tuple[Units, float]]:
         for held in self._reservations.on_node(record.name):
@@ -162,7 +208,5 @@ class SharedMemory:
         return self._intents.resolve(facts.meta, facts.priority_class).value("gpu-memory") or 0.0
 
 
-def _bound(record: NodeRecord, gone: Collection[str] = ()) -> Iterator[tuple[Units, float]]:
-    for uid, facts in record.pods.items():
-        if uid not in gone:
-            yield facts.units, record.memory_bytes[uid]
+def _bound(record: NodeRecord, uids: Iterable[str]) -> Iterator[tuple[Units, float]]:
+    return ((record.pods[uid].units, record.memory_bytes[uid]) for uid in uids)

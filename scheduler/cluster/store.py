@@ -73,12 +73,13 @@ class Store:
         self.devices = Devices()
         """What DRA offers, and which claims hold it."""
         nodes = self._nodes = Nodes(columns, settings, self.devices)
+        memory = SharedMemory(columns, nodes, self.reservations, intents)
+        counters, half_life_s = self.counters, settings.half_life_s
         self._measurements = Measurements(
-            columns, nodes, self.counters, half_life_s=settings.half_life_s, stale_s=settings.stale_s
+            columns, nodes, counters, memory, half_life_s=half_life_s, stale_s=settings.stale_s
         )
-        memory = SharedMemory(columns, nodes.records, self.reservations, intents)
         self._promises = Promises(
-            columns, nodes.rows, self.counters, self.reservations, memory, half_life_s=settings.half_life_s
+            columns, nodes.rows, counters, self.reservations, memory, half_life_s=half_life_s
         )
         self._vacancies = Vacancies(columns, nodes.records, self._promises)
         self._beside = Beside(self.reservations, nodes.rows)

@@ -25,6 +25,7 @@ FULLEST = (
     "Where GPUs are shared it has to be free on each of the node's: the device plugin chooses among them, so the "
     "fullest counts (docs/adr/0011)."
 )
+UNTAKEN = "What pods there have asked for counts on top of what is measured, until they are bound and have run for a minute."
 # Who could tell what nobody tells of some nodes.
 BY_LABEL = "Nobody tells it of {}: run wattbalance's agent there, or label with {}."
 UNREADABLE = "The agent of {} cannot read it: look at its log, and at nvidia-smi there."
@@ -121,6 +122,8 @@ class Wishes:
         yield from self._telling(unknown, MEMORY_LABEL)
         if any(self._is_shared(record) for record in self._records(little | unknown)):
             yield FULLEST
+        if any(self._is_shared(record) and self._is_coming(record) for record in self._records(little)):
+            yield UNTAKEN
 
     def _telling(self, rows: Mask, label: str) -> Iterator[str]:
         """Who could tell what nobody tells of these nodes."""
@@ -156,6 +159,11 @@ class Wishes:
 
     def _is_shared(self, record: NodeRecord) -> bool:
         return any(name in record.offers and record.offers[name].shared for name, _ in self.request.units)
+
+    def _is_coming(self, record: NodeRecord) -> bool:
+        """Whether pods have asked for memory there that they may not have taken yet."""
+        promised = self.store.reservations.on_node(record.name)
+        return bool(record.untaken) or any(held.memory_bytes for held in promised)
 
     def models(self, rows: Mask | None = None) -> list[str]:
         """Models that there are, or that some nodes have, the commonest first."""

@@ -30,7 +30,7 @@ from scheduler.cluster.objects import (
     PodStatus,
     Resources,
 )
-from scheduler.cluster.pods import PodFacts
+from scheduler.cluster.pods import RUNNING, PodFacts
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.snapshot import Snapshot
 from scheduler.cluster.store import Store
@@ -161,7 +161,11 @@ class Shadow:
                 priority_class_name=facts.priority_class,
                 containers=[Container(resources=Resources(limits=limits))],
             ),
-            status=PodStatus(nominated_node_name="" if node else facts.nominated_node),
+            # Elsewhere than where it runs, what it takes of memory is never measured.
+            status=PodStatus(
+                phase=RUNNING if facts.running and node == facts.node else "",
+                nominated_node_name="" if node else facts.nominated_node,
+            ),
         )
         self.store.apply(Changed(Kind.POD, pod), now_mono_s)
 

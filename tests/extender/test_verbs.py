@@ -243,9 +243,12 @@ def test_preempt_counts_what_victims_asked_for_of_shared_memory(*, whole: bool) 
     world = World()
     for name in ("s1", "s2"):
         see_sharing_node(world.store, name)
-        measure_memory(world.store, 70, node=name, now_mono_s=world.clock.mono_s())
     for name, gib, node in (("v1", 60, "s1"), ("v2", None, "s2")):
-        see_pod(world.store, make_sharing_pod(name, gib, node=node))
+        see_pod(world.store, make_sharing_pod(name, gib, node=node, phase="Running"), world.clock.mono_s())
+    # Until then nobody knows whether it has taken that.
+    world.clock.advance(60.0)
+    for name in ("s1", "s2"):
+        measure_memory(world.store, 70, node=name, now_mono_s=world.clock.mono_s())
     asker = {
         "metadata": {"name": "p1", "uid": "u", "annotations": {"wattbalance.io/gpu-memory": "50Gi"}},
         "spec": {"containers": [{"resources": {"limits": {SHARED_RESOURCE: "1"}}}]},

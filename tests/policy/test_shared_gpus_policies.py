@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.cluster.objects import Pod
 from scheduler.cluster.port import Changed, Gone, Kind
 from scheduler.cluster.store import Store
 from scheduler.core.nouns import PodRequest, Reason
@@ -37,12 +38,18 @@ def see_node(
     store.see_inventory(name, Inventory(v=1, node=name, gpus=found))
 
 
-def read(store: Store, *used_gib: float | None, state: list[str] | None = None, name: str = "n1") -> None:
+def read(
+    store: Store,
+    *used_gib: float | None,
+    state: list[str] | None = None,
+    name: str = "n1",
+    now_mono_s: float = NOW,
+) -> None:
     """A sample with what is used of each GPU's memory."""
     sample = make_sample(name, [0.5] * len(used_gib), state)
     values = {each: getattr(sample, each) for each in Sample.__struct_fields__}
     used = [None if each is None else int(each * GIB) for each in used_gib]
-    store.see_samples([(name, Sample(**{**values, "mem_used_bytes": used}), NOW)])
+    store.see_samples([(name, Sample(**{**values, "mem_used_bytes": used}), now_mono_s)])
 
 
 def ask(gib: float, name: str = "new", resource: str = SHARED) -> PodRequest:
@@ -163,14 +170,14 @@ def test_what_is_promised_and_not_taken_yet_is_not_free() -> None:
     see_node(store, {SHARED: 8})
     read(store, 10, 10)
     assert store.reserve(ask(40, "first"), "n1", NOW)
-    # Whichever GPU it comes to: the fullest has 40 left.
-    assert most_gib(store) == 40
+    # Whichever GPU it comes to: the fullest, of which 10 are taken, has 30 left.
+    assert most_gib(store) == 30
     assert store.reserve(ask(40, "second"), "n1", NOW)
     assert store.reserve(ask(40, "third"), "n1", NOW)
-    assert most_gib(store) == 20, "three times 40 on two"
+    assert most_gib(store) == 10, "three times 40 on two"
     store.release("uid-third", NOW)
     store.release("uid-second", NOW)
-    assert most_gib(store) == 40
+    assert most_gib(store) == 30
     store.release("uid-first", NOW)
     assert most_gib(store) == 70
 
@@ -185,31 +192,118 @@ def test_a_promise_does_not_count_against_the_pod_that_has_it() -> None:
     assert verdict(store, ask(70, "other")) is Reason.TOO_LITTLE_MEMORY
 
 
+def bound_pod(gib: float | None = None, phase: str = "", name: str = "bound") -> Pod:
+    said = {} if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"}
+    return make_pod(name, shares={SHARED: 1}, node="n1", annotations=said, phase=phase)
+
+
 def test_a_bound_pod_has_what_it_asked_for_until_it_ends() -> None:
     store = make_store()
     see_node(store, {SHARED: 8})
     read(store, 10, 10)
-    annotations = {"wattbalance.io/gpu-memory": "50Gi"}
-    pod = make_pod("bound", shares={SHARED: 1}, node="n1", annotations=annotations)
     assert store.reserve(ask(50, "bound"), "n1", NOW)
-    see_pod(store, pod, NOW)
-    assert most_gib(store) == 30
-    # As much as it asked for is measured: not counted twice.
-    read(store, 10, 52)
+    see_pod(store, bound_pod(50), NOW)
+    assert most_gib(store) == 20
+    see_pod(store, bound_pod(50, "Running"), NOW)
+    # It may be its own that is measured, or another's: until it can be taken to have its own, it counts twice.
+    read(store, 10, 25, now_mono_s=NOW + 59)
+    assert most_gib(store) == 5
+    store.tick(NOW + 60)
+    assert most_gib(store) == 5, "by the sample, not by the clock"
+    read(store, 10, 25, now_mono_s=NOW + 60)
+    assert most_gib(store) == 30, "what it asked for, of which it has not taken all"
+    read(store, 10, 52, now_mono_s=NOW + 61)
     assert most_gib(store) == 28
-    store.apply(Gone(Kind.POD, pod), NOW)
-    read(store, 10, 10)
+    store.apply(Gone(Kind.POD, bound_pod(50)), NOW + 61)
+    assert most_gib(store) == 28
+    read(store, 10, 10, now_mono_s=NOW + 62)
     assert most_gib(store) == 70
+
+
+def test_what_others_have_taken_is_not_promised_to_those_who_ask_at_once() -> None:
+    """As much as is free goes once, however many ask before anybody has taken it."""
+    store = make_store()
+    see_node(store, {SHARED: 4}, gpus=1)
+    for second, gib in enumerate((7, 7, 1, 0.5)):
+        # What is taken is of somebody who asked for nothing.
+        read(store, 72, now_mono_s=NOW + second)
+        fits = verdict(store, ask(gib, f"p{second}"))
+        assert fits is (Reason.FITS if second in {0, 2} else Reason.TOO_LITTLE_MEMORY)
+        if fits is Reason.FITS:
+            assert store.reserve(ask(gib, f"p{second}"), "n1", NOW + second)
+            see_pod(store, bound_pod(gib, name=f"p{second}"), NOW + second)
+    # One that never runs never takes it, and is let in for it all the same.
+    read(store, 72, now_mono_s=NOW + 1000)
+    assert verdict(store, ask(0.5)) is Reason.TOO_LITTLE_MEMORY
+
+
+def test_each_pod_settles_in_its_own_time_and_what_is_said_of_it_between_does_not_put_it_off() -> None:
+    store = make_store()
+    see_node(store, {SHARED: 4}, gpus=1)
+    read(store, 40)
+    for name, after_s in (("a", 0), ("b", 20), ("a", 50)):
+        see_pod(store, bound_pod(20, "Running", name), NOW + after_s)
+    for after_s, want_gib in ((59, 0), (60, 20), (79, 20), (80, 40)):
+        read(store, 40, now_mono_s=NOW + after_s)
+        assert most_gib(store) == want_gib
+    # Nor does a node that goes and comes: what its agent tells next has it.
+    node = make_node("n1", labels=REPLICAS, shares={SHARED: 4})
+    store.apply(Gone(Kind.NODE, node), NOW + 81)
+    store.apply(Changed(Kind.NODE, node), NOW + 82)
+    assert most_gib(store) == -1
+    read(store, 40, now_mono_s=NOW + 83)
+    assert most_gib(store) == 40
+    # A pod that comes with the uid of one that is gone has only begun.
+    store.apply(Gone(Kind.POD, bound_pod(20, name="a")), NOW + 84)
+    see_pod(store, bound_pod(20, "Running", "a"), NOW + 84)
+    assert most_gib(store) == 20
+
+
+def test_a_pod_that_has_not_taken_its_memory_frees_only_its_ask() -> None:
+    """As a victim, or where it is explained as if it came now."""
+    store = make_store()
+    see_node(store, {SHARED: 4}, gpus=1)
+    read(store, 40)
+    for name in ("a", "b"):
+        see_pod(store, bound_pod(15, "Running", name), NOW)
+    index = store.snapshot.resources[SHARED]
+
+    def gib_without(*uids: str, request: PodRequest | None = None) -> float:
+        snapshot = store.snapshot_for(request or ask(1), gone={"n1": uids})
+        return float(snapshot.unit_memory_bytes[index, store.rows["n1"]] / GIB)
+
+    assert most_gib(store) == 10
+    assert [gib_without("uid-a"), gib_without("uid-a", "uid-b")] == [25, 40]
+    # What others may not have taken is nothing against a pod where it runs.
+    assert gib_without("uid-a", request=ask(15, "a")) == 55
+    read(store, 40, now_mono_s=NOW + 60)
+    assert most_gib(store) == 40
+    assert [gib_without("uid-a"), gib_without("uid-a", "uid-b")] == [55, 70]
+
+
+def test_pods_on_their_way_for_whom_room_is_made_have_taken_nothing() -> None:
+    store = make_store()
+    see_node(store, {SHARED: 4}, gpus=1)
+    read(store, 40)
+    annotations = {"wattbalance.io/gpu-memory": "15Gi"}
+    see_pod(store, make_pod("nominated", shares={SHARED: 1}, nominated="n1", annotations=annotations), NOW)
+    assert most_gib(store) == 25
+    assert store.reserve(ask(20, "promised"), "n1", NOW)
+    assert most_gib(store) == 5
 
 
 def test_a_bound_pod_that_is_annotated_later_has_what_it_asks_for_then() -> None:
     store = make_store()
     see_node(store, {SHARED: 8})
     read(store, 10, 10)
-    for gib, want_gib in ((None, 70), (50, 30), (20, 60)):
-        said = {} if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"}
-        see_pod(store, make_pod("bound", shares={SHARED: 1}, node="n1", annotations=said), NOW)
+    for gib, want_gib in ((None, 70), (50, 20), (20, 50)):
+        see_pod(store, bound_pod(gib), NOW)
         assert most_gib(store) == want_gib
+    # Of one that has run for long, nothing is to come.
+    see_pod(store, bound_pod(None, "Running"), NOW)
+    read(store, 30, 10, now_mono_s=NOW + 60)
+    see_pod(store, bound_pod(20, "Running"), NOW + 60)
+    assert most_gib(store) == 50
 
 
 def test_pods_on_whole_gpus_and_slices_ask_nothing_of_shared_memory() -> None:
@@ -272,10 +366,12 @@ def test_no_order_of_asking_makes_more_memory_than_there_is(
         if index < bound:
             told = {"wattbalance.io/gpu-memory": f"{gib}Gi"}
             see_pod(store, make_pod(f"p{index}", shares={SHARED: 1}, node="n1", annotations=told), NOW)
-    assert all(gib <= 80 - max(used) for gib in granted)
-    # The last of them was granted what all before it, however they lie, had left.
-    last, before = (granted or [0])[-1], granted[:-1]
-    assert last <= 80 - max(sum(before) / len(used), *before, 0)
+    # Each was granted what all before it, which have taken nothing of what is used, had left on the fullest.
+    for place, gib in enumerate(granted):
+        before = granted[:place]
+        assert max(used) + max(sum(before) / len(used), *before, 0) + gib <= 80
+    if len(used) == 1:
+        assert used[0] + sum(granted) <= 80
 
 
 # --- parts of GPUs ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Memory of shared GPUs is given away once, through promises, bindings, nominations and preemption.
 
 The pods of this world lie on GPUs, as a device plugin would have laid them: anywhere where there is a free unit. Each
-takes what it asked for, or, if it asked for nothing, what it likes. The store hears of asks and of measurements only.
+takes what it asked for, some time after it has begun to run and within a minute, or, if it asked for nothing, what it
+likes, at once. The store hears of asks, of phases and of measurements only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Lying:
     gpus: tuple[int, ...]
     each_gib: int
     asked_gib: int | None
+    runs_since: float | None = None
+    took: bool = False
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -58,9 +61,14 @@ class MemoryMachine(RuleBasedStateMachine):
         self.layouts: dict[str, tuple[int, int, int]] = {}
         self.others: set[str] = set()
         """Nodes on which somebody else has bound what asks for memory, or what was granted has changed since."""
+        self.measured: dict[str, tuple[float, list[int], int]] = {}
+        """By node: when it was measured last, what was used of each GPU, and how much on all by who asked for none."""
 
-    @initialize(layouts=st.lists(st.sampled_from(LAYOUTS), min_size=3, max_size=3))
-    def begin(self, layouts: list[tuple[int, int, int]]) -> None:
+    @initialize(
+        layouts=st.lists(st.sampled_from(LAYOUTS), min_size=3, max_size=3),
+        silent_gib=st.lists(st.sampled_from([0, 10, 30, 60]), min_size=3, max_size=3),
+    )
+    def begin(self, layouts: list[tuple[int, int, int]], silent_gib: list[int]) -> None:
         for name, (whole, shared, replicas) in zip(NODES, layouts, strict=True):
             self.layouts[name] = whole, shared, replicas
             labels = {"nvidia.com/gpu.replicas": str(replicas)}
@@ -73,16 +81,23 @@ class MemoryMachine(RuleBasedStateMachine):
             self.store.see_inventory(name, Inventory(v=1, node=name, gpus=found))
         for kind in (Kind.NODE, Kind.POD):
             self.store.apply(Listed(kind, frozenset(self.layouts)), self.now)
-        for name in NODES:
+        for name, gib in zip(NODES, silent_gib, strict=True):
+            if gib:
+                # What is used by who asked for none.
+                self.create(SHARED, 1, None, 0, "")
+                uid = f"uid-p{self.serial}"
+                assert self._lie(uid, name, 0, gib)
+                self._tell(uid, node=name, phase="Running")
             self.measure(name)
 
     # --- the world -------------------------------------------------------------------------------------------------
 
-    def used_gib(self, node: str) -> list[int]:
+    def used_gib(self, node: str, *, measured: bool = False) -> list[int]:
+        """Of each GPU: what pods there will have taken in the end, or have by now."""
         whole, shared, _ = self.layouts[node]
         used = [0] * (whole + shared)
         for lying in self.lying.values():
-            for gpu in lying.gpus if lying.node == node else ():
+            for gpu in lying.gpus if lying.node == node and (lying.took or not measured) else ():
                 used[gpu] += lying.each_gib
         return used
 
@@ -94,6 +109,7 @@ class MemoryMachine(RuleBasedStateMachine):
             "node": before.spec.node_name,
             "nominated": before.status.nominated_node_name,
             "priority": before.spec.priority,
+            "phase": before.status.phase,
         } | changes
         self.pods[uid] = make_pod(
             before.metadata.name,
@@ -125,7 +141,7 @@ class MemoryMachine(RuleBasedStateMachine):
             if not fitting:
                 return False
             chosen.append(fitting[which % len(fitting)])
-        self.lying[uid] = Lying(node, tuple(chosen), each_gib, asked)
+        self.lying[uid] = Lying(node, tuple(chosen), each_gib, asked, took=asked is None)
         return True
 
     def _waiting(self) -> list[str]:
@@ -137,13 +153,19 @@ class MemoryMachine(RuleBasedStateMachine):
     def _rows(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         return np.array([self.store.rows[name] for name in NODES], np.intp)
 
-    def _asked_of(self, node: str, *, but: str, priority: int) -> list[tuple[int, int]]:
-        """Units with what each asked for of a node's shared GPUs, and whoever has it there."""
+    def _settled(self, lying: Lying) -> bool:
+        """Whether the newest sample must have what it asked for."""
+        return lying.runs_since is not None and lying.runs_since + 60 <= self.measured[lying.node][0]
+
+    def _asked_of(
+        self, node: str, *, but: str, priority: int, untaken: bool = False
+    ) -> list[tuple[int, int]]:
+        """Units with what each asked for of a node's shared GPUs, and whoever has it there, or may yet take it."""
         here = []
         for uid, pod in self.pods.items():
             lying, held = self.lying.get(uid), self.store.reservations.get(uid)
             if lying is not None:
-                there, gib = lying.node == node, lying.asked_gib
+                there, gib = lying.node == node and not (untaken and self._settled(lying)), lying.asked_gib
             else:
                 promised = held is not None and held.node == node
                 nominated = pod.status.nominated_node_name == node and (pod.spec.priority or 0) >= priority
@@ -191,6 +213,16 @@ class MemoryMachine(RuleBasedStateMachine):
                 whole_gib = sum(count * gib for count, gib in others) + units * own_gib
                 assert whole_gib <= shared * WHOLE_GIB
                 assert max((gib for count, gib in others if count), default=0) + own_gib <= WHOLE_GIB
+                self._check_beside_what_is_used(node, whole_gib)
+                coming = self._asked_of(node, but=uid, priority=request.priority, untaken=True)
+                most = max((gib for count, gib in coming if count), default=0)
+                even = sum(count * gib for count, gib in coming) / shared
+                assert max(self.measured[node][1]) + max(most, even) + own_gib <= WHOLE_GIB
+
+    def _check_beside_what_is_used(self, node: str, asked_gib: float) -> None:
+        """As it is in truth, which nobody could measure: what is used by who asked for none, and all that is asked."""
+        if self.layouts[node][:2] == (0, 1) and node not in self.others:
+            assert self.measured[node][2] + asked_gib <= WHOLE_GIB
 
     @precondition(lambda self: len(self.store.reservations) > 0)
     @rule(which=WHICH, gpu=WHICH, takes_gib=st.integers(0, WHOLE_GIB))
@@ -214,6 +246,23 @@ class MemoryMachine(RuleBasedStateMachine):
         if self._lie(uid, node, gpu, takes_gib):
             self.others.add(node)
             self._tell(uid, node=node, nominated="")
+
+    @precondition(lambda self: self.lying)
+    @rule(which=WHICH)
+    def start(self, which: int) -> None:
+        """It runs, and has not taken anything yet."""
+        uid = sorted(self.lying)[which % len(self.lying)]
+        lying = self.lying[uid]
+        if lying.runs_since is None:
+            lying.runs_since = self.now
+            self._tell(uid, phase="Running")
+
+    @precondition(lambda self: self.lying)
+    @rule(which=WHICH)
+    def take(self, which: int) -> None:
+        """It takes its memory, at any instant."""
+        lying = self.lying[sorted(self.lying)[which % len(self.lying)]]
+        lying.took = lying.took or lying.runs_since is not None
 
     @precondition(lambda self: self.lying)
     @rule(which=WHICH)
@@ -241,16 +290,23 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(node=AT)
     def measure(self, node: str) -> None:
-        used = self.used_gib(node)
+        self.now += 0.1
+        here = [each for each in self.lying.values() if each.node == node]
+        for lying in here:
+            lying.took = lying.took or (lying.runs_since is not None and lying.runs_since + 60 <= self.now)
+        used = self.used_gib(node, measured=True)
+        silent_gib = sum(len(each.gpus) * each.each_gib for each in here if each.asked_gib is None)
+        self.measured[node] = self.now, used, silent_gib
         sample = make_sample(node, [0.5] * len(used))
         values = {each: getattr(sample, each) for each in Sample.__struct_fields__}
         values["mem_used_bytes"] = [gib * GIB for gib in used]
-        self.now += 0.1
         self.store.see_samples([(node, Sample(**values), self.now)])
 
-    @rule(by_s=st.sampled_from([0.5, 31.0]))
-    def pass_time(self, by_s: float) -> None:
+    @rule(by_s=st.sampled_from([0.5, 9.0, 31.0, 60.0]), measured=st.booleans())
+    def pass_time(self, by_s: float, *, measured: bool) -> None:
         self.now += by_s
+        for name in NODES if measured else ():
+            self.measure(name)
         self.store.tick(self.now)
 
     @precondition(lambda self: self.lying)
@@ -280,7 +336,9 @@ class MemoryMachine(RuleBasedStateMachine):
         )
         assert np.array_equal(before.unit_memory_bytes, self.store.snapshot.unit_memory_bytes)
         assert record.fitting == int(accepted[0])
-        all_asked = all(self.lying[each].asked_gib is not None for each in victims)
+        all_asked = all(
+            self.lying[each].asked_gib is not None and self._settled(self.lying[each]) for each in victims
+        )
         for each in victims:
             self._end(each)
         self.measure(node)

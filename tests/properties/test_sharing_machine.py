@@ -96,6 +96,8 @@ class Sharing(Books):
             for asks, told in (
                 (bound, columns.memory_bound_bytes),
                 (reserved, columns.memory_reserved_bytes),
+                # No pod of this world runs.
+                (bound, columns.memory_untaken_bytes),
             ):
                 each = [
                     (count, memory_bytes)
