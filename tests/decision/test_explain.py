@@ -322,6 +322,31 @@ def test_where_nobody_tells_what_the_pod_asks_for_telling_it_is_named() -> None:
     assert [each.text for each in told.unblock] == [want]
 
 
+@pytest.mark.parametrize("bound", [True, False])
+def test_what_pods_have_not_taken_yet_is_told_where_it_is_in_the_way(*, bound: bool) -> None:
+    store = make_store()
+    see_sharing_node(store)
+    measure_memory(store, 50, now_mono_s=NOW)
+    request = make_request("asks", 0, shares=((SHARED_RESOURCE, 1),), gpu_memory_bytes=15 * GIB)
+    if bound:
+        see_pod(store, make_sharing_pod("came", 20, node="n1", phase="Running"), NOW)
+    else:
+        came = make_request("came", 0, shares=((SHARED_RESOURCE, 1),), gpu_memory_bytes=20 * GIB)
+        assert store.reserve(came, "n1", NOW)
+    more = (
+        " What pods there have asked for counts on top of what is measured, until they are bound and have run for a "
+        "minute."
+    )
+    [told] = look(make_decider(store), request).unblock
+    assert "It may ask for less: n1 has most, 10Gi." in told.text
+    assert told.text.endswith(more)
+    if bound:
+        measure_memory(store, 70, now_mono_s=NOW + 60)
+        [told] = look(make_decider(store), request).unblock
+        assert "n1 has most, 10Gi" in told.text
+        assert more not in told.text
+
+
 @pytest.mark.parametrize(
     "reason", [each for each in Reason if each not in (Reason.FITS, Reason.UNKNOWN_NODE)]
 )

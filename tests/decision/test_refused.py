@@ -436,6 +436,25 @@ def test_no_more_pods_are_woken_than_have_memory(world: World) -> None:
     assert world.wake_all() == ["p3"]
 
 
+def test_who_waits_since_others_may_not_have_taken_their_memory_is_woken_once_they_have(world: World) -> None:
+    see_sharing_node(world.store)
+    world.measure(40)
+    assert world.ask_for_memory("p1", 30) == "placed"
+    for name in ("p2", "p3"):
+        assert world.ask_for_memory(name, 30) == "no_fit"
+    for phase in ("Pending", "Running"):
+        see_pod(world.store, make_sharing_pod("p1", 30, node="n1", phase=phase), world.clock.mono_s())
+        for _ in range(6):
+            world.clock.advance(9.5)
+            world.measure(40)
+            assert world.wake() == "", "it counts on top of what is measured"
+    # More than a minute has passed since it was bound, and almost one since it runs.
+    world.clock.advance(60.0 - 6 * 9.5)
+    assert world.wake() == "", "the sample is older"
+    world.measure(40)
+    assert world.wake_all() == ["p2"]
+
+
 def test_a_pod_is_woken_for_the_node_on_which_room_was_made_for_it(world: World) -> None:
     see_sharing_node(world.store, replicas=2)
     world.measure(70)

@@ -603,6 +603,18 @@ def test_an_instant_at_which_no_node_in_use_is_known_is_in_no_mean_of_watts_on_e
     assert means[0].held_gpus == means[1].held_gpus == 4.0
 
 
+def test_what_a_pod_asks_for_of_memory_is_measured_where_it_runs_and_nowhere_else() -> None:
+    scene = Scene({"a": 2, "b": 2})
+    assert scene.shadow is not None
+    for name, want in (("p", True), ("q", False)):
+        ours = scene.ask(name, 1)
+        node = next(each for each in ("a", "b") if (each == ours) is want)
+        scene.apply(Changed(Kind.POD, make_pod(name, 1, node=node)))
+        assert scene.stands(name) == (node, ours)
+        scene.apply(Changed(Kind.POD, make_pod(name, 1, node=node, phase="Running")))
+        assert scene.shadow.store.pods[f"uid-{name}"].running is want
+
+
 def test_a_pod_that_waits_still_is_counted_up_to_now() -> None:
     scene = Scene({"a": 4})
     shadow = scene.shadow

@@ -199,25 +199,36 @@ class MemoryMachine(RuleBasedStateMachine):
         waiting = self._waiting()
         uid = waiting[which % len(waiting)]
         for _ in range(times):
-            request = self.request(uid)
-            outcome = self.decider.place(request, self._rows(), self.now, 0.0)
-            if not outcome.reserved or not request.gpu_memory_bytes:
-                continue
-            node = outcome.record.chosen
-            _, shared, _ = self.layouts[node]
-            units = dict(request.units).get(SHARED, 0)
-            others = self._asked_of(node, but=uid, priority=request.priority)
-            own_gib = request.gpu_memory_bytes // GIB
-            if units:
-                # Whoever has bound what there: not one more beyond what there is.
-                whole_gib = sum(count * gib for count, gib in others) + units * own_gib
-                assert whole_gib <= shared * WHOLE_GIB
-                assert max((gib for count, gib in others if count), default=0) + own_gib <= WHOLE_GIB
-                self._check_beside_what_is_used(node, whole_gib)
-                coming = self._asked_of(node, but=uid, priority=request.priority, untaken=True)
-                most = max((gib for count, gib in coming if count), default=0)
-                even = sum(count * gib for count, gib in coming) / shared
-                assert max(self.measured[node][1]) + max(most, even) + own_gib <= WHOLE_GIB
+            self._ask(uid, self._rows())
+
+    @rule(node=AT, times=st.integers(2, 4), gib=st.sampled_from([5, 10, 20, 30]), since_s=st.integers(0, 4))
+    def burst(self, node: str, times: int, gib: int, since_s: int) -> None:
+        """Several that are alike come to one node, all of them after its newest sample."""
+        self.now += since_s
+        self.measure(node)
+        for _ in range(times):
+            self.create(SHARED, 1, gib, 1, "")
+            self._ask(f"uid-p{self.serial}", np.array([self.store.rows[node]], np.intp))
+
+    def _ask(self, uid: str, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> None:
+        request = self.request(uid)
+        outcome = self.decider.place(request, rows, self.now, 0.0)
+        units = dict(request.units).get(SHARED, 0)
+        if not outcome.reserved or not request.gpu_memory_bytes or not units:
+            return
+        node = outcome.record.chosen
+        _, shared, _ = self.layouts[node]
+        others = self._asked_of(node, but=uid, priority=request.priority)
+        own_gib = request.gpu_memory_bytes // GIB
+        # Whoever has bound what there: not one more beyond what there is.
+        whole_gib = sum(count * gib for count, gib in others) + units * own_gib
+        assert whole_gib <= shared * WHOLE_GIB
+        assert max((gib for count, gib in others if count), default=0) + own_gib <= WHOLE_GIB
+        self._check_beside_what_is_used(node, whole_gib)
+        coming = self._asked_of(node, but=uid, priority=request.priority, untaken=True)
+        most = max((gib for count, gib in coming if count), default=0)
+        even = sum(count * gib for count, gib in coming) / shared
+        assert max(self.measured[node][1]) + max(most, even) + own_gib <= WHOLE_GIB
 
     def _check_beside_what_is_used(self, node: str, asked_gib: float) -> None:
         """As it is in truth, which nobody could measure: what is used by who asked for none, and all that is asked."""
