@@ -8,13 +8,30 @@ from difflib import get_close_matches
 from fnmatch import translate
 
 from scheduler.core.nouns import Workload
-from scheduler.core.units import parse_bytes, parse_percent, quoted
+from scheduler.core.units import (
+    MOST_DURATION_S,
+    Likely,
+    QuantityError,
+    parse_bytes,
+    parse_duration,
+    parse_percent,
+    parse_watts,
+    quoted,
+)
 
 MOST_ENTRIES = 64
 # A gang of one pod a GPU on the largest clusters there are.
 MOST_GANG = 65_536
 # Less is a slip: no GPU has so little.
 LEAST_MEMORY_BYTES = 2**20
+# A hint offers no more, though it may be said: the largest GPUs of 2026 have 288 GB, and draw 1,400 W.
+_GPU_MEMORY = Likely(bounds=(LEAST_MEMORY_BYTES, 2**39))
+_GPU_POWER = Likely(unit="W", bounds=(1, 10_000))
+# In which unit a bare number of those was meant nobody can tell.
+JOB = Likely(such_as="4h30m", bounds=(1, MOST_DURATION_S))
+CHECKPOINT = Likely(such_as="10m", bounds=(1, 30 * 86_400))
+# From a tenth of what light takes across a city to what nobody waits for.
+LATENCY = Likely(unit="ms", such_as="40ms", bounds=(1e-4, 10))
 
 
 class BadValue(ValueError):
@@ -26,6 +43,7 @@ GLOB = re.compile(r"[-A-Za-z0-9 _.+()/*?\[\]!]{1,100}")
 # What a range that ends before it begins becomes in a regular expression, if nothing is beside it.
 _NOTHING = "(?!)"
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
+_BARE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 PRICE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/gpu-hour")
 CARBON = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)g/kWh")
 _MEANT = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
@@ -65,9 +83,15 @@ def truth(text: str) -> bool:
 def flex(text: str) -> float:
     """One of the shares that grid operators trade in."""
     choices = {parse_percent(each): each for each in ("0", "10%", "25%", "50%")}
-    if (frac := parse_percent(text)) in choices:
+    try:
+        frac = parse_percent(text)
+    except QuantityError:
+        frac, meant = -1.0, re.sub(r"percent$|%$", "", text.lower()).strip() + "%"
+    else:
+        meant = ""
+    if frac in choices:
         return frac
-    raise _refused("0, 10%, 25% or 50%", text)
+    raise _refused("0, 10%, 25% or 50%", text, meant if meant in choices.values() else "")
 
 
 def matching(pattern: re.Pattern[str], expected: str) -> Callable[[str], str]:
@@ -140,13 +164,24 @@ def above_zero(parse: Callable[[str], float]) -> Callable[[str], float]:
     return read_amount
 
 
+def duration(likely: Likely) -> Callable[[str], float]:
+    """A duration longer than nothing, with hints of what is likely of its key."""
+    return above_zero(lambda text: parse_duration(text, likely))
+
+
+def power(text: str) -> float:
+    """A power that a GPU may draw."""
+    return above_zero(lambda said: parse_watts(said, _GPU_POWER))(text)
+
+
 def memory(text: str) -> int:
     """An amount of memory that a GPU may have: a bare number, which is bytes, was meant to have a unit."""
-    size_bytes = parse_bytes(text)
+    size_bytes = parse_bytes(text, _GPU_MEMORY)
     if size_bytes >= LEAST_MEMORY_BYTES:
         return size_bytes
-    meant = f"{text}Gi" if _COUNT.fullmatch(text) else ""
-    raise _refused("at least 1Mi of memory, such as 40Gi", text, meant)
+    meant = (f"{text}{unit}" for unit in ("Gi", "Mi") if _BARE.fullmatch(text))
+    likely = (each for each in meant if LEAST_MEMORY_BYTES <= parse_bytes(each) <= _GPU_MEMORY.bounds[1])
+    raise _refused("at least 1Mi of memory, such as 40Gi", text, next(likely, ""))
 
 
 def number_of(pattern: re.Pattern[str], expected: str) -> Callable[[str], float]:

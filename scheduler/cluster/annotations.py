@@ -14,11 +14,15 @@ from typing import Any
 
 from scheduler.cluster.annotation_values import (
     CARBON,
+    CHECKPOINT,
+    JOB,
+    LATENCY,
     NAME,
     PRICE,
     BadValue,
     above_zero,
     count,
+    duration,
     flex,
     globs,
     list_of,
@@ -28,6 +32,7 @@ from scheduler.cluster.annotation_values import (
     number_of,
     one_of,
     plain,
+    power,
     truth,
     workload,
 )
@@ -39,10 +44,8 @@ from scheduler.core.units import (
     format_instant,
     format_percent,
     format_watts,
-    parse_duration,
     parse_instant,
     parse_percent,
-    parse_watts,
     quoted,
 )
 
@@ -169,9 +172,10 @@ TABLE: dict[str, Annotation] = {
             key="gpu-memory",
             read=memory,
             write=format_bytes,
-            values="an amount of memory, as Kubernetes writes it, from `1Mi` on",
+            values="an amount of memory with Kubernetes' units, from `1Mi` on; part of a byte is one more",
             examples=("40Gi",),
-            meaning="At least this much memory on each GPU.",
+            meaning="At least this much memory on each GPU. Of a MIG slice whose memory no label tells, 0.89 of the GB "
+            "in its name is sure (`mig-3g.40gb`: 33950Mi).",
             default="any amount",
         ),
         Annotation(
@@ -186,7 +190,7 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="min-power",
-            read=above_zero(parse_watts),
+            read=power,
             write=format_watts,
             values="a power",
             examples=("250W",),
@@ -196,7 +200,7 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="max-power",
-            read=above_zero(parse_watts),
+            read=power,
             write=format_watts,
             values="a power",
             examples=("400W",),
@@ -227,7 +231,7 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="expected-duration",
-            read=above_zero(parse_duration),
+            read=duration(JOB),
             write=format_duration,
             values="a duration",
             examples=("4h30m",),
@@ -287,7 +291,7 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="checkpoint-interval",
-            read=above_zero(parse_duration),
+            read=duration(CHECKPOINT),
             write=format_duration,
             values="a duration",
             examples=("10m",),
@@ -329,7 +333,7 @@ TABLE: dict[str, Annotation] = {
         ),
         Annotation(
             key="max-latency",
-            read=above_zero(parse_duration),
+            read=duration(LATENCY),
             write=format_duration,
             values="a duration, together with `client-region`",
             examples=("40ms",),

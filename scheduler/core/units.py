@@ -7,7 +7,10 @@ are case-sensitive (`m` is minutes, `M` is mega); where people err, the error sa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
+from math import inf
 
 # Ten years: longer is a slip of the unit, and keeps every sum of an instant and a duration exact to a microsecond.
 MOST_DURATION_S = 10 * 365 * 86_400.0
@@ -47,13 +50,31 @@ _DURATION_WORDS = (
 )
 _WATT_WORDS = ((r"kilowatts?|kw", "kW"), (r"megawatts?|mw", "MW"), (r"(?<![km])(?:watts?|w)", "W"))
 _BYTE_WORDS = ((r"([kmgtp])ib", r"\1i"), (r"([kmgtp])b", r"\1"), (r"b(?:ytes?)?$", ""))
+# A small m is a thousandth, and nobody who writes it means a million times a thousand of it.
+_MILLIBYTES = re.compile(rf"{_NUMBER}\s*m")
+_MILLIWATTS = re.compile(rf"{_NUMBER}\s*(?:m[Ww]|[Mm]illiwatts?)")
 
 
 class QuantityError(ValueError):
     """The text is no quantity of that kind; the message says what was expected and what was probably meant."""
 
 
-def parse_duration(text: str) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likely:
+    """What a slip was probably meant to be: a hint offers nothing else."""
+
+    unit: str = ""
+    """Of a number without one; empty where nobody can tell."""
+    bounds: tuple[float, float] = (0.0, inf)
+    """The least and the most, both included, in what is read to: seconds, watts, bytes, shares of one."""
+    such_as: str = ""
+    """Examples, where those of the kind would mislead."""
+
+
+_SECONDS, _WATT, _AMOUNT, _SHARE = Likely(unit="s"), Likely(unit="W"), Likely(), Likely(unit="%")
+
+
+def parse_duration(text: str, likely: Likely = _SECONDS) -> float:
     """Read `5s`, `250ms` or `4h30m`; larger units first.
 
     Returns:
@@ -64,7 +85,8 @@ def parse_duration(text: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise _refuse("a duration such as 30s, 250ms or 4h30m", text, "s", _DURATION_WORDS, _DURATION)
+        expected = f"a duration such as {likely.such_as or '30s, 250ms or 4h30m'}"
+        raise _refuse(expected, text, likely, _DURATION_WORDS, parse_duration)
     parts = zip(match.groups(), _DURATION_UNITS_S, strict=True)
     seconds = float(sum((Decimal(number) * unit for number, unit in parts if number), Decimal(0)))
     if seconds > MOST_DURATION_S:
@@ -86,11 +108,14 @@ def format_duration(seconds: float) -> str:
     return text + (_plain(rest) + "s" if rest or not text else "")
 
 
-def parse_watts(text: str) -> float:
+def parse_watts(text: str, likely: Likely = _WATT) -> float:
     """Read `250W`, `1.5kW` or `2MW`, in watts. Raises QuantityError."""
     match = _WATTS.fullmatch(text)
     if match is None:
-        raise _refuse("a power such as 250W or 1.5kW", text, "W", _WATT_WORDS, _WATTS)
+        expected = "a power such as 250W or 1.5kW"
+        if _MILLIWATTS.fullmatch(text) and len(text) <= _SHOWN:
+            raise QuantityError(f"expected {expected}, got {quoted(text)}, which is in thousandths of a watt")
+        raise _refuse(expected, text, likely, _WATT_WORDS, parse_watts)
     power_w = float(Decimal(match[1]) * _WATT_UNITS[match[2]])
     if power_w > MOST_POWER_W:
         raise QuantityError(f"expected at most {format_watts(MOST_POWER_W)}, got {quoted(text)}")
@@ -104,17 +129,24 @@ def format_watts(power_w: float) -> str:
     return _plain(value / _WATT_UNITS[unit]) + unit
 
 
-def parse_bytes(text: str) -> int:
-    """Read `40Gi`, `512M` or `1024`, as Kubernetes writes memory, in bytes. Raises QuantityError."""
+def parse_bytes(text: str, likely: Likely = _AMOUNT) -> int:
+    """Read `40Gi`, `37.3Gi`, `512M` or `1024`, in bytes; part of a byte is one more, as for Kubernetes.
+
+    Raises:
+        QuantityError: show it to whoever wrote the text.
+    """
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise _refuse("an amount of memory such as 40Gi or 512Mi", text, "", _BYTE_WORDS, _BYTES)
-    exact = Decimal(match[1]) * _BYTE_UNITS[match[2]]
-    if exact > MOST_BYTES:
+        expected = "an amount of memory such as 40Gi or 512Mi"
+        if _MILLIBYTES.fullmatch(text) and len(text) <= _SHOWN:
+            raise QuantityError(f"expected {expected}, got {quoted(text)}, which is in thousandths of a byte")
+        raise _refuse(expected, text, likely, _BYTE_WORDS, parse_bytes)
+    whole, _, part = match[1].partition(".")
+    # In whole numbers, which are exact, and rounded up.
+    size_bytes = -(-int(whole + part) * _BYTE_UNITS[match[2]] // int(f"1{'0' * len(part)}"))
+    if size_bytes > MOST_BYTES:
         raise QuantityError(f"expected at most {format_bytes(MOST_BYTES)} of memory, got {quoted(text)}")
-    if exact != int(exact):
-        raise QuantityError(f"expected a whole number of bytes, got {quoted(text)}")
-    return int(exact)
+    return size_bytes
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -129,7 +161,7 @@ def parse_percent(text: str) -> float:
     """Read `5%` or `0` as a fraction of one. Raises QuantityError, also above 100%."""
     match = _PERCENT.fullmatch("0%" if text == "0" else text)
     if match is None:
-        raise _refuse("a share such as 5%", text, "%", ((r"percent|pct", "%"),), _PERCENT)
+        raise _refuse("a share such as 5%", text, _SHARE, ((r"percent|pct", "%"),), parse_percent)
     frac = float(Decimal(match[1]) / 100)
     if frac > 1:
         raise QuantityError(f"expected a share of at most 100%, got {quoted(text)}")
@@ -210,34 +242,56 @@ def _plain(value: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+# 40 characters show any slip; a megabyte in a log line helps nobody.
+_SHOWN = 40
+
+
 def quoted(text: str) -> str:
     """Quote a text for a message: what cannot be printed is escaped, what is long is cut."""
-    # 40 characters show any slip; a megabyte in a log line helps nobody.
-    return repr(text if len(text) <= 40 else text[:40] + "…")
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 def _refuse(
     expected: str,
     text: str,
-    bare_unit: str,
+    likely: Likely,
     words: tuple[tuple[str, str], ...],
-    quantity: re.Pattern[str],
+    parse: Callable[[str], float],
 ) -> QuantityError:
-    """Build the error; offer what the text would be with our units, if that can be read."""
+    """Build the error; offer what the text would be with our units, if that can be read and is likely."""
     message = f"expected {expected}, got {quoted(text)}"
-    if len(text) > 40:
+    if len(text) > _SHOWN:
         return QuantityError(message)
     guess = re.sub(r"[\s_]", "", text).replace(",", ".").lower()
     for pattern, unit in words:
         guess = re.sub(rf"(?<![a-z])(?:{pattern})", unit, guess)
-    guess = re.sub(r"([kmgtp])(i?)$", _memory_unit, guess) if quantity is _BYTES else guess
+    guess = re.sub(r"([kmgtp])(i?)$", _memory_unit, guess) if words is _BYTE_WORDS else guess
     if re.fullmatch(_NUMBER, guess):
         # A share below one was meant as a fraction, not as less than a percent.
-        guess = format_percent(float(guess)) if bare_unit == "%" and float(guess) < 1 else guess + bare_unit
-    if guess != text and quantity.fullmatch(guess):
+        is_frac = likely.unit == "%" and float(guess) < 1
+        guess = format_percent(float(guess)) if is_frac else guess + likely.unit
+    if guess != text and _is_likely(guess, likely, parse):
         message += f"; did you mean {guess}?"
     return QuantityError(message)
 
 
+def _is_likely(guess: str, likely: Likely, parse: Callable[[str], float]) -> bool:
+    # Asked first: of what cannot be read the reader would ask for a guess in turn, for ever.
+    if not _PATTERNS[parse].fullmatch(guess):
+        return False
+    try:
+        return likely.bounds[0] <= parse(guess) <= likely.bounds[1]
+    except QuantityError:
+        return False
+
+
 def _memory_unit(match: re.Match[str]) -> str:
     return (match[1].lower() if match[1] == "k" and not match[2] else match[1].upper()) + match[2]
+
+
+_PATTERNS: dict[Callable[..., float], re.Pattern[str]] = {
+    parse_duration: _DURATION,
+    parse_watts: _WATTS,
+    parse_bytes: _BYTES,
+    parse_percent: _PERCENT,
+}

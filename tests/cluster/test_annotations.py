@@ -60,6 +60,7 @@ def test_any_text_is_read_and_reads_back_or_says_what_was_expected(key: str, tex
         ("pools", "dc-1, aws-a", ("dc-1", "aws-a")),
         ("gpu-model", "NVIDIA H100*", ("NVIDIA H100*",)),
         ("gpu-memory", "40Gi", 40 * 2**30),
+        ("gpu-memory", "37.3Gi", 40_050_570_036),
         ("min-power", "1.5kW", 1500.0),
         ("max-slowdown", "0", 0.0),
         ("flex", "25%", 0.25),
@@ -91,6 +92,50 @@ def test_values_are_read_in_plain_units(key: str, text: str, want: object) -> No
             "40 GB",
             "expected an amount of memory such as 40Gi or 512Mi, got '40 GB'; did you mean 40G?",
         ),
+        (
+            "gpu-memory",
+            "40000m",
+            "expected an amount of memory such as 40Gi or 512Mi, got '40000m', which is in thousandths of a byte",
+        ),
+        ("gpu-memory", "40 KB", "expected an amount of memory such as 40Gi or 512Mi, got '40 KB'"),
+        ("gpu-memory", "40 TB", "expected an amount of memory such as 40Gi or 512Mi, got '40 TB'"),
+        ("gpu-memory", "40e9", "expected an amount of memory such as 40Gi or 512Mi, got '40e9'"),
+        (
+            "gpu-memory",
+            "37.3",
+            "expected at least 1Mi of memory, such as 40Gi, got '37.3'; did you mean 37.3Gi?",
+        ),
+        (
+            "gpu-memory",
+            "40960",
+            "expected at least 1Mi of memory, such as 40Gi, got '40960'; did you mean 40960Mi?",
+        ),
+        ("gpu-memory", "999999", "expected at least 1Mi of memory, such as 40Gi, got '999999'"),
+        ("min-power", "250", "expected a power such as 250W or 1.5kW, got '250'; did you mean 250W?"),
+        (
+            "min-power",
+            "250mW",
+            "expected a power such as 250W or 1.5kW, got '250mW', which is in thousandths of a watt",
+        ),
+        ("max-power", "250 kw", "expected a power such as 250W or 1.5kW, got '250 kw'"),
+        ("max-power", "250 megawatts", "expected a power such as 250W or 1.5kW, got '250 megawatts'"),
+        ("max-power", "0", "expected a power such as 250W or 1.5kW, got '0'"),
+        ("max-latency", "40", "expected a duration such as 40ms, got '40'; did you mean 40ms?"),
+        ("max-latency", "40 msec", "expected a duration such as 40ms, got '40 msec'; did you mean 40ms?"),
+        ("max-latency", "40 sec", "expected a duration such as 40ms, got '40 sec'"),
+        ("max-latency", "40M", "expected a duration such as 40ms, got '40M'"),
+        ("expected-duration", "90", "expected a duration such as 4h30m, got '90'"),
+        (
+            "expected-duration",
+            "90 min",
+            "expected a duration such as 4h30m, got '90 min'; did you mean 90m?",
+        ),
+        ("checkpoint-interval", "600", "expected a duration such as 10m, got '600'"),
+        ("max-slowdown", "5", "expected a share such as 5%, got '5'; did you mean 5%?"),
+        ("max-slowdown", "500", "expected a share such as 5%, got '500'"),
+        ("flex", "25", "expected 0, 10%, 25% or 50%, got '25'; did you mean 25%?"),
+        ("flex", "25 percent", "expected 0, 10%, 25% or 50%, got '25 percent'; did you mean 25%?"),
+        ("flex", "30", "expected 0, 10%, 25% or 50%, got '30'"),
         ("gpu-memory", "0", "expected at least 1Mi of memory, such as 40Gi, got '0'"),
         ("gpu-memory", "40", "expected at least 1Mi of memory, such as 40Gi, got '40'; did you mean 40Gi?"),
         ("gpu-memory", "512k", "expected at least 1Mi of memory, such as 40Gi, got '512k'"),
@@ -113,6 +158,48 @@ def test_a_bad_value_says_what_was_expected_and_what_stands_there(key: str, text
     with pytest.raises(BadValue) as error:
         read(key, text)
     assert str(error.value) == want
+
+
+HINT = re.compile(r"; did you mean (.+)\?")
+# Of what each key may say, how much its example is multiplied or divided by at most where a hint is given.
+WIDE = 50_000
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if isinstance(read(key, TABLE[key].examples[0]), float | int)]
+)
+@given(
+    number=st.from_regex(r"[0-9]{1,5}(\.[0-9]{1,2})?", fullmatch=True),
+    unit=st.sampled_from(
+        [
+            "",
+            *"mMkKgGtTpPsShHdDwWbB%",
+            "mW",
+            "MW",
+            "mw",
+            "kw",
+            "KW",
+            "MB",
+            "mb",
+            "Gb",
+            "GIB",
+            "MS",
+            "Ms",
+            "sec",
+            "min",
+        ]
+    ),
+    space=st.sampled_from(["", " "]),
+)
+def test_a_hint_can_be_read_and_is_near_the_example_of_its_key(
+    key: str, number: str, unit: str, space: str
+) -> None:
+    try:
+        read(key, number + space + unit)
+    except BadValue as error:
+        if hint := HINT.search(str(error)):
+            meant, example = read(key, hint[1]), read(key, TABLE[key].examples[0])
+            assert example / WIDE <= meant <= example * WIDE or meant == 0
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime
+from fractions import Fraction
+from math import ceil
 
 import pytest
 from hypothesis import assume, given
@@ -44,10 +46,37 @@ def test_powers_are_read_in_watts(text: str, want_w: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "want_bytes"),
-    [("40Gi", 40 * 2**30), ("512M", 512_000_000), ("1024", 1024), ("1.5Ki", 1536), ("2k", 2000)],
+    [
+        ("40Gi", 40 * 2**30),
+        ("512M", 512_000_000),
+        ("1024", 1024),
+        ("1.5Ki", 1536),
+        ("2k", 2000),
+        # Part of a byte is one more, as apimachinery's Quantity.Value has it.
+        ("37.3Gi", 40_050_570_036),
+        ("1.1Gi", 1_181_116_007),
+        ("0.1Gi", 107_374_183),
+        ("0.001Ti", 1_099_511_628),
+        ("0.1", 1),
+        ("0.000000000000000001", 1),
+        ("1.000000000000000001Pi", 2**50 + 1),
+        ("0.0", 0),
+        ("511.999999999999999999Pi", 2**59),
+    ],
 )
 def test_memory_is_read_in_bytes(text: str, want_bytes: int) -> None:
     assert units.parse_bytes(text) == want_bytes
+
+
+@given(
+    st.from_regex(r"[0-9]{1,6}(\.[0-9]{1,9})?", fullmatch=True),
+    st.sampled_from(["", "k", "Gi", "M", "Mi", "Ti"]),
+)
+def test_memory_is_rounded_up_to_whole_bytes_and_reads_back(number: str, unit: str) -> None:
+    factor = {"": 1, "k": 1000, "M": 10**6, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+    size_bytes = units.parse_bytes(number + unit)
+    assert size_bytes == ceil(Fraction(number) * factor)
+    assert units.parse_bytes(units.format_bytes(size_bytes)) == size_bytes
 
 
 @pytest.mark.parametrize(("text", "want_frac"), [("5%", 0.05), ("100%", 1), ("0", 0), ("0.5%", 0.005)])
@@ -101,6 +130,7 @@ def test_round_numbers_get_the_largest_fitting_unit() -> None:
         (units.parse_watts, "250w", "250W"),
         (units.parse_watts, "1 kw", "1kW"),
         (units.parse_watts, "250", "250W"),
+        (units.parse_watts, "2 megawatts", "2MW"),
         (units.parse_watts, "1_000W", "1000W"),
         (units.parse_bytes, "40GiB", "40Gi"),
         (units.parse_bytes, "40gb", "40G"),
@@ -117,6 +147,55 @@ def test_a_slip_gets_a_hint_that_can_be_read(
         parse(text)
     assert str(caught.value).endswith(f"; did you mean {want_hint}?")
     parse(want_hint)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "want"),
+    [
+        (units.parse_watts, "250mW", "watt"),
+        (units.parse_watts, "250 mw", "watt"),
+        (units.parse_watts, "250 milliwatts", "watt"),
+        (units.parse_bytes, "40000m", "byte"),
+        (units.parse_bytes, "1.5 m", "byte"),
+    ],
+)
+def test_thousandths_are_called_what_they_are_and_never_taken_for_millions(
+    parse: Callable[[str], float], text: str, want: str
+) -> None:
+    with pytest.raises(QuantityError) as caught:
+        parse(text)
+    assert str(caught.value).endswith(f", got {text!r}, which is in thousandths of a {want}")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (units.parse_percent, "500"),
+        (units.parse_percent, "120 percent"),
+        (units.parse_duration, "999999999"),
+        (units.parse_duration, "4000 days"),
+        (units.parse_watts, "9999999 megawatts"),
+        (units.parse_bytes, "9999 PiB"),
+    ],
+)
+def test_a_hint_that_would_be_refused_is_not_given(parse: Callable[[str], float], text: str) -> None:
+    with pytest.raises(QuantityError) as caught:
+        parse(text)
+    assert str(caught.value).endswith(f", got {text!r}")
+
+
+def test_a_hint_is_likely_of_what_is_asked_for() -> None:
+    latency = units.Likely(unit="ms", bounds=(0.001, 10), such_as="40ms")
+    for text, want in (
+        ("40", "; did you mean 40ms?"),
+        ("9 sec", "; did you mean 9s?"),
+        ("11 sec", ""),
+        ("0", ""),
+    ):
+        with pytest.raises(QuantityError) as caught:
+            units.parse_duration(text, latency)
+        assert str(caught.value) == f"expected a duration such as 40ms, got {text!r}{want}"
+    assert units.parse_duration("1h", latency) == 3600, "what is said plainly is read"
 
 
 @pytest.mark.parametrize("parse", PARSERS)
