@@ -189,6 +189,7 @@ class Daemon:
             lambda: self.cluster.refused,
             lambda: self.bindings.scheduler_names,
             waking=waking_by(self),
+            get_pod=self.cluster.get_pod,
         )
         self.listeners = Listeners(
             [listener_spec(each) for each in settings.listeners],

@@ -24,6 +24,9 @@ from scheduler.nudges import ELSEWHERE, Nudges, Turn
 from scheduler.pause import Pause
 from scheduler.pod_writes import FORBIDDEN, REJECTED, WRITTEN
 
+# A Kubernetes name has 253 characters at most.
+MOST_NAME_CHARS = 253
+
 # What kube-scheduler does with a pod that nobody wakes.
 BY_ITSELF = (
     "kube-scheduler tries it again at the next event of the cluster, at the latest after five minutes (one minute on "
@@ -68,6 +71,10 @@ PROMISED = "Its GPUs are promised: kube-scheduler is about to bind it."
 NO_BINDER = (
     "kube-scheduler leaves binding to us, and `extender.bind` is off: another try would end as the last one, so that "
     "nobody wakes it."
+)
+STRANGER = (
+    "Nothing of ours is known to hold it: its scheduler is {}, which is none of our scheduler_names, and we have not "
+    "refused it since it was tried last, as far as this replica knows. When that is again, its scheduler alone knows."
 )
 TOO_MANY = f"More pods wait than are remembered, and it is not among them: {BY_ITSELF}"
 
@@ -173,6 +180,8 @@ def _unknown(running: Running, pod: PodFacts) -> Waking:
         return Waking("no_binder", NO_BINDER)
     if pod.refused and pod.scheduler_name in running.settings.scheduler_names:
         return Waking("too_many", TOO_MANY)
+    if pod.scheduler_name not in running.settings.scheduler_names:
+        return Waking("stranger", STRANGER.format(pod.scheduler_name[:MOST_NAME_CHARS] or "not named"))
     return Waking("not_refused", NOT_REFUSED)
 
 

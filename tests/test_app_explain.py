@@ -57,3 +57,20 @@ async def test_when_a_pod_was_woken_is_told(tmp_path: Path, monkeypatch: pytest.
             told = await explained(replica, "waits")
             assert told["woken_unix_s"] == pytest.approx(float(retry()), abs=60)
             assert any("was woken at" in each for each in told["notes"])
+
+
+async def test_a_finished_pod_tells_after_a_restart_where_it_was_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path, monkeypatch) as world:
+        world.add_node("n1")
+        world.add_pod("done", node="n1")
+        said = '{"node":"n1","profile":"training","cycle":"ab-1"}'
+        changes = {"metadata": {"annotations": {"wattbalance.io/decision": said}}}
+        world.api.patch("pods", "done", "default", changes)
+        world.api.patch("pods", "done", "default", {"status": {"phase": "Succeeded"}}, status=True)
+        async with world.replica() as replica:
+            await replica.knows("n1")
+            told = await explained(replica, "done")
+            assert (told["state"], told["phase"], told["node"]) == ("finished", "Succeeded", "n1")
+            assert any("was placed on n1, profile training" in each for each in told["notes"]), told["notes"]

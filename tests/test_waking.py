@@ -40,6 +40,7 @@ class Told:
         self.paused: Paused | None = None
         self.offset_s: float | None = 0.0
         self.binds = False
+        self.ours: tuple[str, ...] = ("wattbalance", "")
 
     def __call__(self, name: str) -> Waking:
         clock = SimpleNamespace(
@@ -52,7 +53,7 @@ class Told:
             observing=self.observing, leader_name=self.leader_name, leads=lambda: self.world.leads
         )
         running = SimpleNamespace(
-            settings=SimpleNamespace(nudge=self.world.settings, scheduler_names=("wattbalance",)),
+            settings=SimpleNamespace(nudge=self.world.settings, scheduler_names=self.ours),
             store=self.world.store,
             cluster=SimpleNamespace(server_clock=clock),
             leadership=leadership,
@@ -241,6 +242,18 @@ def see_refused(world: World, name: str, words: str, **more: Any) -> Pod:
     pod = make_pod(name, refused=words, **more)
     see_pod(world.store, pod, world.clock.mono_s())
     return pod
+
+
+def test_of_another_scheduler_s_pod_nothing_is_said_that_only_ours_do(told: Told) -> None:
+    told.ours = ("wattbalance",)
+    see_pod(told.world.store, make_pod("theirs"), told.world.clock.mono_s())
+    assert told("theirs").state == "stranger"
+    assert "none of our scheduler_names" in told("theirs").text
+    assert "is woken" not in told("theirs").text
+    assert "kube-scheduler" not in told("theirs").text
+    # It asked us all the same.
+    told.world.refuse("theirs")
+    assert told("theirs").state == "soon"
 
 
 async def test_a_pod_that_somebody_else_refused_is_known_by_its_status(told: Told) -> None:

@@ -103,7 +103,7 @@ def node_state(node: NodeView) -> str:
 def print_explanation(out: Console, told: Explanation, *, wide: bool) -> None:
     """The pod, its decision, the present, what would unblock it, and what to know of all this."""
     _print_pod(out, told)
-    now_unix_s = told.now.unix_s if told.now is not None else None
+    now_unix_s = told.unix_s or None
     if told.decision is not None:
         _print_decision(out, told.decision, now_unix_s, wide=wide)
     else:
@@ -121,11 +121,17 @@ def print_explanation(out: Console, told: Explanation, *, wide: bool) -> None:
 
 def _print_pod(out: Console, told: Explanation) -> None:
     if told.state == "bound":
-        state = f"bound to {told.node}"
+        state = f"bound to {told.node}" + (", which does not exist" if told.node_missing else "")
+    elif told.state == "finished":
+        state = f"finished: {told.phase}" + (f" on {told.node}" if told.node else "")
     elif told.state == "waiting":
         state = "waiting" + (f" for {span(told.waited_s)}" if told.waited_s is not None else "")
     else:
         state = told.state
+    if told.deletion_unix_s is not None:
+        left_s = told.deletion_unix_s - told.unix_s
+        when = f"has {span(left_s)} left" if left_s > 0 else f"since {span(-left_s)}"
+        state += f"; being deleted, {when}"
     lines = [("Pod", f"{told.namespace}/{told.name}"), ("State", state)]
     asks = told.asks or (UNKNOWN if told.resources is None else words(tuple(told.resources.items())))
     if told.reserved_node:

@@ -108,7 +108,7 @@ class Waking(msgspec.Struct, frozen=True, gc=False):
     failed (the last try) | rejected (the API server takes no annotation on it) | no_room (its annotations are full) |
     forbidden (we may not patch pods) | unanswered (no pod could be woken lately) | off | paused | standby |
     leaderless | not_ready | observed | not_refused (by us, so that nothing of ours holds it) | promised (a node) |
-    no_binder | too_many"""
+    stranger (its scheduler is none of ours) | no_binder | too_many"""
     text: str
     """For a person: what it is, and who wakes it otherwise."""
     until_unix_s: float | None = None

@@ -7,7 +7,7 @@ promised or recorded by asking. Where nothing is known, the answer is 404 with a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from scheduler.cluster.intent import Intent
 from scheduler.cluster.lineage import gaps
+from scheduler.cluster.objects import Pod
 from scheduler.cluster.pods import PodFacts
 from scheduler.cluster.port import Kind
 from scheduler.cluster.unit_words import said_of
@@ -71,6 +72,21 @@ NOMINATED = (
     "kube-scheduler has others make room for it on {} (status.nominatedNodeName): they end first, and hold their GPUs "
     "until they are gone; then it asks us again."
 )
+ENDING = (
+    "It is being deleted: it has until {} to end (metadata.deletionTimestamp). Its GPUs are held until then."
+)
+ENDING_LATE = (
+    "It is being deleted, and was to be gone at {} (metadata.deletionTimestamp): its node has not said yet that it has "
+    "ended, or a finalizer holds it (metadata.finalizers). Until then its GPUs count as held."
+)
+ENDING_WAITING = (
+    "It is being deleted, since {} (metadata.deletionTimestamp): no scheduler places it any more. It is there as long "
+    "as a finalizer holds it (metadata.finalizers)."
+)
+NO_NODE = (
+    "Its node {} does not exist: it was deleted, or never was. Nothing runs there, and Kubernetes' pod garbage "
+    "collection removes such pods."
+)
 STRANGER = (
     "Its spec.schedulerName is {}, which is none of our scheduler_names ({}): nobody is expected to ask us about it. "
     "Name one of these in the pod's spec, or that scheduler in our configuration, if it asks us."
@@ -88,6 +104,7 @@ class Explainer:
         refused: Kinds that cannot be listed, each with the reason.
         scheduler_names: Whose pods should come to us; none: nothing is known of that.
         waking: Whether a pod that waits is woken once it fits; None: nothing is known of that.
+        get_pod: Asks the API server for a pod that is not seen here; None: nobody is asked.
     """
 
     def __init__(
@@ -100,6 +117,7 @@ class Explainer:
         scheduler_names: Callable[[], Collection[str]] = frozenset,
         *,
         waking: Callable[[PodFacts], Waking | None] = lambda _: None,
+        get_pod: Callable[[str, str], Awaitable[Pod]] | None = None,
     ) -> None:
         self._decider = decider
         self._clock = clock
@@ -108,7 +126,7 @@ class Explainer:
         self._scheduler_names = scheduler_names
         self._waking = waking
         self._no_record = NoRecord(decider, role, scheduler_names, clock.unix_s())
-        self._absent = Absent(decider, self._no_record)
+        self._absent = Absent(decider, self._no_record, get_pod)
 
     def routes(self) -> list[web.RouteDef]:
         """Routes of a listener that serves `api`."""
@@ -132,9 +150,9 @@ class Explainer:
         claimer = self._decider.store.claimers.find(namespace, name)
         if claimer is not None:
             return by_claims(claimer, self._decider.store, self._clock.unix_s())
-        if (last := record or room) is not None:
-            return self._absent.decided(last)
-        return self._absent.unknown(namespace, name, sorted(living | recorded))
+        return await self._absent.told(
+            namespace, name, record or room, living | recorded, self._clock.unix_s()
+        )
 
     async def _living(self, namespace: str, name: str) -> tuple[PodFacts | None, set[str]]:
         """The pod among those that hold or want GPUs now, and the namespaces that have one of this name."""
@@ -185,23 +203,30 @@ class Explainer:
         workload = intent.workload
         held = store.reservations.get(facts.uid)
         request = store.request_again(facts, intent, age_s, decider.profile_facts[workload])
-        now = evaluate(
-            decider,
-            request,
-            self._clock.mono_s(),
-            unix_s,
-            held_on=facts.node,
-            waking=None if facts.node else self._waking(facts),
-            said=asked_by(intent, store.intents.settings, facts.namespace),
-        )
-        advisory = now.placement == Placement.ADVISORY
+        deletion_unix_s = instant(facts.meta.deletion_timestamp)
+        missing = bool(facts.node) and Kind.NODE in store.synced and facts.node not in store.nodes
+        now = None
+        if facts.node or deletion_unix_s is None:
+            now = evaluate(
+                decider,
+                request,
+                self._clock.mono_s(),
+                unix_s,
+                held_on=facts.node,
+                waking=None if facts.node else self._waking(facts),
+                said=asked_by(intent, store.intents.settings, facts.namespace),
+            )
+        advisory = now is not None and now.placement == Placement.ADVISORY
         ranks = [store.pool_names[pool] for pool in request.pools] or store.pool_names
         return Explanation(
             namespace=facts.namespace,
             name=facts.name,
             uid=facts.uid,
             state="bound" if facts.node else "waiting",
+            unix_s=unix_s,
             node=facts.node,
+            node_missing=missing,
+            deletion_unix_s=deletion_unix_s,
             gpus=facts.gpus,
             resources=dict(facts.units),
             asks=said_of(store, facts),
@@ -214,21 +239,23 @@ class Explainer:
             woken_unix_s=self._woken_unix_s(facts.uid),
             reserved_node=held.node if held else "",
             notes=[
+                *([_ending(facts, deletion_unix_s, unix_s)] if deletion_unix_s is not None else []),
+                *([NO_NODE.format(facts.node)] if missing else []),
                 *self._notes(facts, record, now),
                 *([ROOM] if room is not None else []),
                 *self._preferences(request),
                 *gaps(store.intents, facts.meta, synced=store.synced, refused=self._refused()),
-                NOW + (NOW_BOUND if facts.node else ""),
+                *([NOW + (NOW_BOUND if facts.node else "")] if now is not None else []),
             ],
             decision=decision_of(record, ranks) if record is not None else None,
             room=decision_of(room) if room is not None else None,
-            now=with_points(now) if advisory else now,
+            now=with_points(now) if now is not None and advisory else now,
         )
 
-    def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation) -> list[str]:
-        """What is to be said of the record, or of its absence."""
+    def _notes(self, facts: PodFacts, record: DecisionRecord | None, now: Evaluation | None) -> list[str]:
+        """What is to be said of the record, or of its absence; of a pod that is not judged any more, no advice."""
         if record is None:
-            notes = [*self._stranger(facts), self._no_record.of(facts)]
+            notes = [*(self._stranger(facts) if now is not None else []), self._no_record.of(facts)]
         elif record.uid != facts.uid:
             notes = [
                 "The decision is about an earlier pod of this name; none about this one is kept: "
@@ -242,6 +269,8 @@ class Explainer:
             notes = [f"It was bound to {facts.node}, though our decision left no node."]
         else:
             notes = []
+        if now is None:
+            return notes
         if (woken_unix_s := self._woken_unix_s(facts.uid)) is not None and not facts.node:
             notes.append(WOKEN.format(format_instant(round(woken_unix_s))))
         if facts.nominated_node and not facts.node:
@@ -265,6 +294,14 @@ class Explainer:
         policies = (each.name for each in self._decider.profiles[request.workload].scores)
         left = request.preferences.not_weighed(policies) if request.preferences is not None else ()
         return [f"{NOT_WEIGHED}{'; '.join(left)}."] if left else []
+
+
+def _ending(facts: PodFacts, deletion_unix_s: float, unix_s: float) -> str:
+    """That it is being deleted, and what it still holds."""
+    at = format_instant(round(deletion_unix_s))
+    if not facts.node:
+        return ENDING_WAITING.format(at)
+    return (ENDING if deletion_unix_s > unix_s else ENDING_LATE).format(at)
 
 
 def _observed(facts: PodFacts, record: DecisionRecord) -> str:

@@ -69,9 +69,18 @@ class Explanation(View, frozen=True):
     name: str
     uid: str
     state: str
-    """waiting | bound | not seen (not among the pods that want or hold GPUs, by what this replica sees now)"""
+    """waiting | bound | finished | not seen (not among the pods that want or hold GPUs, by what this replica sees
+    now)"""
+    unix_s: float = 0.0
+    """When this was answered."""
     node: str = ""
-    """Where it is bound."""
+    """Where it is bound, or was until it finished."""
+    node_missing: bool = False
+    """Whether there is no such node."""
+    phase: str = ""
+    """Of one that has finished: Succeeded | Failed"""
+    deletion_unix_s: float | None = None
+    """Of one that is being deleted: when it is to be gone, its grace included (metadata.deletionTimestamp)."""
     gpus: float | None = None
     """Units of nvidia.com/gpu that it asks for."""
     resources: dict[str, float] | None = None
@@ -100,7 +109,7 @@ class Explanation(View, frozen=True):
     room: Decision | None = None
     """Where no decision about this pod's place is kept: the last one about where others may make room for it."""
     now: Evaluation | None = None
-    """A fresh evaluation; null if the pod is not seen."""
+    """A fresh evaluation; null if the pod is not seen, has finished, or waits and is being deleted."""
 
 
 class NotFound(View, frozen=True):

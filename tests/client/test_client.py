@@ -75,6 +75,7 @@ def explanation(**fields: Any) -> Explanation:
         "name": "train-0",
         "uid": "u",
         "state": "bound",
+        "unix_s": 1000.0,
         "node": "n1",
         "gpus": 4.0,
         "workload": "training",
