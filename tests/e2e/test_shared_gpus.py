@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -185,6 +186,54 @@ def test_memory_on_shared_gpus_is_what_agents_measure_free(
     for pod in ("first", "second", "third"):
         system.delete_pod(pod)
     assert system.bound("large") == "roomy"
+
+
+def test_of_pods_that_come_at_once_no_more_are_bound_than_what_others_use_leaves_room_for(
+    system: System,
+    replica: Replica,
+    scheduler: Daemon,
+    make_stub: Callable[[str], NvmlStub],
+    start_agent: StartAgent,
+) -> None:
+    stub = make_stub("busy")
+    stub.set_count(1)
+    # By somebody who asked for nothing: of 80 GiB 8 are left.
+    stub.set(0, "mem_used", 72 * 1024**3)
+    add_node(system, "busy", {SHARED: 4}, {"nvidia.com/gpu.replicas": "4", "nvidia.com/gpu.count": "1"})
+    start_agent("busy", stub)
+    wait_for("it is read", lambda: view(replica, "busy")["fresh"])
+    pods = [f"at-once-{index}" for index in range(4)]
+    for pod in pods:
+        add_pod(system, pod, SHARED, memory="7Gi")
+
+    def refused() -> list[str]:
+        found = [explained["decision"] or {} for pod in pods if (explained := told(pod))]
+        return [each["result"] for each in found if each.get("result") == "no_fit"]
+
+    def told(pod: str) -> dict[str, Any]:
+        return dict(replica.get(f"/api/v1/explain/default/{pod}"))
+
+    wait_for("three are refused", lambda: len(refused()) == 3)
+    [placed] = [pod for pod in pods if told(pod)["decision"]["result"] == "placed"]
+    assert system.bound(placed) == "busy"
+    waiting = [pod for pod in pods if pod != placed]
+    for pod in waiting:
+        why = " ".join(each["text"] for each in told(pod)["now"]["unblock"])
+        assert "busy has most, 1Gi" in why
+        assert "counts on top of what is measured" in why
+    # Others leave, and what was placed has not begun: one more of 7 GiB has room.
+    stub.set(0, "mem_used", 60 * 1024**3)
+    wait_for("one more is bound", lambda: sum(bool(system.node_of(pod)) for pod in waiting) == 1)
+    [left, _] = [pod for pod in waiting if not system.node_of(pod)]
+    wait_for("it is known", lambda: "busy has most, 6Gi" in str(told(left)["now"]["unblock"]))
+    # What they take is in the measurement once they have run for a minute; then it alone counts.
+    stub.set(0, "mem_used", 73 * 1024**3)
+    for pod in pods:
+        if system.node_of(pod):
+            path = f"/api/v1/namespaces/default/pods/{pod}/status"
+            system.plane.request("PATCH", path, {"status": {"phase": "Running"}})
+    wait_for("the third is woken", lambda: sum(bool(system.node_of(pod)) for pod in pods) == 3, 240.0)
+    assert sum(bool(system.node_of(pod)) for pod in pods) == 3
 
 
 def test_a_victim_makes_room_in_memory_if_it_had_asked_for_some(
