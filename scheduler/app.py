@@ -45,7 +45,7 @@ from scheduler.leadership import Leadership
 from scheduler.listeners import Listeners
 from scheduler.notices import Notices
 from scheduler.nudges import Nudges
-from scheduler.observing import Observing, observed
+from scheduler.observing import Observing, observed, observed_as
 from scheduler.own_pod import own_name
 from scheduler.parts import broker_settings, listener_spec, make_decider, make_store, probe_every_s
 from scheduler.pause import NAME as PAUSE_NAME
@@ -173,7 +173,11 @@ class Daemon:
             self.handler,
             clock,
             what=lambda: observed(self.settings, self.pause),
-            by=lambda: (self.settings.profiles, self.settings.filters),
+            by=lambda: (
+                observed_as(self.settings, self.pause),
+                self.settings.profiles,
+                self.settings.filters,
+            ),
             is_ready=lambda: not self.knowledge.missing(),
         )
         self.nudges = Nudges.of(self)

@@ -45,6 +45,18 @@ def observed(settings: Settings, pause: Pause) -> str:
     return f"{'pool' if len(pools) == 1 else 'pools'} {', '.join(pools)}" if pools else ""
 
 
+def observed_as(settings: Settings, pause: Pause) -> object:
+    """What stays the same while the same is observed, whatever words there are for it.
+
+    A pause whose reason is edited goes on; another ConfigMap is another pause.
+    """
+    if settings.mode is Mode.OBSERVE:
+        return Mode.OBSERVE
+    if pause.now is not None:
+        return pause.now.uid
+    return tuple(pool.name for pool in settings.pools if pool.mode is Mode.OBSERVE)
+
+
 class Observing:
     """Keeps the shadow while there is something to observe.
 
@@ -53,7 +65,8 @@ class Observing:
         handler: what takes telemetry.
         clock: for the present.
         what: says what is observed and why, in words; empty while we act everywhere.
-        by: what of the configuration decides, beside what the store has of it.
+        by: what else it begins anew with: what is observed (`observed_as`), and what of the configuration decides,
+            beside what the store has of it.
         is_ready: whether the first lists are in.
     """
 
@@ -81,7 +94,7 @@ class Observing:
         self._follows: Shadow | None = None
         """The same, from its first moment on."""
         self.began_for = ""
-        """What was observed when it began."""
+        """What it is of, in the newest words while it goes on."""
         self._rests_on: tuple[object, ...] = ()
         self._measured_mono_s = 0.0
         self.process_since_unix_s = clock.unix_s()
@@ -136,11 +149,13 @@ class Observing:
         """Begin, go on, or end."""
         what = self.what()
         # By value: a reload exchanges all that is decided by, whatever key has changed.
-        rests_on = (what, self._by(), self._decider.store.settings)
+        rests_on = (bool(what), self._by(), self._decider.store.settings)
         if rests_on != self._rests_on:
             self._keep()
             self._end()
             self._rests_on, self.failed = rests_on, False
+        elif self.shadow is not None:
+            self.began_for = what
         if not what or self.failed or not self._is_ready():
             return
         try:

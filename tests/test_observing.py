@@ -219,6 +219,38 @@ async def test_with_a_pause_of_all_it_begins_anew_and_so_at_its_end(world: World
             assert ((await told(replica))["observing"], observing.began_for) == (want, want)
 
 
+async def test_a_pause_whose_reason_is_edited_goes_on_and_shows_the_newest_one(world: World) -> None:
+    def paused(uid: str, reason: str) -> Paused:
+        return Paused(uid=uid, by="kim", claimed=False, since="", reason=reason)
+
+    async with following(world) as replica:
+        observing, pause = replica.daemon.observing, replica.daemon.pause
+        pause.now = paused("u", "drill")
+        await observing.look()
+        await until_follows(replica)
+        await place(world, replica, "p", "theirs")
+        first = await until_follows(replica, 1)
+        shadow = observing.shadow
+        pause.now = paused("u", "no drill")
+        await observing.look()
+        assert observing.shadow is shadow
+        report = await told(replica)
+        assert report["observing"] == "everything, paused by kim: no drill"
+        assert (report["pods_so_far"], report["since_unix_s"]) == (1, first["since_unix_s"])
+        # Another one, be it of the same words.
+        pause.now = paused("v", "no drill")
+        await observing.look()
+        assert observing.shadow is not shadow
+        # What it is kept as when it ends has the words that it had last.
+        pause.now = paused("v", "the last words")
+        await observing.look()
+        pause.now = None
+        exchange(replica.daemon, config.load(world.configure(pools=ALIKE)[0].read_text()))
+        await observing.look()
+        assert observing.last is not None
+        assert observing.last.observed == "everything, paused by kim: the last words"
+
+
 async def test_it_hears_of_every_node_that_comes_and_of_what_devices_a_driver_tells(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
