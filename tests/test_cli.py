@@ -514,6 +514,11 @@ cli.main()
 """
 
 
+def buffered() -> dict[str, str]:
+    """Unbuffered, Python itself loses what a pipe does not take at once, and does not say so."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.mark.parametrize(
     ("command", "redirected", "want_code"),
     [
@@ -541,6 +546,7 @@ def test_a_command_whose_reader_is_gone_ends_quietly_as_by_sigpipe(
             text=True,
             timeout=60,
             check=False,
+            env=buffered(),
         )
     finally:
         os.close(writer)
@@ -550,14 +556,12 @@ def test_a_command_whose_reader_is_gone_ends_quietly_as_by_sigpipe(
 
 def test_a_table_whose_reader_has_enough_ends_quietly_as_by_sigpipe() -> None:
     reader, writer = os.pipe()
-    # Unbuffered, Python itself loses what a pipe does not take at once, and does not say so.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [sys.executable, "-c", ADDED, "printed"],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=buffered(),
     ) as running:
         os.close(writer)
         got = os.read(reader, 1)
