@@ -25,7 +25,10 @@ FULLEST = (
     "Where GPUs are shared it has to be free on each of the node's: the device plugin chooses among them, so the "
     "fullest counts (docs/adr/0011)."
 )
-UNTAKEN = "What pods there have asked for counts on top of what is measured, until they are bound and have run for a minute."
+UNTAKEN = (
+    "What pods there have asked for counts on top of what is measured, until they are bound and have run for "
+    "a minute."
+)
 # Who could tell what nobody tells of some nodes.
 BY_LABEL = "Nobody tells it of {}: run wattbalance's agent there, or label with {}."
 UNREADABLE = "The agent of {} cannot read it: look at its log, and at nvidia-smi there."
