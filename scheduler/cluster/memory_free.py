@@ -62,7 +62,7 @@ def free_bytes(
     told = columns.fresh[rows] & (whole_bytes > 0) & sound.any(1) & ~np.isnan(used).any(1)
     # Those that have ended may have been on a broken one.
     left = used.sum(1) + (slot & ~sound).sum(1) * whole_bytes - ended_bytes
-    fullest = np.maximum(np.minimum(used.max(1, initial=0) - own_bytes, left), 0)
+    fullest = np.minimum(used.max(1, initial=0) - own_bytes, left)
     gpus = columns.sharing_gpus(rows)
     free = whole_bytes - np.maximum(_on_one(asked_bytes, gpus), fullest + _on_one(untaken_bytes, gpus))
     # A full one is known: not 0, which is unknown.

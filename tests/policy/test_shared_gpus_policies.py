@@ -192,6 +192,21 @@ def test_a_promise_does_not_count_against_the_pod_that_has_it() -> None:
     assert verdict(store, ask(70, "other")) is Reason.TOO_LITTLE_MEMORY
 
 
+def test_who_was_promised_a_place_has_it_beside_those_that_were_let_in_after() -> None:
+    """They were let in by what is left on all GPUs, it comes back to one."""
+    store = make_store()
+    see_node(store, {SHARED: 16}, gpus=4)
+    read(store, 4, 4, 4, 4)
+    assert store.reserve(ask(40, "own"), "n1", NOW)
+    others = 0
+    while verdict(store, ask(25, f"p{others}")) is Reason.FITS:
+        assert store.reserve(ask(25, f"p{others}"), "n1", NOW)
+        others += 1
+    assert others == 7
+    assert verdict(store, ask(40)) is Reason.TOO_LITTLE_MEMORY
+    assert verdict(store, ask(40, "own")) is Reason.FITS
+
+
 def bound_pod(gib: float | None = None, phase: str = "", name: str = "bound") -> Pod:
     said = {} if gib is None else {"wattbalance.io/gpu-memory": f"{gib}Gi"}
     return make_pod(name, shares={SHARED: 1}, node="n1", annotations=said, phase=phase)
