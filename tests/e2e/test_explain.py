@@ -70,13 +70,23 @@ def test_a_bound_pod_is_explained_until_it_has_gone_and_after(
     assert "not seen" in call(replica, "explain", "placed").stdout
 
 
+def until_ending(replica: Replica, pod: str) -> dict[str, Any]:
+    """What is told of it once its deletion is seen."""
+
+    def seen() -> dict[str, Any] | None:
+        told = explained(replica, pod)
+        return told if told["deletion_unix_s"] else None
+
+    return dict(wait_for(f"the end of {pod} is seen", seen))
+
+
 def test_pods_that_end_or_have_ended_say_so(system: System, replica: Replica) -> None:
     system.add_node("explain-e")
     until_seen(replica, "explain-e")
     pods = "/api/v1/namespaces/default/pods"
     ends = pod_manifest("ends", node="explain-e")
     held = pod_manifest("held", gpus=64)
-    held["metadata"]["finalizers"] = ["example.com/hold"]
+    held["metadata"] = {"name": "held", "namespace": "default", "finalizers": ["example.com/hold"]}
     lost = pod_manifest("lost", node="no-such-node")
     system.plane.apply(ends, held, lost)
     wait_for("it is accounted", lambda: view(replica, "explain-e")["free_gpus"] == 7)
@@ -85,11 +95,7 @@ def test_pods_that_end_or_have_ended_say_so(system: System, replica: Replica) ->
         system.plane.request("DELETE", f"{pods}/{name}", order)
     try:
         for name, want in (("ends", "bound"), ("held", "waiting")):
-            told = wait_for(
-                f"the end of {name} is seen",
-                lambda name=name: (t := explained(replica, name))["deletion_unix_s"] and t,
-            )
-            assert told["state"] == want
+            assert until_ending(replica, name)["state"] == want
         shown = call(replica, "explain", "ends").stdout
         assert "bound to explain-e; being deleted, has " in shown
         shown = call(replica, "explain", "held").stdout
@@ -101,14 +107,18 @@ def test_pods_that_end_or_have_ended_say_so(system: System, replica: Replica) ->
     # As after a restart: it has ended, and no decision about it is kept.
     said = '{"node":"explain-e","cycle":"ab-1","profile":"training"}'
     done = pod_manifest("done", node="explain-e", scheduler="wattbalance")
-    done["metadata"]["annotations"] = {"wattbalance.io/decision": said}
+    done["metadata"] = {
+        "name": "done",
+        "namespace": "default",
+        "annotations": {"wattbalance.io/decision": said},
+    }
     system.plane.apply(done)
     system.plane.request("PATCH", f"{pods}/done/status", {"status": {"phase": "Succeeded"}})
     told = wait_for("it is over", lambda: (t := explained(replica, "done"))["state"] == "finished" and t)
     assert [told["phase"], told["node"], told["now"]] == ["Succeeded", "explain-e", None]
-    shown = call(replica, "explain", "done")
-    assert shown.returncode == 0, shown.stderr
-    assert "it was placed on explain-e, profile training" in shown.stdout
+    ended = call(replica, "explain", "done")
+    assert ended.returncode == 0, ended.stderr
+    assert "it was placed on explain-e, profile training" in ended.stdout
 
 
 def test_a_pending_pod_is_told_what_would_unblock_it_and_then_it_is_unblocked(
