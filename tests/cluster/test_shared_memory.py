@@ -29,6 +29,8 @@ from tests.builders import (
 )
 
 NOW = 2.0
+LONG_AGO = -60.0
+"""Who ran then has its memory by the first sample."""
 GPU = "nvidia.com/gpu"
 
 
@@ -216,16 +218,16 @@ def _of_row(store: Store, row: int) -> dict[str, np.ndarray[tuple[int, ...], np.
 def test_a_nominated_pod_keeps_the_memory_that_it_asks_for() -> None:
     store = world(10)
     see_pod(store, make_sharing_pod("nominated", 50, nominated="n1", priority=5), NOW)
-    assert free_gib(store, ask(priority=5)) == 30
+    assert free_gib(store, ask(priority=5)) == 20
     assert free_gib(store, ask(priority=6)) == 70, "against those of higher priority it keeps nothing"
     assert free_gib(store, ask(name="nominated", priority=5)) == 70, "nor against itself"
     # A promise of ours counts it already, there; elsewhere it is somebody else's opinion.
     see_sharing_node(store, "n2")
     measure_memory(store, 0, node="n2")
     assert store.reserve(ask(50, "nominated", priority=5), "n1", NOW)
-    assert free_gib(store, ask(priority=5)) == 30
+    assert free_gib(store, ask(priority=5)) == 20
     assert store.reserve(ask(50, "nominated", priority=5), "n2", NOW)
-    assert [free_gib(store, ask(priority=5), node) for node in ("n1", "n2")] == [30, 30]
+    assert [free_gib(store, ask(priority=5), node) for node in ("n1", "n2")] == [20, 30]
     see_pod(store, make_sharing_pod("nominated", 50, node="n2", nominated="n1", priority=5), NOW)
     assert [free_gib(store, ask(priority=5), node) for node in ("n1", "n2")] == [70, 30]
 
@@ -233,7 +235,7 @@ def test_a_nominated_pod_keeps_the_memory_that_it_asks_for() -> None:
 def test_several_nominated_pods_count_together_and_beside_what_is_there() -> None:
     store = world(0, 0)
     see_sharing_node(store, "n2")
-    measure_memory(store, 20, node="n2")
+    measure_memory(store, 5, node="n2")
     see_pod(store, make_sharing_pod("bound", 30, node="n1"), NOW)
     assert store.reserve(ask(10, "promised"), "n1", NOW)
     for index in range(3):
@@ -241,7 +243,7 @@ def test_several_nominated_pods_count_together_and_beside_what_is_there() -> Non
     see_pod(store, make_sharing_pod("far", 70, nominated="n2"), NOW)
     see_pod(store, make_sharing_pod("lost", 70, nominated="nowhere"), NOW)
     assert free_gib(store) == 80 - (30 + 10 + 3 * 20) / 2
-    assert free_gib(store, node="n2") == 10
+    assert free_gib(store, node="n2") == 5
     see_pod(store, make_sharing_pod("large", 60, nominated="n1"), NOW)
     assert free_gib(store) == 80 - 80
     assert free_gib(store, make_request("none", 0, shares=((SHARED_RESOURCE, 1),))) == 80 - 30, (
@@ -333,8 +335,9 @@ def test_a_promise_of_other_memory_than_before_is_another_promise() -> None:
 
 def test_a_bound_pod_would_come_back_to_the_gpu_that_it_is_on() -> None:
     store = world(60, 50)
-    own = make_sharing_pod("own", 40, node="n1")
-    see_pod(store, own, NOW)
+    own = make_sharing_pod("own", 40, node="n1", phase="Running")
+    see_pod(store, own, LONG_AGO)
+    measure_memory(store, 60, 50)
     assert free_gib(store) == 20
     # On whichever it is: there is 40 less without it.
     assert free_gib(store, ask(40, "own"), held_on="n1") == 60
@@ -371,7 +374,7 @@ def test_a_bound_pod_frees_as_much_of_a_gpu_as_its_units_have_to_have_there() ->
 def test_what_victims_asked_for_is_free_of_one_gpu() -> None:
     store = world(75)
     for name, gib in (("a", 40), ("b", 30), ("none", None)):
-        see_pod(store, make_sharing_pod(name, gib, node="n1"), NOW)
+        see_pod(store, make_sharing_pod(name, gib, node="n1", phase="Running"), LONG_AGO)
     assert free_gib(store) == 5
     # 40 of the 75 are a's, and no more than 30 is asked for by who stays.
     assert free_gib(store, gone={"n1": ["uid-a"]}) == 45
@@ -385,7 +388,7 @@ def test_what_victims_asked_for_is_free_of_one_gpu() -> None:
 def test_of_several_gpus_victims_may_have_been_on_the_emptier_ones() -> None:
     store = world(60, 50)
     for name in ("a", "b"):
-        see_pod(store, make_sharing_pod(name, 50, node="n1"), NOW)
+        see_pod(store, make_sharing_pod(name, 50, node="n1", phase="Running"), LONG_AGO)
     assert free_gib(store, gone={"n1": ["uid-a"]}) == 20, "the other has 60 still, if it was on the second"
     assert free_gib(store, gone={"n1": ["uid-a", "uid-b"]}) == 70, "10 are left of both together"
 
@@ -393,9 +396,9 @@ def test_of_several_gpus_victims_may_have_been_on_the_emptier_ones() -> None:
 def test_victims_may_have_been_on_a_gpu_that_broke() -> None:
     store = world(60, 50)
     measure_memory(store, 60, None, state=["ok", "lost"])
-    see_pod(store, make_sharing_pod("a", 50, node="n1"), NOW)
+    see_pod(store, make_sharing_pod("a", 50, node="n1", phase="Running"), LONG_AGO)
     assert free_gib(store, gone={"n1": ["uid-a"]}) == 20
-    see_pod(store, make_sharing_pod("b", 60, node="n1"), NOW)
+    see_pod(store, make_sharing_pod("b", 60, node="n1", phase="Running"), LONG_AGO)
     # Of 60, and 80 that may be on the broken one, 110 are theirs.
     assert free_gib(store, gone={"n1": ["uid-a", "uid-b"]}) == 50
 
@@ -405,9 +408,9 @@ def test_a_victim_that_is_only_promised_its_place_has_taken_nothing() -> None:
     assert store.reserve(ask(60, "assumed"), "n1", NOW)
     see_sharing_node(store, "n2")
     measure_memory(store, 10, node="n2")
-    assert free_gib(store) == 20
+    assert free_gib(store) == 10
     assert free_gib(store, gone={"n1": ["uid-assumed"]}) == 70
-    assert free_gib(store, gone={"n2": ["uid-assumed"]}) == 20, "it is not there"
+    assert free_gib(store, gone={"n2": ["uid-assumed"]}) == 10, "it is not there"
     shared = store.snapshot.resources[SHARED_RESOURCE]
     elsewhere = store.snapshot_for(ask(), gone={"n2": ["uid-assumed"]})
     assert elsewhere.free_units[shared, store.rows["n2"]] == 4
